@@ -1,0 +1,246 @@
+"""Sampling in plain PyTorch: each prompt is prefilled once and its KV cache shared out to its G rollouts.
+
+Decisions:
+1. All randomness of a token comes from one uniform number per (rollout, position): the inverse of the
+   cumulative distribution picks the token. A rollout has its own random stream, seeded from
+   (seed, step, question, sample), so it does not depend on the batch or the number of processes.
+2. Finished rows leave the batch; their tokens and lengths are recorded here, so nothing later has to
+   guess from token values where a response ended.
+3. The model's generation_config never decides how to sample: `Sampling` alone does.
+4. Vision placeholder tokens have probability 0, here and when log-probs are computed.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from data import Question, open_images
+from models import banned_token_ids, collate, encode, end_token_ids, position_ids, tokenizer_of
+
+RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
+DROP_SHARE = 8  # finished rows are dropped once they are 1/8 of the batch (a drop copies the cache)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Decoding settings. The defaults are those of training rollouts: temperature 1, nothing cut off."""
+
+    max_new_tokens: int = 12288
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # subtracted once from the logit of every token already in the response
+
+
+def seed_of(*key) -> int:
+    """A 63-bit seed from anything with a stable repr, the same on every machine and process."""
+    digest = hashlib.blake2b(repr(key).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Inverse-CDF sampling. logits [B, V] (banned ones at -inf), uniform [B] in [0, 1) -> token ids [B]."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / sampling.temperature
+    if sampling.top_k:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    probs = logits.softmax(-1)
+    if sampling.min_p:
+        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
+    if sampling.top_p < 1:
+        ordered, order = probs.sort(-1, descending=True)
+        # Keep a token if the mass before it is below top_p: the first is always kept.
+        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p * ordered.sum(-1, keepdim=True)] = 0.0
+        probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
+    cdf = probs.cumsum(-1, dtype=torch.float64)  # [B, V]
+    # Strictly below the total, so that the answer is always a token of positive probability.
+    target = uniform.clamp(max=1 - 1e-12).unsqueeze(-1) * cdf[:, -1:]
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
+
+
+class UniformStreams:
+    """One stream of uniform numbers per rollout, drawn in blocks."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.device = device
+        self.used = RANDOM_BLOCK
+
+    def next(self) -> torch.Tensor:
+        if self.used == RANDOM_BLOCK:
+            draw = [torch.rand(RANDOM_BLOCK, generator=g, dtype=torch.float64) for g in self.generators]
+            self.block = torch.stack(draw).to(self.device)  # [B, RANDOM_BLOCK]
+            self.used = 0
+        self.used += 1
+        return self.block[:, self.used - 1]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.generators = [self.generators[i] for i in rows.tolist()]
+        self.block = self.block[rows]
+
+
+@torch.no_grad()
+def generate(
+    model,
+    prompts: Sequence[dict[str, torch.Tensor]],
+    seeds: Sequence[Sequence[int]],
+    sampling: Sampling,
+    end_ids: Sequence[int],
+    banned_ids: Sequence[int] = (),
+) -> list[list[list[int]]]:
+    """Draw G rollouts for each of P prompts.
+
+    prompts: P encoded prompts (`models.encode`). seeds: P lists of G seeds, one per rollout.
+    Returns P lists of G token lists. A list ends with its end token; one without was cut at max_new_tokens.
+    """
+    training = model.training
+    model.eval()  # gradient checkpointing in train mode would switch the KV cache off
+    device = model.get_output_embeddings().weight.device
+    end = torch.tensor(list(end_ids), device=device)
+    banned = torch.tensor(list(banned_ids), device=device, dtype=torch.long)
+    groups = [len(group) for group in seeds]
+    streams = UniformStreams([seed for group in seeds for seed in group], device)
+
+    # Prefill: one row per prompt, padded on the left.
+    batch = collate(prompts, device=device)
+    positions = position_ids(model, batch)  # [P, L] or [3, P, L]
+    output = model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+
+    # Share each prompt's cache out to its rollouts.
+    index = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(groups, device=device))  # [B]
+    cache = output.past_key_values
+    cache.reorder_cache(index)
+    logits = output.logits[index, -1]  # [B, V]
+    mask = batch["attention_mask"][index]  # [B, L]
+    position = positions.amax(-1)[..., index]  # [B] or [3, B]: the last position of each row
+    position = position.amax(0) if position.dim() == 2 else position  # [B]
+    seen = torch.zeros_like(logits, dtype=torch.bool) if sampling.presence_penalty else None
+
+    rollouts: list[list[int]] = [[] for _ in range(len(index))]
+    rows = torch.arange(len(index), device=device)  # which rollout each row of the batch is
+    done = torch.zeros(len(index), dtype=torch.bool, device=device)
+    for step in range(sampling.max_new_tokens):
+        logits[:, banned] = -torch.inf
+        if seen is not None:
+            logits = logits - sampling.presence_penalty * seen
+        tokens = sample_tokens(logits, streams.next(), sampling)  # [B]
+        if seen is not None:
+            seen[torch.arange(len(tokens), device=device), tokens] = True
+        for row, token, finished in zip(rows.tolist(), tokens.tolist(), done.tolist(), strict=True):
+            if not finished:
+                rollouts[row].append(token)
+        done |= torch.isin(tokens, end)
+        finished = int(done.sum())
+        if finished == len(done) or step + 1 == sampling.max_new_tokens:
+            break
+        if finished * DROP_SHARE >= len(done):
+            alive = (~done).nonzero().squeeze(-1)
+            cache.reorder_cache(alive)
+            streams.keep(alive)
+            rows, done, tokens, mask, position = (x[alive] for x in (rows, done, tokens, mask, position))
+            seen = seen[alive] if seen is not None else None
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+        position = position + 1
+        step_positions = position.unsqueeze(-1)  # [B, 1]
+        if positions.dim() == 3:
+            step_positions = step_positions.expand(3, -1, -1)
+        output = model(
+            input_ids=tokens.unsqueeze(-1),
+            attention_mask=mask,
+            position_ids=step_positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = output.logits[:, -1]
+    model.train(training)
+
+    grouped, start = [], 0
+    for size in groups:
+        grouped.append(rollouts[start : start + size])
+        start += size
+    return grouped
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to sample from. kind and uid name its random streams; the question lends its images."""
+
+    kind: str
+    uid: str
+    text: str
+    question: Question | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    tokens: list[int]  # as sampled, end token included
+    finished: bool  # False: cut at max_new_tokens
+
+
+class Actor:
+    """A model that answers requests: the student or an in-process teacher, on all processes together.
+
+    Requests are sorted by length and cut into batches of about `rows` rollouts; the batches, not the processes, decide
+    what is computed together, so the rollouts are the same on one process or many. Every process gets all replies.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        rows: int = 64,
+        template: dict | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.model, self.processor, self.rows = model, processor, rows
+        self.template, self.autocast = template or {}, autocast
+        self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
+        self.seconds: dict[str, float] = {}  # wall-clock time by phase, for the time split
+
+    def encode(self, text: str, question: Question | None) -> dict[str, torch.Tensor]:
+        return encode(self.processor, text, open_images(question) if question else (), **self.template)
+
+    def __call__(
+        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
+    ) -> list[list[Reply]]:
+        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness."""
+        start, state = time.perf_counter(), PartialState()
+        order = sorted(
+            range(len(requests)), key=lambda i: (len(requests[i].question.images) if requests[i].question else 0, len(requests[i].text))
+        )
+        size = max(1, self.rows // n)
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        drawn: list[tuple[int, list[list[int]]]] = []
+        bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process)
+        for batch in batches[state.process_index :: state.num_processes]:
+            encoded = [self.encode(requests[i].text, requests[i].question) for i in batch]
+            seeds = [[seed_of(*key, requests[i].kind, requests[i].uid, j) for j in range(n)] for i in batch]
+            with self.autocast():
+                groups = generate(self.model, encoded, seeds, sampling, self.end_ids, self.banned_ids)
+            drawn.extend(zip(batch, groups, strict=True))
+            bar.update(len(batch) * n * state.num_processes)
+        bar.close()
+        if state.num_processes > 1:
+            drawn = gather_object(drawn)
+        decode = tokenizer_of(self.processor).decode
+        replies: dict[int, list[Reply]] = {
+            i: [
+                Reply(decode(tokens, skip_special_tokens=True), tokens, bool(tokens) and tokens[-1] in self.end_ids)
+                for tokens in group
+            ]
+            for i, group in drawn
+        }
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        return [replies[i] for i in range(len(requests))]

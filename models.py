@@ -1,0 +1,161 @@
+"""Model folders in, tensors out: loading, chat template, batches and position ids, for LLMs and VLMs.
+
+Decisions:
+1. One encoded prompt is a dict of unpadded tensors; everything that is padded is padded here (`collate`),
+   and masks come from lengths, never from token values: pad and end token may be the same.
+2. Position ids are always computed here and passed explicitly. Qwen-style VLMs otherwise remember the
+   rope offset of the last generation inside the model and let it leak into the next scoring pass.
+3. The text of a user turn is data: special tokens inside it are neutralised before the chat template.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import is_torchvision_available
+
+from prompts import neutralise
+
+# Tensors with one row per token; all other tensors of a prompt (pixel values, grids) have one row per image or patch.
+TOKEN_KEYS = ("input_ids", "mm_token_type_ids", "token_type_ids")
+
+
+def load_processor(path: str):
+    """The processor of a folder or hub id (the tokenizer where the model has no images)."""
+    if not is_torchvision_available():
+        # transformers hides this class behind torchvision, although its Pillow image processors need none.
+        transformers.AutoImageProcessor = AutoImageProcessor
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it warns that Pillow replaces torchvision
+    try:
+        return AutoProcessor.from_pretrained(path)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def load_model(path: str, dtype: torch.dtype = torch.float32):
+    """The model of a folder or hub id: a VLM where its architecture is one, else a causal LM. Dropout is off."""
+    config = AutoConfig.from_pretrained(path)
+    is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
+    model = auto.from_pretrained(path, dtype=dtype)
+    disable_dropout(model)
+    return model
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Old and new log-probs must come from the same network: with dropout the first ratio would not be 1."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def tokenizer_of(processor):
+    return getattr(processor, "tokenizer", processor)
+
+
+def special_tokens(processor) -> list[str]:
+    """All special tokens as strings, longest first: what a user turn must not contain."""
+    tokenizer = tokenizer_of(processor)
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
+
+
+def end_token_ids(model, processor) -> list[int]:
+    """Every token that ends a response: generation_config's (often several) and the tokenizer's."""
+    ids = model.generation_config.eos_token_id
+    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return sorted({*ids, tokenizer_of(processor).eos_token_id} - {None})
+
+
+def banned_token_ids(model, processor) -> list[int]:
+    """Vision placeholders: a sampled one would ask for an image that is not there, so it gets probability 0."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "audio_token_id")
+    ids = {getattr(source, name, None) for source in (model.config, processor) for name in names}
+    return sorted(i for i in ids if i is not None and i < model.get_output_embeddings().weight.shape[0])
+
+
+def encode(processor, text: str, images: Sequence = (), **template) -> dict[str, torch.Tensor]:
+    """One user turn in the model's chat template, ready for a response.
+
+    template: extra arguments of the chat template (for example enable_thinking).
+    Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut.
+    """
+    text = neutralise(text, special_tokens(processor), tags=())
+    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": text}]
+    encoded = processor.apply_chat_template(
+        [{"role": "user", "content": content if images else text}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **template,
+    )
+    encoded.pop("attention_mask", None)
+    return {key: value[0] if key in TOKEN_KEYS else value for key, value in encoded.items()}
+
+
+def collate(
+    prompts: Sequence[dict[str, torch.Tensor]],
+    responses: Sequence[Sequence[int]] | None = None,
+    pad_id: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Pad encoded prompts into one batch [B, L].
+
+    Without responses the padding is on the left (generation goes on at the right end); with responses each
+    row is prompt + response and the padding is on the right.
+    """
+    rows = []
+    for i, prompt in enumerate(prompts):
+        tokens = {key: prompt[key] for key in TOKEN_KEYS if key in prompt}
+        if responses is not None:
+            response = torch.as_tensor(responses[i], dtype=torch.long)
+            tokens = {
+                key: torch.cat([value, response if key == "input_ids" else torch.zeros_like(response)])
+                for key, value in tokens.items()
+            }
+        rows.append(tokens)
+    lengths = [len(row["input_ids"]) for row in rows]
+    width = max(lengths)
+    batch = {}
+    for key in rows[0]:
+        batch[key] = torch.full((len(rows), width), pad_id if key == "input_ids" else 0)
+    batch["attention_mask"] = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        span = slice(width - length, width) if responses is None else slice(0, length)
+        for key, value in row.items():
+            batch[key][i, span] = value
+        batch["attention_mask"][i, span] = 1
+    for key in {key for prompt in prompts for key in prompt} - set(TOKEN_KEYS):  # images of all rows, in row order
+        batch[key] = torch.cat([prompt[key] for prompt in prompts if key in prompt])
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def position_ids(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Explicit position ids: [B, L], or [3, B, L] for models with multimodal rope."""
+    mask = batch["attention_mask"]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # [B, L]
+    rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
+    if rope_index is None:
+        return positions
+    if "image_grid_thw" not in batch:
+        return positions.expand(3, -1, -1)
+    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    return rope_index(**{key: batch[key] for key in keys})[0]
+
+
+def response_positions(
+    prompts: Sequence[dict[str, torch.Tensor]], responses: Sequence[Sequence[int]], shape: Sequence[int]
+) -> torch.Tensor:
+    """Bool [B, L]: True where the hidden state predicts a response token, from lengths alone."""
+    predicts = torch.zeros(*shape, dtype=torch.bool)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        first = len(prompt["input_ids"]) - 1  # the last prompt token predicts the first response token
+        predicts[i, first : first + len(response)] = True
+    return predicts

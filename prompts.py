@@ -1,0 +1,126 @@
+"""The prompt templates of ZPPO (paper Figs. 8, 16-19), quoted character for character.
+
+Order of every training and evaluation prompt: question, then the BCQ or NCQ block, then the shared
+closer, with a blank line between the parts. The caller puts the result into the model's chat template.
+
+This file imports nothing from the rest of the project: copy what you need.
+
+Decisions where the paper is silent:
+1. Candidate text is data. Tags and special tokens inside it are neutralised, so that it cannot close
+   its own block or start a new turn (`neutralise`).
+2. Listed wrong answers are deduplicated as strings, in order of appearance. If no wrong rollout has an
+   answer, the sentence that lists them is left out.
+3. Candidates and responses are stripped of surrounding white space.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+
+# Fig. 8: one closer for training and evaluation.
+CLOSER = (
+    "You FIRST think about the reasoning process as an internal monologue and then provide the final answer. "
+    "The reasoning process MUST BE enclosed within <think> </think> tags. "
+    "The final answer MUST BE put in \\boxed{}."
+)
+
+# Fig. 17: Binary Candidate-included Question.
+BCQ_HEADER = (
+    "Here are two candidate responses in <candidate> </candidate> tags to the question above. "
+    "One is correct and another is wrong. Use these as references to help you solve the problem."
+)
+
+# Fig. 18: Negative Candidate-included Question.
+NCQ_ANSWERS = "The following answers are all WRONG: {answers}."
+NCQ_HEADER = "Below are the incorrect reasoning processes in <candidate> </candidate> tags."
+
+# Figs. 17 and 18: one candidate.
+CANDIDATE = "<candidate>\n{candidate}\n</candidate>"
+
+# Fig. 16: the frozen teacher rewrites every candidate, correct or wrong, under this prompt.
+COMPRESSION = """Compress the response below into a summary (in 5 lines max).
+Rules:
+- Response is in <response>...</response> tags
+- Summary should be in <summary>...</summary> tags and should be in 5 lines max
+- Keep ONLY the essential reasoning steps and the final answer
+- Remove ALL exploratory text, self-corrections, retries, and filler
+- Do NOT re-derive or add new information
+- End with the final answer in \\boxed{} format
+<response>
+{response}
+</response>"""
+
+# Fig. 19: the teacher's side of the Hint baseline.
+HINT = """Read the solved response below and write a concise hint that helps solve the original question. \
+Do NOT reveal the final answer, do NOT include any \\boxed{} expression, and do NOT copy the full solution. \
+Keep only high-level guidance or the key intermediate idea.
+<response>
+{response}
+</response>"""
+
+TAGS = ("candidate", "response", "summary", "think", "hint")
+
+
+def neutralise(text: str, special_tokens: Sequence[str] = (), tags: Sequence[str] = TAGS) -> str:
+    """Make text harmless inside a prompt: `</candidate>` becomes `[/candidate]`, `<|im_end|>` `< |im_end|>`.
+
+    special_tokens: the tokenizer's special tokens, as strings. Idempotent; text without any is unchanged.
+    """
+    if tags:
+        text = re.sub(rf"<\s*(/?)\s*({'|'.join(tags)})\s*>", r"[\1\2]", text, flags=re.IGNORECASE)
+    for token in special_tokens:
+        # A space after the first character (in place of a one-character token) breaks the match for good:
+        # inserting never joins two pieces into a new token.
+        text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
+    return text
+
+
+def plain_prompt(question: str) -> str:
+    """Question and closer: the plain prompt of training (Algorithm 1, stage 1) and of evaluation (Fig. 8)."""
+    return f"{question}\n\n{CLOSER}"
+
+
+def bcq_prompt(question: str, correct: str, wrong: str, rng: random.Random, special_tokens: Sequence[str] = ()) -> str:
+    """Binary Candidate-included Question [Z1] (Fig. 17): a correct and a wrong trace as anonymous candidates.
+
+    correct, wrong: compressed traces. rng decides which comes first; nothing in the text says which is which.
+    """
+    candidates = [correct, wrong]
+    rng.shuffle(candidates)
+    block = "\n".join([BCQ_HEADER, *(_candidate(text, special_tokens) for text in candidates)])
+    return f"{question}\n\n{block}\n\n{CLOSER}"
+
+
+def ncq_prompt(
+    question: str, answers: Sequence[str | None], wrong: Sequence[str], special_tokens: Sequence[str] = ()
+) -> str:
+    """Negative Candidate-included Question [Z2] (Fig. 18): all wrong traces of the student's plain group.
+
+    answers: the parsed answer of each wrong rollout, None where it has none. wrong: the compressed traces.
+    """
+    listed = dict.fromkeys(neutralise(answer.strip(), special_tokens) for answer in answers if answer is not None)
+    header = NCQ_HEADER
+    if listed:
+        boxed = ", ".join(f"\\boxed{{{answer}}}" for answer in listed)
+        header = f"{NCQ_ANSWERS.format(answers=boxed)} {NCQ_HEADER}"
+    block = "\n".join([header, *(_candidate(text, special_tokens) for text in wrong)])
+    return f"{question}\n\n{block}\n\n{CLOSER}"
+
+
+def compression_prompt(response: str, special_tokens: Sequence[str] = ()) -> str:
+    """Ask the teacher for a summary of one response (Fig. 16). The closer is not part of this prompt."""
+    return COMPRESSION.replace("{response}", neutralise(response.strip(), special_tokens))
+
+
+def hint_prompt(response: str, special_tokens: Sequence[str] = ()) -> str:
+    """Ask the teacher for an answer-free hint from its own correct response (Fig. 19, Hint baseline)."""
+    return HINT.replace("{response}", neutralise(response.strip(), special_tokens))
+
+
+def hinted_prompt(question: str, hint: str, special_tokens: Sequence[str] = ()) -> str:
+    """The question with a teacher's hint in <hint> tags (Hint baseline, Algorithm 5)."""
+    return f"{question}\n\n<hint>\n{neutralise(hint.strip(), special_tokens)}\n</hint>\n\n{CLOSER}"
+
+
+def _candidate(text: str, special_tokens: Sequence[str]) -> str:
+    return CANDIDATE.replace("{candidate}", neutralise(text.strip(), special_tokens))

@@ -1,0 +1,373 @@
+"""The embedded world: the whole method on a laptop's CPU, offline.
+
+Thirty places, four signs, and one secret table: at every place each sign leads to another place. A
+question shows a row of signs as an image and asks where they lead; the response looks one step up at a
+time inside <think> and boxes the last place: "<think>17●24▲31</think>\\boxed{31}".
+
+- The student knows most of the table and holds firm misconceptions about the rest. A question that needs
+  a misremembered entry fails on every rollout: plain RL has no gradient there (section 3.1 of the paper).
+- The teacher is larger and right on nearly everything, but not on all of it. It samples, compresses and hints.
+- Before training starts both understand the formats of BCQ, NCQ and Hint, as a pretrained model does,
+  without any skill in telling the right candidate: in pre-training the student copies one of two
+  candidates at random, and all candidates are made from its own beliefs and random guesses. No text it
+  was pre-trained on holds the true value of a misremembered entry more often than any other value.
+- Three held-out families, as in the paper: image questions (like the training set), text-only questions
+  and questions over several frames, each split into what the base student knows and what it does not.
+
+Both models are ordinary folders of the `qwen3_5` architecture with a processor and a chat template.
+`python toy.py` rebuilds the folder `world/` from a seed; what ships is what that command makes.
+
+Decisions:
+1. Each fixed template of prompts.py is one token, so prompts stay short; any other text falls back to bytes.
+2. One 16 x 16 pixel cell is one image token (patch 8, merge 2).
+3. The processor class is one of transformers' that needs an image processor but no video processor, as
+   the latter would need torchvision. Several frames are several images.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tqdm import tqdm
+from transformers import (
+    GenerationConfig,
+    HfArgumentParser,
+    PaddleOCRVLProcessor,
+    PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+import prompts
+from data import Question
+from generate import seed_of
+from models import banned_token_ids, collate, encode, position_ids, response_positions
+from zppo import Policy
+
+WORLD = Path(__file__).parent / "world"
+PLACES = [str(n) for n in range(10, 40)]
+SIGNS = "●■▲✚"
+FAMILIES = ("image", "text", "frames")
+HELD_OUT = 160  # questions per family
+MISCONCEPTIONS = {"student": 36, "teacher": 6}  # of 120 table entries
+FIRMNESS = 0.98  # how often a belief is held; else any place
+FILLER = {"student": ("", "hmm, ", "let me see, "), "teacher": ("", "ok, ")}
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QUESTION = {
+    "image": "Start at {start}. Follow the signs in the picture. Where do you end?",
+    "text": "Start at {start}. Follow the signs {signs}. Where do you end?",
+    "frames": "Start at {start}. Follow the signs in the frames. Where do you end?",
+}
+
+Table = dict[tuple[str, str], str]  # (place, sign) -> place
+
+
+# ---------------------------------------------------------------- the world and what is believed about it
+
+
+def secret_table(seed: int = 0) -> Table:
+    rng = random.Random(f"table/{seed}")
+    return {
+        (place, sign): rng.choice([p for p in PLACES if p != place]) for place in PLACES for sign in SIGNS
+    }
+
+
+def beliefs(who: str, seed: int = 0) -> Table:
+    """The table as the student or the teacher remembers it: some entries replaced by another place."""
+    table, rng = secret_table(seed), random.Random(f"{who}/{seed}")
+    for entry in rng.sample(sorted(table), MISCONCEPTIONS[who]):
+        table[entry] = rng.choice([p for p in PLACES if p not in (table[entry], entry[0])])
+    return table
+
+
+def walk(table: Table, start: str, signs: str) -> list[str]:
+    """The places visited from `start`, itself included."""
+    places = [start]
+    for sign in signs:
+        places.append(table[places[-1], sign])
+    return places
+
+
+def chain(signs: str, places: Sequence[str]) -> str:
+    """One look-up at a time: 17●24▲31."""
+    return places[0] + "".join(sign + place for sign, place in zip(signs, places[1:], strict=True))
+
+
+def response(signs: str, places: Sequence[str], filler: str = "") -> str:
+    return f"<think>{filler}{chain(signs, places)}</think>\\boxed{{{places[-1]}}}"
+
+
+def draw(signs: str, rng: random.Random) -> Image.Image:
+    """A row of 16 x 16 pixel cells with one glyph each; colour and place of a glyph vary and mean nothing."""
+    image = Image.new("RGB", (16 * len(signs), 16), (255, 255, 255))
+    canvas = ImageDraw.Draw(image)
+    for i, sign in enumerate(signs):
+        x, y, r = 16 * i + 8 + rng.randint(-1, 1), 8 + rng.randint(-1, 1), rng.randint(5, 6)
+        colour = tuple(rng.randint(0, 160) for _ in range(3))
+        if sign == "●":
+            canvas.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        elif sign == "■":
+            canvas.rectangle((x - r + 1, y - r + 1, x + r - 1, y + r - 1), fill=colour)
+        elif sign == "▲":
+            canvas.polygon([(x, y - r), (x - r, y + r - 1), (x + r, y + r - 1)], fill=colour)
+        else:
+            canvas.rectangle((x - 1, y - r, x + 1, y + r), fill=colour)
+            canvas.rectangle((x - r, y - 1, x + r, y + 1), fill=colour)
+    return image
+
+
+def question(family: str, start: str, signs: str, answer: str) -> Question:
+    """A question of one family; its picture is fixed by its own text."""
+    uid = f"{family}/{start}{signs}"
+    rng = random.Random(uid)
+    images = {
+        "image": lambda: (draw(signs, rng),),
+        "text": lambda: (),
+        "frames": lambda: tuple(draw(sign, rng) for sign in signs),
+    }[family]()
+    return Question(uid, QUESTION[family].format(start=start, signs=signs), images, answer)
+
+
+def questions(seed: int = 0) -> tuple[list[Question], dict[str, list[Question]]]:
+    """(training questions, held-out questions by "family/known" and "family/hard"). No chain is in two sets."""
+    table, student = secret_table(seed), beliefs("student", seed)
+    chains = [(p, a + b + c) for p in PLACES for a in SIGNS for b in SIGNS for c in ("", *SIGNS)]
+    random.Random(f"split/{seed}").shuffle(chains)
+    held_out: dict[str, list[Question]] = {f"{f}/{kind}": [] for f in FAMILIES for kind in ("known", "hard")}
+    for family in FAMILIES:
+        for start, signs in [chains.pop() for _ in range(HELD_OUT)]:
+            places = walk(table, start, signs)
+            known = all(student[entry] == table[entry] for entry in zip(places, signs, strict=False))
+            held_out[f"{family}/{'known' if known else 'hard'}"].append(
+                question(family, start, signs, places[-1])
+            )
+    return [question("image", p, signs, walk(table, p, signs)[-1]) for p, signs in chains], held_out
+
+
+# ---------------------------------------------------------------- model folders
+
+
+def make_processor() -> PaddleOCRVLProcessor:
+    """Bytes plus one token for each piece of text that the world repeats."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "im_start_token": "<|im_start|>",
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_start_token": "<|vision_start|>",
+            "vision_end_token": "<|vision_end|>",
+        },
+    )
+    pieces = [*PLACES, *SIGNS, *FILLER["student"][1:], *FILLER["teacher"][1:]]
+    for text in QUESTION.values():
+        pieces += [piece for piece in text.replace("{signs}", "{start}").split("{start}") if piece]
+    pieces += [prompts.CLOSER, prompts.BCQ_HEADER, prompts.NCQ_HEADER, prompts.NCQ_ANSWERS.split("{")[0]]
+    for template in (prompts.COMPRESSION, prompts.HINT):
+        pieces += template.split("{response}")
+    pieces += [f"<{slash}{tag}>" for tag in prompts.TAGS for slash in ("", "/")]
+    pieces += [f"[{slash}{tag}]" for tag in prompts.TAGS for slash in ("", "/")]
+    pieces += ["\\boxed{", "\n\n", "user\n", "assistant\n"]
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in dict.fromkeys(pieces)])
+    image_processor = Qwen2VLImageProcessorPil(
+        patch_size=8, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 16 * 16}
+    )
+    return PaddleOCRVLProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def make_model(processor, hidden: int, layers: int, seed: int) -> Qwen3_5ForConditionalGeneration:
+    """A tiny Qwen3.5: linear and full attention in turn, a vision tower, tied embeddings."""
+    tokenizer = processor.tokenizer
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("image_pad", "video_pad", "vision_start", "vision_end")
+    }
+    config = Qwen3_5Config(
+        text_config=dict(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            layer_types=["linear_attention", "full_attention"] * (layers // 2),
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            linear_num_key_heads=2,
+            linear_num_value_heads=2,
+            linear_key_head_dim=32,
+            linear_value_head_dim=32,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 1.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        vision_config=dict(
+            depth=1,
+            hidden_size=64,
+            intermediate_size=128,
+            num_heads=2,
+            patch_size=8,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            out_hidden_size=hidden,
+            num_position_embeddings=64,
+        ),
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    model = Qwen3_5ForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+# ---------------------------------------------------------------- pre-training: what both know before step one
+
+
+class Lesson:
+    """Draws pre-training examples (prompt text, images, response) for the student or the teacher."""
+
+    def __init__(self, who: str, seed: int):
+        self.who, self.table = who, beliefs(who, seed)
+
+    def recall(self, start: str, signs: str, rng: random.Random, guess_at: int = -1) -> list[str]:
+        """Walk by belief, with the occasional lapse; the step `guess_at` is a pure guess."""
+        places = [start]
+        for i, sign in enumerate(signs):
+            guess = i == guess_at or rng.random() > FIRMNESS
+            places.append(rng.choice(PLACES) if guess else self.table[places[-1], sign])
+        return places
+
+    def guess(self, start: str, signs: str, rng: random.Random, avoid: set[str]) -> list[str]:
+        """A walk with one guessed step that ends elsewhere than at the places in `avoid`."""
+        while True:
+            places = self.recall(start, signs, rng, guess_at=rng.randrange(len(signs)))
+            if places[-1] not in avoid:
+                return places
+
+    def example(self, rng: random.Random) -> tuple[str, tuple, str]:
+        family, start = rng.choice(FAMILIES), rng.choice(PLACES)
+        signs = "".join(rng.choice(SIGNS) for _ in range(rng.choice((1, 2, 3, 3))))
+        asked = question(family, start, signs, "")
+        filler = rng.choice(FILLER[self.who])
+        places = self.recall(start, signs, rng)
+        kinds = {"student": ("plain", "plain", "bcq", "ncq", "hint"), "teacher": ("plain", "plain", "compress", "tip")}
+        kind = rng.choice(kinds[self.who])
+        if kind == "plain":
+            return prompts.plain_prompt(asked.text), asked.images, response(signs, places, filler)
+        if kind == "bcq":  # copy one of the two, whichever
+            other = self.guess(start, signs, rng, avoid={places[-1]})
+            texts = [summary(signs, path) for path in (places, other)]
+            text = prompts.bcq_prompt(asked.text, *texts, rng)
+            return text, asked.images, response(signs, rng.choice((places, other)), filler)
+        if kind == "ncq":  # try something that is not in the list
+            wrong = [self.recall(start, signs, rng) for _ in range(rng.randint(1, 8))]
+            places = self.guess(start, signs, rng, avoid={path[-1] for path in wrong})
+            text = prompts.ncq_prompt(asked.text, [w[-1] for w in wrong], [summary(signs, w) for w in wrong])
+            return text, asked.images, response(signs, places, filler)
+        if kind == "hint":  # take the hint's steps, then go on by belief
+            places = self.guess(start, signs, rng, avoid=set())
+            text = prompts.hinted_prompt(asked.text, tip(signs, places))
+            places = places[:-1] + self.recall(places[-2], signs[-1:], rng)[1:]
+            return text, asked.images, response(signs, places, filler)
+        # The teacher rewrites what it is given, right or wrong.
+        places = self.guess(start, signs, rng, avoid=set())
+        given = response(signs, places, rng.choice(FILLER["student"] + FILLER["teacher"]))
+        if kind == "tip":
+            return prompts.hint_prompt(given), (), tip(signs, places)
+        if rng.random() < 0.1:  # a response that never boxes
+            return prompts.compression_prompt(given.split("\\boxed")[0]), (), f"<summary>{chain(signs, places)}</summary>"
+        return prompts.compression_prompt(given), (), f"<summary>{summary(signs, places)}</summary>"
+
+
+def summary(signs: str, places: Sequence[str]) -> str:
+    return f"{chain(signs, places)}\n\\boxed{{{places[-1]}}}"
+
+
+def tip(signs: str, places: Sequence[str]) -> str:
+    """A hint: everything but the last look-up's result."""
+    return chain(signs, places)[: -len(places[-1])]
+
+
+def pretrain(who: str, hidden: int, layers: int, steps: int, seed: int, batch_size: int = 128, lr: float = 3e-3):
+    """Supervised pre-training of one model on its lessons. Returns (model, processor)."""
+    processor = make_processor()
+    model = make_model(processor, hidden, layers, seed=seed_of("init", who, seed) % 2**31)
+    policy = Policy(model, banned_token_ids(model, processor))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    lesson, rng = Lesson(who, seed), random.Random(f"lessons/{who}/{seed}")
+    end = processor.tokenizer.eos_token_id
+    progress = tqdm(range(steps), desc=f"pre-training the {who}")
+    for _ in progress:
+        rows = []
+        for text, images, answer in (lesson.example(rng) for _ in range(batch_size)):
+            rows.append((encode(processor, text, images), processor.tokenizer(answer).input_ids + [end]))
+        rows.sort(key=lambda row: len(row[0]["input_ids"]))
+        count, total = 0, 0.0
+        for i in range(0, batch_size, 32):  # rows of like length together
+            part = rows[i : i + 32]
+            encoded, answers = zip(*part, strict=True)
+            batch = collate(encoded, answers)
+            predicts = response_positions(encoded, answers, batch["input_ids"].shape)
+            logp, _ = policy(batch, position_ids(model, batch), predicts)
+            (-logp.sum() / 1000).backward()
+            count, total = count + len(logp), total - logp.sum().item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        progress.set_postfix(loss=f"{total / count:.3f}")
+    return model, processor
+
+
+@dataclass
+class BuildArguments:
+    """Rebuild the folders world/student and world/teacher from a seed (about ten minutes on two cores)."""
+
+    out: str = str(WORLD)
+    seed: int = 0
+    student_steps: int = 1500
+    teacher_steps: int = 1500
+
+
+def build(args: BuildArguments) -> None:
+    for who, hidden, layers in (("student", 96, 4), ("teacher", 128, 4)):
+        steps = getattr(args, f"{who}_steps")
+        model, processor = pretrain(who, hidden, layers, steps, args.seed)
+        folder = Path(args.out) / who
+        model.to(torch.bfloat16).save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    build(*HfArgumentParser(BuildArguments).parse_args_into_dataclasses())

@@ -1,0 +1,359 @@
+"""Train a student with ZPPO: `accelerate launch train.py`.
+
+Without --student this runs the embedded world (toy.py) on any laptop, with the preset `toy_preset` below. With
+--student and --teacher (model folders or hub ids) and --data the defaults are Table 8 of the paper.
+
+What a run leaves in --output:
+  args.json                   the arguments
+  metrics.jsonl, times.jsonl  one line per step; times apart, so that metrics do not depend on the machine
+  dumps/step_00010.jsonl      BCQ and NCQ prompts with their rollouts, every --dump_every steps
+  checkpoints/step_00020/     weights, optimiser, buffer: --resume goes on from the newest, exactly
+  eval_before.jsonl, eval_after.jsonl, model/   held-out results and the trained student
+
+Decisions:
+1. All randomness derives from (seed, step, question, sample), so a checkpoint holds no random state, and the number of
+   processes changes no rollout.
+2. Step s takes the s-th slice of a seeded permutation of the questions; each further pass has its own permutation.
+3. The optimiser's learning rate is constant, without warm-up or decay (Table 8).
+4. Several gradients in a row that are not finite stop the run with its state saved.
+"""
+
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from PIL import Image
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+import toy
+from buffer import ReplayBuffer
+from data import Question, fingerprint, load_questions, prompt_tokens
+from evaluate import accuracies, evaluate, write_records
+from generate import Actor, Sampling, seed_of
+from models import banned_token_ids, encode, load_model, load_processor, special_tokens
+from prompts import plain_prompt
+from zppo import Group, Policy, Recipe, collect, update
+
+MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
+
+
+@dataclass
+class Arguments:
+    """Models, data, schedule and output of a run. Which batch size is which: one step takes `new_per_step` new questions,
+    up to rho_replay times as many replayed ones and rho_aug times as many reformulated prompts, each with `group_size`
+    rollouts, and makes `updates_per_step` gradient updates. micro_batch and rollout_rows change memory, not results."""
+
+    student: str | None = field(default=None, metadata={"help": "model folder or hub id; none: the embedded world"})
+    teacher: str | None = field(default=None, metadata={"help": "frozen teacher, model folder or hub id"})
+    data: str | None = field(default=None, metadata={"help": "questions: hub id, folder, parquet or JSON lines file"})
+    split: str = field(default="train", metadata={"help": "split of --data"})
+    output: str = field(default="runs/zppo", metadata={"help": "folder for everything the run leaves"})
+    resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint in --output"})
+    seed: int = field(default=0, metadata={"help": "root of all randomness"})
+    steps: int = field(default=200, metadata={"help": "rollout steps"})
+    new_per_step: int = field(default=384, metadata={"help": "|X_new|, new questions per rollout step"})
+    lr: float = field(default=1e-6, metadata={"help": "AdamW learning rate, constant"})
+    weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay"})
+    max_prompt_tokens: int = field(default=4096, metadata={"help": "questions with a longer plain prompt are skipped"})
+    micro_batch: int = field(default=4, metadata={"help": "rollouts per forward pass of the update"})
+    rollout_rows: int = field(default=64, metadata={"help": "rollouts generated at a time on one process"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations in the update"})
+    save_every: int = field(default=10, metadata={"help": "steps between checkpoints"})
+    keep_checkpoints: int = field(default=2, metadata={"help": "older checkpoints are deleted"})
+    dump_every: int = field(default=10, metadata={"help": "steps between dumps of BCQ and NCQ prompts"})
+    log_with: str | None = field(default=None, metadata={"help": "accelerate tracker: tensorboard, wandb, ..."})
+
+
+def toy_preset() -> dict:
+    """Defaults of the embedded world: one pass over its 1920 questions, a few minutes on two cores."""
+    return dict(
+        student=str(toy.WORLD / "student"),
+        teacher=str(toy.WORLD / "teacher"),
+        output="runs/toy",
+        steps=60,
+        new_per_step=32,
+        lr=3e-4,
+        micro_batch=64,
+        rollout_rows=128,
+        max_response_tokens=32,
+        save_every=20,
+    )
+
+
+def parse(argv: list[str]) -> tuple[Arguments, Recipe, bool]:
+    """Command line, optionally after a YAML or JSON file of the same names: file over preset, command line over file.
+
+    Returns (arguments, recipe, embedded world?).
+    """
+    parser = HfArgumentParser([Arguments, Recipe], description=__doc__.split("\n\n")[0])
+    given: dict = {}
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        given = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8")) or {}
+        argv = argv[1:]
+    known = {action.dest for action in parser._actions}
+    if unknown := sorted(set(given) - known):
+        raise SystemExit(f"unknown option in the configuration file: {', '.join(unknown)} (see train.py --help)")
+    is_toy = not given.get("student") and not any(arg.split("=")[0] == "--student" for arg in argv)
+    defaults = {**(toy_preset() if is_toy else {}), **given}
+    # argparse converts string defaults as it does arguments: YAML reads 1e-6 as a string.
+    parser.set_defaults(**{k: v if v is None or isinstance(v, bool) else str(v) for k, v in defaults.items()})
+    args, recipe = parser.parse_args_into_dataclasses(argv)
+    if not is_toy and not (args.teacher and args.data):
+        raise SystemExit("--student needs --teacher (a model folder or hub id) and --data (the questions)")
+    return args, recipe, is_toy
+
+
+def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]]]:
+    """Training questions within the prompt budget, and held-out questions by family."""
+    if is_toy:
+        questions, held_out = toy.questions()
+        report = {}
+    else:
+        (questions, report), held_out = load_questions(args.data, split=args.split), {}
+    kept = [
+        question
+        for question in tqdm(questions, desc="prompt budget", leave=False)
+        if prompt_tokens(processor, plain_prompt(question.text), question.images) <= args.max_prompt_tokens
+    ]
+    report["prompt over budget"] = len(questions) - len(kept)
+    if any(report.values()):
+        print(f"questions: {len(kept)} kept; skipped: {report}")
+    if len(kept) < args.new_per_step:
+        raise SystemExit(f"{len(kept)} usable questions are fewer than one step needs: lower --new_per_step")
+    return kept, held_out
+
+
+def new_questions(questions: list[Question], args: Arguments, step: int) -> list[Question]:
+    """X_new of one step: the next slice of a seeded permutation, with a new permutation for each pass."""
+    per_pass = len(questions) // args.new_per_step
+    order = list(range(len(questions)))
+    random.Random(seed_of(args.seed, "pass", step // per_pass)).shuffle(order)
+    start = step % per_pass * args.new_per_step
+    return [questions[i] for i in order[start : start + args.new_per_step]]
+
+
+def summarise(groups: list[Group], recipe: Recipe) -> dict[str, float | None]:
+    """Metrics of one step's rollouts (Figs. 5, 22 and 25)."""
+
+    def mean(values) -> float | None:
+        values = list(values)
+        return sum(values) / len(values) if values else None
+
+    by_kind = {kind: [g for g in groups if g.kind == kind] for kind in ("plain", "bcq", "ncq")}
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return {
+        **{f"{kind}_accuracy": mean(g.accuracy for g in by_kind[kind]) for kind in by_kind},
+        **{f"{kind}_prompts": len(by_kind[kind]) for kind in by_kind},
+        "hard_share": mean(g.accuracy < recipe.tau for g in by_kind["plain"]),
+        "all_wrong_share": mean(g.accuracy == 0 for g in by_kind["plain"]),
+        "no_answer_share": mean(rollout.answer is None for rollout in rollouts),
+        "positive_share": mean(
+            rollout.reward > group.accuracy for group in groups for rollout in group.rollouts
+        ),
+    }
+
+
+def dump(groups: list[Group], path: Path) -> None:
+    """BCQ and NCQ prompts with what went into them and what came out (Tables 16-17 audit these)."""
+    records = [
+        {
+            "uid": group.question.uid,
+            "kind": group.kind,
+            "gold": group.question.answer,
+            "prompt": group.prompt,
+            "candidates": group.candidates,  # BCQ: the correct one first; the prompt has them in random order
+            "rollouts": [{"text": r.text, "answer": r.answer, "reward": r.reward} for r in group.rollouts],
+        }
+        for group in groups
+        if group.kind != "plain"
+    ]
+    write_records(records, path)
+
+
+def save(folder: Path, accelerator: Accelerator, state: dict, keep: int) -> None:
+    """Atomic checkpoint: written beside its place, then renamed, so that a crash leaves the last good one."""
+    partial = folder.with_name(f"partial-{folder.name}")
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+        for old in sorted(folder.parent.glob("step_*"))[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def truncate_lines(path: Path, steps: int) -> None:
+    """Keep the first `steps` lines: what came after the checkpoint is done again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps]
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def main(argv: list[str]) -> None:
+    args, recipe, is_toy = parse(argv)
+    output = Path(args.output)
+    accelerator = Accelerator(
+        log_with=args.log_with,
+        project_dir=str(output),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    main_process = accelerator.is_main_process
+    checkpoints = sorted(output.glob("checkpoints/step_*"))
+    if (output / "metrics.jsonl").exists() and not args.resume:
+        raise SystemExit(f"{output} holds a run: add --resume to go on with it, or choose another --output")
+    accelerator.wait_for_everyone()
+
+    # Models. The student is trained; the teacher only ever writes text.
+    processor = load_processor(args.student)
+    model = load_model(args.student).to(accelerator.device)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    teacher_model = load_model(args.teacher).to(accelerator.device).requires_grad_(False)
+    student = Actor(model, processor, args.rollout_rows, autocast=accelerator.autocast)
+    teacher = Actor(teacher_model, load_processor(args.teacher), args.rollout_rows, autocast=accelerator.autocast)
+    policy = Policy(model, banned_token_ids(model, processor))
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay
+    )
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+    is_vlm = hasattr(processor, "image_processor")
+    blank = encode(processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
+
+    # Data and buffer.
+    questions, held_out = load_data(args, processor, is_toy)
+    by_uid, data_id = {question.uid: question for question in questions}, fingerprint(questions)
+    buffer = ReplayBuffer(recipe.buffer_capacity)
+    first_step, bad_updates = 0, 0
+    if args.resume and checkpoints:
+        state = json.loads((checkpoints[-1] / "state.json").read_text(encoding="utf-8"))
+        if state["data"] != data_id:
+            raise SystemExit(f"{checkpoints[-1]} was made with other questions than these: check --data")
+        accelerator.load_state(str(checkpoints[-1]))
+        buffer.load_state_dict(state["buffer"])
+        first_step, bad_updates = state["step"], state["bad_updates"]
+    if main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "args.json").write_text(json.dumps({**asdict(args), **asdict(recipe)}, indent=1), encoding="utf-8")
+        for name in ("metrics.jsonl", "times.jsonl"):
+            truncate_lines(output / name, first_step)
+        accelerator.print(f"ZPPO: {len(questions)} questions, steps {first_step + 1} to {args.steps}, output in {output}")
+    if args.log_with:
+        accelerator.init_trackers("zppo", config={**asdict(args), **asdict(recipe)})
+
+    def held_out_accuracy(name: str) -> dict[str, float]:
+        path = output / name
+        if path.exists():  # a resumed run
+            return accuracies([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+        sampling = Sampling(recipe.max_response_tokens, temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5)
+        records = evaluate(student, held_out, sampling, args.seed)
+        if main_process:
+            write_records(records, path)
+        accelerator.wait_for_everyone()
+        return accuracies(records)
+
+    before = held_out_accuracy("eval_before.jsonl") if held_out else {}
+
+    for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=not main_process):
+        start, key = time.perf_counter(), (args.seed, step)
+        student.seconds, teacher.seconds = {}, {}
+        new = new_questions(questions, args, step)
+        replayed = []
+        if recipe.replay:
+            count = int(recipe.rho_replay * len(new))
+            uids = buffer.sample(count, random.Random(seed_of(*key, "replay")), exclude=[q.uid for q in new])
+            replayed = [by_uid[uid] for uid in uids]
+
+        groups, stats = collect(new, replayed, student, teacher, recipe, key, special_tokens(processor))
+
+        update_start = time.perf_counter()
+        with tqdm(desc="update", leave=False, disable=not main_process) as bar:
+            losses = update(
+                policy, optimizer, accelerator, groups, recipe, key, student.encode, blank, args.micro_batch, bar.update
+            )
+        update_seconds = time.perf_counter() - update_start
+
+        events = {"admitted": [], "graduated": [], "evicted": []}
+        if recipe.replay:  # plain accuracy only
+            plain = [(g.question.uid, g.accuracy) for g in groups if g.kind == "plain"]
+            events = buffer.update(plain, step, recipe.tau)
+
+        metrics = {
+            "step": step + 1,
+            **summarise(groups, recipe),
+            **stats,
+            **losses,
+            "replayed": len(replayed),
+            "buffer": len(buffer),
+            **{name: len(uids) for name, uids in events.items()},
+        }
+        seconds = {**student.seconds, **{k: teacher.seconds[k] for k in teacher.seconds}, "update": update_seconds}
+        times = {"step": step + 1, "total": time.perf_counter() - start, **seconds}
+        if main_process:
+            log(output, metrics, times)
+            if (step + 1) % args.dump_every == 0 or step + 1 == args.steps:
+                dump(groups, output / "dumps" / f"step_{step + 1:05d}.jsonl")
+        if args.log_with:
+            accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step + 1)
+
+        bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
+        stop = bad_updates >= MAX_BAD_UPDATES
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps or stop:
+            state = {"step": step + 1, "data": data_id, "bad_updates": bad_updates, "buffer": buffer.state_dict()}
+            save(output / "checkpoints" / f"step_{step + 1:05d}", accelerator, state, args.keep_checkpoints)
+        if stop:
+            raise SystemExit(f"{bad_updates} gradients in a row were not finite; the state is saved in {output}")
+
+    after = held_out_accuracy("eval_after.jsonl") if held_out else {}
+    if main_process:
+        model.save_pretrained(output / "model")
+        processor.save_pretrained(output / "model")
+        close(before, after, buffer, output)
+    accelerator.end_training()
+
+
+def log(output: Path, metrics: dict, times: dict) -> None:
+    """metrics.jsonl, times.jsonl and the step's line on the screen."""
+    for name, record in (("metrics.jsonl", metrics), ("times.jsonl", times)):
+        with open(output / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def percent(name: str) -> str:
+        return "  - " if metrics[name] is None else f"{100 * metrics[name]:3.0f}%"
+
+    split = " ".join(f"{name} {seconds:.1f}" for name, seconds in times.items() if name not in ("step", "total"))
+    tqdm.write(
+        f"step {metrics['step']:>4}  plain {percent('plain_accuracy')}  bcq {percent('bcq_accuracy')}  "
+        f"ncq {percent('ncq_accuracy')}  active {percent('active_share')}  buffer {metrics['buffer']:>4} "
+        f"(+{metrics['admitted']} graduated {metrics['graduated']} evicted {metrics['evicted']})  "
+        f"grad {metrics['grad_norm']:.2f}  {metrics['response_tokens'] / times['total']:.0f} tok/s  [{split}]"
+    )
+
+
+def close(before: dict[str, float], after: dict[str, float], buffer: ReplayBuffer, output: Path) -> None:
+    """The closing table."""
+    if before:
+        print(f"\n{'held-out questions':<22}{'before':>8}{'after':>8}")
+        for family in before:
+            print(f"{family:<22}{before[family]:>7.1f}%{after[family]:>7.1f}%")
+    print(f"\n{'accuracy at admission':<22}{'admitted':>9}{'graduated':>10}")
+    for accuracy, (graduated, admitted) in buffer.graduation_by_admission().items():
+        print(f"{100 * accuracy:>20.1f}% {admitted:>9}{graduated:>10}")
+    print(f"\nthe trained student is in {output / 'model'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
