@@ -7,7 +7,7 @@ answers the held-out questions of the embedded world, one response each, and wri
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -73,7 +73,7 @@ def main(args: Arguments) -> None:
     state = PartialState()
     processor = load_processor(args.model)
     actor = Actor(load_model(args.model).to(state.device), processor, rows=args.rows)
-    sampling = Sampling(**{**DECODING.__dict__, "max_new_tokens": args.max_new_tokens})
+    sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
     records = evaluate(actor, toy.questions()[1], sampling, args.seed)
     if state.is_main_process:
         write_records(records, Path(args.out))

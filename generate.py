@@ -181,6 +181,10 @@ class Request:
     text: str
     question: Question | None = None
 
+    @property
+    def images(self) -> int:
+        return len(self.question.images) if self.question else 0
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -217,9 +221,7 @@ class Actor:
     ) -> list[list[Reply]]:
         """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness."""
         start, state = time.perf_counter(), PartialState()
-        order = sorted(
-            range(len(requests)), key=lambda i: (len(requests[i].question.images) if requests[i].question else 0, len(requests[i].text))
-        )
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
         size = max(1, self.rows // n)
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         drawn: list[tuple[int, list[list[int]]]] = []

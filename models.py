@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, processing_utils
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import is_torchvision_available
@@ -27,7 +27,7 @@ def load_processor(path: str):
     """The processor of a folder or hub id (the tokenizer where the model has no images)."""
     if not is_torchvision_available():
         # transformers hides this class behind torchvision, although its Pillow image processors need none.
-        transformers.AutoImageProcessor = AutoImageProcessor
+        processing_utils.transformers_module.AutoImageProcessor = AutoImageProcessor
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it warns that Pillow replaces torchvision
     try:

@@ -356,8 +356,8 @@ class BuildArguments:
 
     out: str = str(WORLD)
     seed: int = 0
-    student_steps: int = 1500
-    teacher_steps: int = 1500
+    student_steps: int = 1000
+    teacher_steps: int = 1000
 
 
 def build(args: BuildArguments) -> None:

@@ -19,15 +19,17 @@ Decisions:
 """
 
 import json
+import logging
 import os
 import random
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+import transformers
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
@@ -38,8 +40,8 @@ from transformers import HfArgumentParser
 import toy
 from buffer import ReplayBuffer
 from data import Question, fingerprint, load_questions, prompt_tokens
-from evaluate import accuracies, evaluate, write_records
-from generate import Actor, Sampling, seed_of
+from evaluate import DECODING, accuracies, evaluate, write_records
+from generate import Actor, seed_of
 from models import banned_token_ids, encode, load_model, load_processor, special_tokens
 from prompts import plain_prompt
 from zppo import Group, Policy, Recipe, collect, update
@@ -71,22 +73,26 @@ class Arguments:
     save_every: int = field(default=10, metadata={"help": "steps between checkpoints"})
     keep_checkpoints: int = field(default=2, metadata={"help": "older checkpoints are deleted"})
     dump_every: int = field(default=10, metadata={"help": "steps between dumps of BCQ and NCQ prompts"})
+    eval_questions: int = field(
+        default=160, metadata={"help": "held-out questions per family, known and hard, at most; 0: no evaluation"}
+    )
     log_with: str | None = field(default=None, metadata={"help": "accelerate tracker: tensorboard, wandb, ..."})
 
 
 def toy_preset() -> dict:
-    """Defaults of the embedded world: one pass over its 1920 questions, a few minutes on two cores."""
+    """Defaults of the embedded world: two passes over its 1920 questions, a few minutes on two cores."""
     return dict(
         student=str(toy.WORLD / "student"),
         teacher=str(toy.WORLD / "teacher"),
         output="runs/toy",
-        steps=60,
+        steps=120,
         new_per_step=32,
         lr=3e-4,
         micro_batch=64,
         rollout_rows=128,
         max_response_tokens=32,
-        save_every=20,
+        save_every=30,
+        dump_every=20,
     )
 
 
@@ -95,7 +101,13 @@ def parse(argv: list[str]) -> tuple[Arguments, Recipe, bool]:
 
     Returns (arguments, recipe, embedded world?).
     """
-    parser = HfArgumentParser([Arguments, Recipe], description=__doc__.split("\n\n")[0])
+    preset = " ".join(f"--{name} {value}" for name, value in toy_preset().items() if name not in ("student", "teacher"))
+    parser = HfArgumentParser(
+        [Arguments, Recipe],
+        description="Train a student with ZPPO. Without --student: the embedded world, on any laptop.",
+        epilog=f"The embedded world has its own defaults: {preset}. The first argument may be a YAML or JSON file of "
+        "options; the command line has the last word.",
+    )
     given: dict = {}
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         given = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8")) or {}
@@ -104,7 +116,8 @@ def parse(argv: list[str]) -> tuple[Arguments, Recipe, bool]:
     if unknown := sorted(set(given) - known):
         raise SystemExit(f"unknown option in the configuration file: {', '.join(unknown)} (see train.py --help)")
     is_toy = not given.get("student") and not any(arg.split("=")[0] == "--student" for arg in argv)
-    defaults = {**(toy_preset() if is_toy else {}), **given}
+    asks_help = any(arg in ("-h", "--help") for arg in argv)  # shows Table 8, and the preset below it
+    defaults = {**(toy_preset() if is_toy and not asks_help else {}), **given}
     # argparse converts string defaults as it does arguments: YAML reads 1e-6 as a string.
     parser.set_defaults(**{k: v if v is None or isinstance(v, bool) else str(v) for k, v in defaults.items()})
     args, recipe = parser.parse_args_into_dataclasses(argv)
@@ -117,6 +130,7 @@ def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question],
     """Training questions within the prompt budget, and held-out questions by family."""
     if is_toy:
         questions, held_out = toy.questions()
+        held_out = {family: asked[: args.eval_questions] for family, asked in held_out.items() if args.eval_questions}
         report = {}
     else:
         (questions, report), held_out = load_questions(args.data, split=args.split), {}
@@ -215,6 +229,10 @@ def main(argv: list[str]) -> None:
     if (output / "metrics.jsonl").exists() and not args.resume:
         raise SystemExit(f"{output} holds a run: add --resume to go on with it, or choose another --output")
     accelerator.wait_for_everyone()
+    if is_toy:  # tied weights saved once, no CUDA kernels, two small files: nothing to warn about or wait for
+        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
 
     # Models. The student is trained; the teacher only ever writes text.
     processor = load_processor(args.student)
@@ -258,7 +276,7 @@ def main(argv: list[str]) -> None:
         path = output / name
         if path.exists():  # a resumed run
             return accuracies([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
-        sampling = Sampling(recipe.max_response_tokens, temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5)
+        sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
         records = evaluate(student, held_out, sampling, args.seed)
         if main_process:
             write_records(records, path)
@@ -300,7 +318,7 @@ def main(argv: list[str]) -> None:
             "buffer": len(buffer),
             **{name: len(uids) for name, uids in events.items()},
         }
-        seconds = {**student.seconds, **{k: teacher.seconds[k] for k in teacher.seconds}, "update": update_seconds}
+        seconds = {**student.seconds, **teacher.seconds, "update": update_seconds}
         times = {"step": step + 1, "total": time.perf_counter() - start, **seconds}
         if main_process:
             log(output, metrics, times)

@@ -133,9 +133,7 @@ class Policy(torch.nn.Module):
         backbone = getattr(self.model, self.model.base_model_prefix)
         hidden = backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state  # [B, L, H]
         tokens = batch["input_ids"].roll(-1, dims=-1)  # [B, L]: the token that each position predicts
-        return token_logprobs(
-            hidden[predicts], self.model.get_output_embeddings(), tokens[predicts], self.banned
-        )
+        return token_logprobs(hidden[predicts], self.model.get_output_embeddings(), tokens[predicts], self.banned)
 
 
 # ---------------------------------------------------------------- data of one step
@@ -220,13 +218,13 @@ def collect(
     """
     score = score or (lambda pairs: [grade(text, question.answer) for question, text in pairs])
     sampling = Sampling(max_new_tokens=recipe.max_response_tokens)
-    stats = {"teacher_questions": 0, "teacher_accuracy": 0.0, "bcq_possible": 0, "compressed": 0, "compression_fallbacks": 0}
+    stats = {"teacher_questions": 0, "teacher_accuracy": 0.0, "bcq_possible": 0}
 
     def roll_out(actor: Actor, requests: list[Request], n: int, phase: str) -> list[list[Rollout]]:
-        replies = actor(requests, n, sampling, key, phase)
-        pairs = [(request.question, reply.text) for request, row in zip(requests, replies, strict=True) for reply in row]
+        rows = actor(requests, n, sampling, key, phase)
+        pairs = [(request.question, reply.text) for request, row in zip(requests, rows, strict=True) for reply in row]
         rewards = iter(score(pairs))
-        return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text)) for r in row] for row in replies]
+        return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text)) for r in row] for row in rows]
 
     # 1. Plain rollouts on new and replayed questions [G1, Z3].
     requests = [Request("plain", question.uid, prompts.plain_prompt(question.text), question) for question in [*new, *replayed]]
@@ -320,7 +318,8 @@ def read_summary(reply: str, trace: Rollout) -> tuple[str, bool]:
     start, end = reply.rfind("<summary>"), reply.rfind("</summary>")
     summary = reply[start + len("<summary>") : end].strip() if 0 <= start < end else ""
     answer = extract_boxed(summary)
-    if summary and (answer or "").split() == (trace.answer or "").split() and (answer is None) == (trace.answer is None):
+    same = answer == trace.answer if None in (answer, trace.answer) else answer.split() == trace.answer.split()
+    if summary and same:
         return summary, False
     reasoning = trace.text.rsplit("</think>", 1)[0].replace("<think>", "")
     lines = [line for line in reasoning.splitlines() if line.strip()][-SUMMARY_LINES + 1 :]

@@ -1,0 +1,57 @@
+"""`zppo.update` under two real gloo processes: gradients as on one, and nobody waits for anybody."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import toy
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[int, Path]:
+    """All cases, under one process and under two."""
+    folders = {}
+    for processes in (1, 2):
+        folders[processes] = tmp_path_factory.mktemp(f"processes{processes}")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        command += [str(ROOT / "tests" / "update_cases.py"), str(folders[processes])]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    return folders
+
+
+def read(folder: Path, case: str) -> tuple[dict, dict]:
+    return load_file(folder / f"{case}.safetensors"), json.loads((folder / f"{case}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def start() -> dict:
+    return dict(toy.make_model(toy.make_processor(), 32, 2, seed=0).named_parameters())
+
+
+# mixed: images on some rows only; text: no image at all on a VLM; single: one process has no active row
+@pytest.mark.parametrize("case", ["mixed", "text", "single"])
+def test_two_processes_take_the_step_of_one(case, runs, start):
+    (one, metrics_one), (two, metrics_two) = (read(runs[processes], case) for processes in (1, 2))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+    assert metrics_two == pytest.approx(metrics_one, rel=1e-4, abs=1e-6)
+    assert any((one[name] != start[name]).any() for name in one)
+
+
+@pytest.mark.parametrize("case", ["dead", "nan"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nothing_to_learn_or_not_finite_leaves_the_weights_alone(case, processes, runs, start):
+    weights, metrics = read(runs[processes], case)
+    assert all(torch.equal(weights[name], start[name]) for name in weights)
+    assert metrics["optimizer_states"] == 0  # AdamW has not moved at all
+    assert metrics["updates_without_signal" if case == "dead" else "updates_not_finite"] > 0

@@ -1,0 +1,157 @@
+"""Whole runs of train.py on the embedded world: exact resume, several processes, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+SMALL = "--steps 4 --new_per_step 8 --group_size 4 --teacher_group_size 2 --save_every 2 --dump_every 2".split()
+SMALL += "--eval_questions 3 --updates_per_step 2 --rollout_rows 16 --micro_batch 8 --rho_aug 0.5".split()
+
+
+def train(output, *args, launch=(), check=True):
+    command = [sys.executable, *launch, str(ROOT / "train.py"), "--output", str(output), *SMALL, *args]
+    done = subprocess.run(command, env=ENV, cwd=output.parent, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def read_state(run: Path, step: int) -> tuple[dict, dict, dict]:
+    folder = run / "checkpoints" / f"step_{step:05d}"
+    optimizer = torch.load(folder / "optimizer.bin", weights_only=True)
+    return load_file(folder / "model.safetensors"), optimizer, json.loads((folder / "state.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """One uninterrupted run, shared by the tests below."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    done = train(run)
+    return run, done.stdout + done.stderr
+
+
+def test_a_run_leaves_what_the_docstring_says(reference):
+    run, screen = reference
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert metrics[0]["replayed"] == 0 and metrics[1]["replayed"] == 2  # rho_replay * 8, once the buffer has any
+    assert all(line["bcq_prompts"] + line["ncq_prompts"] <= 4 for line in metrics)  # rho_aug * 8
+    assert sum(line["bcq_prompts"] for line in metrics) > 0 < sum(line["ncq_prompts"] for line in metrics)
+    assert all(0 <= line["active_share"] <= 1 and line["grad_norm"] >= 0 for line in metrics)
+    for step in (2, 4):
+        records = [json.loads(line) for line in (run / f"dumps/step_{step:05d}.jsonl").read_text().splitlines()]
+        assert {record["kind"] for record in records} <= {"bcq", "ncq"}
+        assert all(len(record["rollouts"]) == 4 for record in records)
+    assert "held-out questions" in screen and "accuracy at admission" in screen
+    assert len((run / "eval_before.jsonl").read_text().splitlines()) == 18  # 3 questions x 3 families x known and hard
+    before = load_file(ROOT / "world" / "student" / "model.safetensors")
+    after = load_file(run / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert any((before[name].float() != after[name]).any() for name in after)
+
+
+def test_killed_and_resumed_equals_never_stopped(reference, tmp_path):
+    run, _ = reference
+    killed = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), "--output", str(killed), *SMALL]
+    with subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        metrics = killed / "metrics.jsonl"
+        deadline = time.time() + 200
+        while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert len(metrics.read_text().splitlines()) >= 3  # one step past the checkpoint: it has to be done again
+    assert not (killed / "checkpoints" / "step_00004").exists()
+    train(killed, "--resume")
+
+    for mine, theirs in zip(read_state(killed, 4)[0].items(), read_state(run, 4)[0].items(), strict=True):
+        assert mine[0] == theirs[0] and torch.equal(mine[1], theirs[1])
+    optimizers = [read_state(folder, 4)[1] for folder in (killed, run)]
+    assert optimizers[0]["param_groups"] == optimizers[1]["param_groups"]
+    for name, state in optimizers[0]["state"].items():
+        assert all(torch.equal(state[key], optimizers[1]["state"][name][key]) for key in state)
+    assert read_state(killed, 4)[2] == read_state(run, 4)[2]  # step and buffer
+    for file in ("metrics.jsonl", "eval_before.jsonl", "eval_after.jsonl", "dumps/step_00004.jsonl"):
+        assert (killed / file).read_bytes() == (run / file).read_bytes(), file
+
+
+def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
+    run, _ = reference
+    two = tmp_path / "run"
+    train(two, launch=["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"])
+    for step in (2, 4):
+        file = f"dumps/step_{step:05d}.jsonl"
+        assert (two / file).read_bytes() == (run / file).read_bytes()
+    ours, theirs = read_state(two, 4)[0], read_state(run, 4)[0]
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5)
+    for mine, other in zip(*((folder / "metrics.jsonl").read_text().splitlines() for folder in (two, run)), strict=True):
+        assert json.loads(mine) == pytest.approx(json.loads(other), rel=1e-3, abs=1e-5)
+
+
+def test_a_run_is_not_overwritten(reference):
+    run, _ = reference
+    done = train(run, check=False)
+    assert done.returncode != 0 and "--resume" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--group_sise", "4"], "--group_sise"),
+        (["--new_per_step", "5000"], "fewer than one step needs"),
+        (["--student", "somewhere"], "--teacher"),
+        (["--norm", "zscore"], "norm_wo_zero"),
+    ],
+)
+def test_bad_arguments_are_refused_before_training(tmp_path, args, message):
+    done = train(tmp_path / "run", *args, check=False)
+    assert done.returncode != 0 and message in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_buffer_of_another_data_set_is_refused(reference, tmp_path):
+    run, _ = reference
+    copy = tmp_path / "run"
+    import shutil
+
+    shutil.copytree(run, copy)
+    path = copy / "checkpoints" / "step_00004" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": "another set"}))
+    done = train(copy, "--resume", "--steps", "5", check=False)
+    assert done.returncode != 0 and "other questions" in done.stderr
+
+
+def test_configuration_file(tmp_path):
+    import train
+
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 1e-5\nbcq: false\nsteps: 7\n")
+    args, recipe, is_toy = train.parse([str(file), "--steps", "3"])
+    assert (args.lr, recipe.bcq, args.steps, is_toy, args.new_per_step) == (1e-5, False, 3, True, 32)
+    file.write_text("learning_rate: 1e-5\n")
+    with pytest.raises(SystemExit, match="learning_rate"):
+        train.parse([str(file)])
+
+
+def test_defaults_are_table_8():
+    import train
+
+    args, recipe, _ = train.parse(["--student", "s", "--teacher", "t", "--data", "d"])
+    expected = dict(
+        group_size=8, teacher_group_size=4, tau=0.5, rho_replay=0.25, rho_aug=0.25, buffer_capacity=10_000,
+        norm="norm_wo_zero", updates_per_step=4, eps_low=0.20, eps_high=0.28, dual_clip=10.0, max_grad_norm=1.0,
+        max_response_tokens=12_288, bcq=True, ncq=True, replay=True, teacher_on_all_hard=False,
+    )  # fmt: skip
+    assert vars(recipe) == expected
+    assert (args.lr, args.weight_decay, args.steps, args.new_per_step) == (1e-6, 0.1, 200, 384)
+    assert (args.max_prompt_tokens, args.micro_batch) == (4096, 4)

@@ -1,0 +1,72 @@
+"""Driver of test_processes.py: `zppo.update` on hand-made groups, under any number of processes.
+
+usage: update_cases.py FOLDER   (weights and metrics of each case go there)
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import save_file
+
+import toy
+from data import Question
+from models import banned_token_ids, encode
+from zppo import Group, Policy, Recipe, Rollout, update
+
+CASES = ("mixed", "text", "single", "dead", "nan")
+RED = Image.new("RGB", (32, 16), "red")
+
+
+def make_groups(case: str, tokenizer) -> list[Group]:
+    def group(name: str, images: tuple, rewards: list[float]) -> Group:
+        texts = ["17●24" * (i + 1) for i in range(4)]  # unequal lengths
+        rollouts = [
+            Rollout(t, tokenizer(t).input_ids + [tokenizer.eos_token_id], r, None) for t, r in zip(texts, rewards)
+        ]
+        return Group(Question(name, name, images, "24"), "plain", f"{name}\n\nquestion", rollouts)
+
+    one = [1.0, 0.0, 0.0, 0.0]
+    return {
+        "mixed": [group("a", (RED,), one), group("b", (), [0.0, 1.0, 1.0, 0.0]), group("c", (RED,), [0.0] * 4)],
+        "text": [group("a", (), one), group("b", (), [1.0, 1.0, 0.0, 1.0])],
+        "single": [group("a", (RED,), [0.0, 1.0, 0.0, 0.0])],
+        "dead": [group("a", (RED,), [0.0] * 4), group("b", (), [1.0] * 4)],
+        "nan": [group("a", (RED,), one)],
+    }[case]
+
+
+def run(case: str, accelerator: Accelerator, folder: Path) -> None:
+    processor = toy.make_processor()
+    model = toy.make_model(processor, 32, 2, seed=0).train()
+    policy = Policy(model, banned_token_ids(model, processor))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.1)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+    if case == "nan":  # the gradient of one parameter is poisoned on one process only
+        bad = model.model.language_model.norm.weight
+        bad.register_hook(lambda grad: grad * torch.nan if accelerator.is_last_process else grad)
+
+    def encode_prompt(text: str, question: Question) -> dict:
+        return encode(processor, text, question.images)
+
+    metrics = {}
+    for step in range(2):
+        metrics = update(
+            policy, optimizer, accelerator, make_groups(case, processor.tokenizer), Recipe(updates_per_step=2),
+            (0, step), encode_prompt, encode(processor, "blank", [Image.new("RGB", (16, 16))]), micro_batch=2,
+        )  # fmt: skip
+    if accelerator.is_main_process:
+        save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / f"{case}.safetensors")
+        metrics["optimizer_states"] = len(optimizer.state_dict()["state"])
+        (folder / f"{case}.json").write_text(json.dumps(metrics))
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    accelerator = Accelerator(cpu=True)
+    for case in CASES:
+        run(case, accelerator, Path(sys.argv[1]))
+    accelerator.end_training()
