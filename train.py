@@ -39,7 +39,7 @@ from transformers import HfArgumentParser
 
 import toy
 from buffer import ReplayBuffer
-from data import Question, fingerprint, load_questions, prompt_tokens
+from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fingerprint, load_questions, prompt_tokens
 from evaluate import DECODING, accuracies, evaluate, write_records
 from generate import Actor, seed_of
 from models import banned_token_ids, encode, load_model, load_processor, special_tokens
@@ -51,9 +51,12 @@ MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
 
 @dataclass
 class Arguments:
-    """Models, data, schedule and output of a run. Which batch size is which: one step takes `new_per_step` new questions,
-    up to rho_replay times as many replayed ones and rho_aug times as many reformulated prompts, each with `group_size`
-    rollouts, and makes `updates_per_step` gradient updates. micro_batch and rollout_rows change memory, not results."""
+    """Models, data, schedule and output of a run.
+
+    Which batch size is which: one step takes `new_per_step` new questions, up to rho_replay times as many replayed ones
+    and rho_aug times as many reformulated prompts, each with `group_size` rollouts, and makes `updates_per_step` gradient
+    updates. micro_batch and rollout_rows change memory, not results.
+    """
 
     student: str | None = field(default=None, metadata={"help": "model folder or hub id; none: the embedded world"})
     teacher: str | None = field(default=None, metadata={"help": "frozen teacher, model folder or hub id"})
@@ -67,6 +70,8 @@ class Arguments:
     lr: float = field(default=1e-6, metadata={"help": "AdamW learning rate, constant"})
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay"})
     max_prompt_tokens: int = field(default=4096, metadata={"help": "questions with a longer plain prompt are skipped"})
+    min_pixels: int = field(default=MIN_PIXELS, metadata={"help": "images are scaled up to this many pixels"})
+    max_pixels: int = field(default=MAX_PIXELS, metadata={"help": "images are scaled down to this many pixels"})
     micro_batch: int = field(default=4, metadata={"help": "rollouts per forward pass of the update"})
     rollout_rows: int = field(default=64, metadata={"help": "rollouts generated at a time on one process"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations in the update"})
@@ -131,17 +136,21 @@ def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question],
     if is_toy:
         questions, held_out = toy.questions()
         held_out = {family: asked[: args.eval_questions] for family, asked in held_out.items() if args.eval_questions}
-        report = {}
+        skipped = {}
     else:
-        (questions, report), held_out = load_questions(args.data, split=args.split), {}
+        try:
+            questions, report = load_questions(args.data, args.split)
+        except DataError as error:
+            raise SystemExit(f"--data: {error}") from error
+        skipped, held_out = report["skipped"], {}
     kept = [
         question
         for question in tqdm(questions, desc="prompt budget", leave=False)
         if prompt_tokens(processor, plain_prompt(question.text), question.images) <= args.max_prompt_tokens
     ]
-    report["prompt over budget"] = len(questions) - len(kept)
-    if any(report.values()):
-        print(f"questions: {len(kept)} kept; skipped: {report}")
+    skipped["prompt over budget"] = len(questions) - len(kept)
+    if any(skipped.values()):
+        print(f"questions: {len(kept)} kept; rows skipped: {skipped}")
     if len(kept) < args.new_per_step:
         raise SystemExit(f"{len(kept)} usable questions are fewer than one step needs: lower --new_per_step")
     return kept, held_out
@@ -249,6 +258,8 @@ def main(argv: list[str]) -> None:
     )
     policy, optimizer = accelerator.prepare(policy, optimizer)
     is_vlm = hasattr(processor, "image_processor")
+    if is_vlm and not is_toy:
+        bound_pixels(processor, args.min_pixels, args.max_pixels)
     blank = encode(processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
 
     # Data and buffer.
@@ -268,7 +279,7 @@ def main(argv: list[str]) -> None:
         (output / "args.json").write_text(json.dumps({**asdict(args), **asdict(recipe)}, indent=1), encoding="utf-8")
         for name in ("metrics.jsonl", "times.jsonl"):
             truncate_lines(output / name, first_step)
-        accelerator.print(f"ZPPO: {len(questions)} questions, steps {first_step + 1} to {args.steps}, output in {output}")
+        print(f"ZPPO: {len(questions)} questions, steps {first_step + 1} to {args.steps}, output in {output}")
     if args.log_with:
         accelerator.init_trackers("zppo", config={**asdict(args), **asdict(recipe)})
 

@@ -97,13 +97,14 @@ def test_state_survives_json_and_shares_nothing():
     buffer.update([("a", 0.25), ("b", 0.75), ("d", 0.125), ("e", 0.0)], 1)
     state = buffer.state_dict()
     text = json.dumps(state)
-    copy = ReplayBuffer(3)
-    copy.load_state_dict(state)
-    for one in (buffer, copy):  # the same future
+    copies = [ReplayBuffer(3), ReplayBuffer(3)]
+    for copy, saved in zip(copies, (state, json.loads(text))):
+        copy.load_state_dict(saved)
+        assert (copy.entries, copy.history) == (buffer.entries, buffer.history)
+    for one in (buffer, *copies):  # the same future
         one.update([("c", 0.0), ("d", 0.5), ("f", 0.0), ("g", 0.0)], 2)
-    assert copy.state_dict() == buffer.state_dict() and copy.entries == buffer.entries
-    assert json.dumps(state) == text  # neither buffer wrote into the saved state
-    assert json.loads(json.dumps(copy.state_dict())) != json.loads(text)
+        assert one.state_dict() == buffer.state_dict() != json.loads(text)
+    assert json.dumps(state) == text  # no buffer wrote into the saved state
 
 
 def test_graduation_by_admission():

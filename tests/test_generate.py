@@ -58,7 +58,7 @@ def test_evenly_spaced_uniforms_give_the_exact_distribution(sampling):
     assert (counts[expected == 0] == 0).all()
 
 
-@pytest.mark.parametrize("uniform", [0.0, 1e-300, 0.5, 1 - 2**-24, 1 - 2**-53])
+@pytest.mark.parametrize("uniform", [0.0, 1e-300, 0.5, 1 - 2**-24, 1 - 2**-53, 1.0])
 def test_a_token_of_probability_zero_is_never_drawn(uniform):
     logits = torch.full((1, 6), -torch.inf)
     logits[0, 2:4] = torch.tensor([0.0, -1000.0])  # the second underflows to 0

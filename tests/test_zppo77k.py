@@ -1,0 +1,275 @@
+"""zppo77k.py on synthetic sources of the real schemas: filters, caps, workers, a kill, training on the result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+from test_data import RAW_IMAGE, TEXT, cell, cut, save, tiny_processor
+from transformers import HfArgumentParser
+
+import data
+import zppo77k
+from data import DataError, load_questions, open_images
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+VERO_FEATURES = datasets.Features({
+    "id": TEXT, "data_source": TEXT, "image": RAW_IMAGE, "prompt": [{"role": TEXT, "content": TEXT}],
+    "ability": TEXT, "reward_model": {"style": TEXT, "ground_truth": TEXT},
+    "extra_info": {"question": TEXT, "answer": TEXT, "reward_type": TEXT, "id": TEXT}})
+FINE_FEATURES = datasets.Features({
+    "source": TEXT, "id": TEXT, "question": TEXT, "answer": TEXT, "ori_question": TEXT,
+    "original_answer": TEXT, "caption": TEXT, "image": RAW_IMAGE, "pass_rate": datasets.Value("float64"),
+    "qwen3vl_235b_thinking_response": TEXT})
+
+
+def vero_row(i, question="<image>\nHow many are there? Please put your final answer within \\boxed{}.",
+             answer="3", image=None, reward_type="numeric"):
+    question = question.replace("there", f"there in case {i}")
+    return {"id": f"v{i}", "data_source": "d", "image": image or cell(color=(i % 256, i // 256, 0)),
+            "prompt": [{"role": "user", "content": question}], "ability": "stem",
+            "reward_model": {"style": "rule", "ground_truth": answer},
+            "extra_info": {"question": question, "answer": answer, "reward_type": reward_type, "id": f"v{i}"}}
+
+
+def fine_row(i, source, question="Look at <image>. How many are there?", answer="3", image=None,
+             pass_rate=0.25):
+    return {"source": source, "id": f"m{i}", "question": question.replace("there", f"there in case {i}"),
+            "answer": answer, "ori_question": "o", "original_answer": "<think>long</think>", "caption": "c",
+            "image": image or cell(color=(i % 256, i // 256, 9)), "pass_rate": pass_rate,
+            "qwen3vl_235b_thinking_response": "long"}
+
+
+def broken(content: bytes) -> dict:
+    return {"bytes": content, "path": None}
+
+
+VERO_ODD = [  # what is odd about a row, and where it must end
+    ({"answer": "['cat', 'kitten']"}, "answer_is_a_list"), ({"answer": "['cat']"}, "good"),
+    ({"answer": ""}, "answer_missing"), ({"answer": "[3, 4]"}, "good"),
+    ({"answer": "[1, 2, 3, 4]", "reward_type": "grounding"}, "no_short_answer"),
+    ({"answer": "z" * 513}, "answer_too_long"), ({"answer": "z" * 512}, "good"),
+    ({"image": broken(b"\x89PNG broken")}, "image_unreadable"),
+    ({"image": broken(cut("PNG"))}, "image_unreadable"), ({"image": broken(cut("JPEG"))}, "image_unreadable"),
+    ({"image": cell(size=(99, 400))}, "image_too_small"), ({"image": cell(size=(100, 400))}, "good"),
+    ({"image": cell(size=(100, 20100), mode="1", color=0)}, "image_too_narrow"),
+    ({"question": "<image>\n"}, "question_empty"), ({"question": "<image>" + "y" * 3900}, "prompt_too_long"),
+    ({"question": "<image>" + "y" * 3500}, "good"), ({"image": cell(mode="L", color=9)}, "good")]
+FINE_ODD = [({"pass_rate": None}, "pass_rate_missing"), ({"pass_rate": float("nan")}, "pass_rate_missing"),
+            ({"pass_rate": 0.75}, "pass_rate_too_high"),
+            ({"pass_rate": 0.5}, "good"), ({"pass_rate": 0.0}, "good"), ({"answer": None}, "answer_missing"),
+            ({"image": broken(b"")}, "image_unreadable"), ({"question": "<image>"}, "question_empty")]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Both sources as small folders of the real layout, and the fate of every row while no cap binds."""
+    root = tmp_path_factory.mktemp("sources")
+    fates, rows, number = {}, {}, iter(range(10_000))
+
+    def put(file, origin, row, fate):
+        rows.setdefault(file, []).append(row)
+        fates.setdefault(origin, Counter()).update(["rows", fate])
+
+    def vero(config, shard=0, fate="good", **odd):
+        row = vero_row(next(number), **odd)
+        put((config, shard), f"vero/{config}", row, fate)
+        return row
+
+    def fine(source, shard, fate="good", **odd):
+        row = fine_row(next(number), source, **odd)
+        put(("fine", shard), f"mmfinereason/{source}", row, fate)
+        return row
+
+    for odd, fate in VERO_ODD:
+        vero("stem-ai2d_merged", next(number) % 2, fate, **odd)
+    for _ in range(9):
+        vero("stem-wemath20_pro")
+        vero("stem-wemath20_standard")
+        twice = vero("knowledge_recognition-vqav2")
+    put(("knowledge_recognition-vqav2", 1), "vero/knowledge_recognition-vqav2", twice, "duplicate")
+    put(("stem-wemath20_standard", 0), "vero/stem-wemath20_standard", rows["stem-wemath20_pro", 0][0],
+        "duplicate")
+    rows["captioning_IF-PixMo-Cap", 0] = [vero_row(next(number))]
+    for shard in range(3):
+        for odd, fate in FINE_ODD:
+            fine("MMR1", shard, fate, **odd)
+        for _ in range(8 - shard):
+            fine("MMR1", shard)
+            fine("FineVision-raven", shard)
+            fine("FineVision-ai2d_merged", shard, "held_by_vero")
+        for _ in range(2):
+            fine("GameQA-140K", shard, "not_in_recipe")
+            fine("WeMath2-Standard", shard, "held_by_vero", pass_rate=0.75)
+    # an exact copy of a Vero question under another name of the second source: dropped after the caps
+    copy = rows["knowledge_recognition-vqav2", 0][0]
+    put(("fine", 2), "mmfinereason/MMR1", fine_row(0, "MMR1", image=copy["image"]) | {
+        "question": copy["extra_info"]["question"]}, "duplicate_of_another_subset")
+    files = Counter(file[0] for file in rows)
+    for (config, shard), made in rows.items():
+        kind, features = ("fine", FINE_FEATURES) if config == "fine" else ("vero", VERO_FEATURES)
+        name = f"train-{shard:05d}-of-{files[config]:05d}.parquet"
+        folder = root / kind / ("data" if kind == "fine" else config)
+        save(folder / name, made, features)
+    configs = sorted(files.keys() - {"fine"})
+    entries = [f"- config_name: {config}\n  data_files:\n  - split: train\n    path: {config}/train-*\n"
+               for config in configs]
+    (root / "vero" / "README.md").write_text("---\nconfigs:\n" + "".join(entries) + "---\n")
+    used = {"ai2d", "wemath", "vqav2", "mmr1", "raven"}
+    lacking = sorted((zppo77k.NAMES["vero"] | zppo77k.NAMES["mmfinereason"]) - used | {"raven"})
+
+    def arguments(out, **changes) -> zppo77k.BuildArgs:
+        settings = {"vero": str(root / "vero"), "mmfinereason": str(root / "fine"), "student": "tiny",
+                    "workers": 1, "allow_missing": lacking}
+        return zppo77k.BuildArgs(str(out), **settings | changes)
+
+    return arguments, fates
+
+
+def rows_of(out) -> list[dict]:
+    return list(data.undecoded(data.open_source(str(out), "train", None)[0]))
+
+
+@pytest.fixture(scope="module")
+def whole(world, processor, tmp_path_factory):
+    """The set when no cap binds."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, zppo77k.build(world[0](out), processor)
+
+
+def test_counts_at_every_filter_are_as_predicted(world, whole):
+    out, report = whole
+    expected = {origin: {("kept" if fate == "good" else fate): n for fate, n in count.items()}
+                for origin, count in world[1].items()}
+    assert report["origins"] == expected
+    assert report["outside_the_recipe"] == ["vero/captioning_IF-PixMo-Cap", "mmfinereason/GameQA-140K"]
+    kept = {name: kept for name, (_, kept) in report["subsets"].items()}
+    assert kept == {"ai2d": 6, "wemath": 18, "vqav2": 9, "mmr1": 27, "raven": 21}
+    assert report["totals"]["kept"] == report["questions"] == sum(kept.values())
+    assert json.loads((out / "report.json").read_text()) == report
+    text = (out / "README.md").read_text()
+    for line in ("| vqav2 | 1400 | 9 |", "| tier1_cap | `2800` |", "vero/captioning_IF-PixMo-Cap"):
+        assert line in text
+    assert sorted(os.listdir(out)) == ["README.md", "data", "report.json"]
+
+
+def test_the_built_set_loads_as_it_is(whole):
+    out, report = whole
+    questions, loaded = load_questions(str(out), check="full")
+    assert loaded["skipped"] == {} and len(questions) == report["questions"]
+    assert all(len(q.images) == 1 and open_images(q)[0].mode == "RGB" for q in questions)
+    assert not any("<image>" in q.text or "boxed" in q.text for q in questions)
+    assert {q.answer for q in questions} == {"3", "cat", "[3, 4]", "z" * 512}
+
+
+def test_caps_choose_the_lowest_ranks(world, whole, processor, tmp_path):
+    report = zppo77k.build(world[0](tmp_path, tier1_cap=6, tier2_cap=4, seed=7), processor)
+    totals, kept = report["totals"], {name: kept for name, (_, kept) in report["subsets"].items()}
+    copies = totals.get("duplicate_of_another_subset", 0)  # 1 if the caps chose both copies
+    assert kept == {"ai2d": 6, "wemath": 6, "vqav2": 4, "mmr1": 6 - copies, "raven": 4}
+    assert totals["kept"] + totals["over_cap"] + copies == whole[1]["totals"]["kept"] + 1
+    chosen = rows_of(tmp_path)
+    assert [row["rank"] for row in chosen] == sorted(zppo77k.rank_of(row["uid"], 7) for row in chosen)
+    for subset, cap in (("wemath", 6), ("raven", 4)):
+        uids = [row["uid"] for row in rows_of(whole[0]) if row["subset"] == subset]
+        lowest = sorted(uids, key=lambda uid: zppo77k.rank_of(uid, 7))[:cap]
+        assert {row["uid"] for row in chosen if row["subset"] == subset} == set(lowest)
+
+
+def test_same_set_from_two_workers_and_another_seed_another_set(world, processor, tmp_path):
+    caps = {"tier1_cap": 6, "tier2_cap": 4}
+    one = zppo77k.build(world[0](tmp_path / "one", **caps), processor)
+    two = zppo77k.build(world[0](tmp_path / "two", **caps, workers=2), processor)
+    other = zppo77k.build(world[0](tmp_path / "other", **caps, seed=1), processor)
+    assert one == two and rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
+    prints = [data.fingerprint(load_questions(str(tmp_path / name))[0]) for name in ("one", "two", "other")]
+    assert prints[0] == prints[1] != prints[2]
+    assert one["questions"] == pytest.approx(other["questions"], abs=1)
+
+
+def test_a_killed_build_resumes_where_it_was(world, whole, processor, tmp_path, monkeypatch):
+    code = f"""if True:
+        import os, signal, sys
+        sys.path[:0] = {sys.path!r}
+        import test_data, zppo77k
+        scan, done = zppo77k.scan_shard, []
+        def scan_two(shard, **rest):
+            if len(done) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(shard)
+            return scan(shard, **rest)
+        zppo77k.scan_shard = scan_two
+        zppo77k.build(zppo77k.{world[0](tmp_path)!r}, test_data.tiny_processor())
+    """
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (work,) = [name for name in os.listdir(tmp_path) if name.startswith("work-")]
+    finished = {name[:-5] for name in os.listdir(tmp_path / work) if name.endswith(".json")}
+    assert len(finished) == 2
+    scan, again = zppo77k.scan_shard, []
+
+    def watched(shard, **rest):
+        again.append(shard.key)
+        return scan(shard, **rest)
+
+    monkeypatch.setattr(zppo77k, "scan_shard", watched)
+    report = zppo77k.build(world[0](tmp_path), processor)
+    assert len(again) == 6 and not finished & set(again)
+    assert report == whole[1] and rows_of(tmp_path) == rows_of(whole[0])
+    with pytest.raises(DataError, match="the set is finished"):
+        zppo77k.build(world[0](tmp_path), processor)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"vero_split": "training"}, r"'training' was expected, the source has \['train'\]. Set --vero_split"),
+    ({"mmfinereason_config": "all"}, r"config 'all' was expected.*default.*--mmfinereason_config"),
+    ({"vero_columns": ["answer=reward_model.gold"]},
+     r"'reward_model.gold'} were expected, the file has .*'reward_model.ground_truth'.*_columns answer="),
+    ({"mmfinereason_columns": ["pass_rate=qwen3vl_4b_pass_rate"]}, "--mmfinereason_columns pass_rate=<name>"),
+    ({"mmfinereason_columns": ["passrate=x"]}, r"\['passrate'\] are not our names"),
+    ({"allow_missing": []}, r"nothing there matches .*'visual7w'.*PixMo-Cap.*--aliases .*--allow_missing"),
+    ({"vero": "/nowhere/at/all"}, "--vero /nowhere/at/all: cannot be opened"),
+])
+def test_sources_that_turn_out_different_say_what_to_change(world, processor, tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        zppo77k.build(world[0](tmp_path, **changes), processor)
+
+
+def test_a_cut_parquet_file_is_named(tmp_path):
+    whole = save(tmp_path / "a.parquet", [{"x": "y" * 1000}])
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:300])
+    with pytest.raises(DataError, match="cut.parquet: not a whole parquet file"):
+        zppo77k.open_shard(str(tmp_path / "cut.parquet"), "vero", {})
+    assert zppo77k.open_shard(whole, "vero", {"row_id": ""}).metadata.num_rows == 1  # "" switches a column off
+
+
+def test_aliases_and_leaving_a_source_out(world, processor, tmp_path):
+    report = zppo77k.build(world[0](tmp_path, vero="", aliases=["gameqa_140k=virl39k"]), processor)
+    assert report["origins"]["mmfinereason/GameQA-140K"] == {"rows": 6, "kept": 6}
+    assert report["origins"]["mmfinereason/FineVision-ai2d_merged"]["kept"] == 21  # not held by Vero
+
+
+def test_command_line(capsys):
+    (arguments,) = HfArgumentParser(zppo77k.BuildArgs).parse_args_into_dataclasses(["--out", "x", "--tier1_cap", "5"])
+    assert (arguments.tier1_cap, arguments.tier2_cap, arguments.max_pass_rate) == (5, 1400, 0.5)
+
+
+def test_the_embedded_student_trains_on_the_built_set(whole, tmp_path):
+    root = Path(zppo77k.__file__).parent
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", f"{root}/train.py"]
+    command += f"--student {root}/world/student --teacher {root}/world/teacher --data {whole[0]} --output run".split()
+    command += "--steps 2 --new_per_step 4 --group_size 2 --teacher_group_size 1 --max_response_tokens 8".split()
+    command += "--min_pixels 256 --max_pixels 4096".split()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
