@@ -305,7 +305,8 @@ class Lesson:
         if kind == "tip":
             return prompts.hint_prompt(given), (), tip(signs, places)
         if rng.random() < 0.1:  # a response that never boxes
-            return prompts.compression_prompt(given.split("\\boxed")[0]), (), f"<summary>{chain(signs, places)}</summary>"
+            given = given.split("\\boxed")[0]
+            return prompts.compression_prompt(given), (), f"<summary>{chain(signs, places)}</summary>"
         return prompts.compression_prompt(given), (), f"<summary>{summary(signs, places)}</summary>"
 
 

@@ -53,9 +53,9 @@ MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
 class Arguments:
     """Models, data, schedule and output of a run.
 
-    Which batch size is which: one step takes `new_per_step` new questions, up to rho_replay times as many replayed ones
-    and rho_aug times as many reformulated prompts, each with `group_size` rollouts, and makes `updates_per_step` gradient
-    updates. micro_batch and rollout_rows change memory, not results.
+    Which batch size is which: one step takes `new_per_step` new questions, up to rho_replay times as many replayed
+    ones and rho_aug times as many reformulated prompts, each with `group_size` rollouts, and makes `updates_per_step`
+    gradient updates. micro_batch and rollout_rows change memory and speed, not results.
     """
 
     student: str | None = field(default=None, metadata={"help": "model folder or hub id; none: the embedded world"})

@@ -227,7 +227,7 @@ def collect(
         return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text)) for r in row] for row in rows]
 
     # 1. Plain rollouts on new and replayed questions [G1, Z3].
-    requests = [Request("plain", question.uid, prompts.plain_prompt(question.text), question) for question in [*new, *replayed]]
+    requests = [Request("plain", x.uid, prompts.plain_prompt(x.text), x) for x in [*new, *replayed]]
     plain = [
         Group(request.question, "plain", request.text, rollouts)
         for request, rollouts in zip(requests, roll_out(student, requests, recipe.group_size, "rollout"), strict=True)

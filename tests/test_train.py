@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from train import parse
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -94,7 +97,8 @@ def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
     ours, theirs = read_state(two, 4)[0], read_state(run, 4)[0]
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=2e-5)
-    for mine, other in zip(*((folder / "metrics.jsonl").read_text().splitlines() for folder in (two, run)), strict=True):
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (two, run)]
+    for mine, other in zip(*lines, strict=True):
         assert json.loads(mine) == pytest.approx(json.loads(other), rel=1e-3, abs=1e-5)
 
 
@@ -122,8 +126,6 @@ def test_bad_arguments_are_refused_before_training(tmp_path, args, message):
 def test_buffer_of_another_data_set_is_refused(reference, tmp_path):
     run, _ = reference
     copy = tmp_path / "run"
-    import shutil
-
     shutil.copytree(run, copy)
     path = copy / "checkpoints" / "step_00004" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "data": "another set"}))
@@ -132,21 +134,17 @@ def test_buffer_of_another_data_set_is_refused(reference, tmp_path):
 
 
 def test_configuration_file(tmp_path):
-    import train
-
     file = tmp_path / "run.yaml"
     file.write_text("lr: 1e-5\nbcq: false\nsteps: 7\n")
-    args, recipe, is_toy = train.parse([str(file), "--steps", "3"])
+    args, recipe, is_toy = parse([str(file), "--steps", "3"])
     assert (args.lr, recipe.bcq, args.steps, is_toy, args.new_per_step) == (1e-5, False, 3, True, 32)
     file.write_text("learning_rate: 1e-5\n")
     with pytest.raises(SystemExit, match="learning_rate"):
-        train.parse([str(file)])
+        parse([str(file)])
 
 
 def test_defaults_are_table_8():
-    import train
-
-    args, recipe, _ = train.parse(["--student", "s", "--teacher", "t", "--data", "d"])
+    args, recipe, _ = parse(["--student", "s", "--teacher", "t", "--data", "d"])
     expected = dict(
         group_size=8, teacher_group_size=4, tau=0.5, rho_replay=0.25, rho_aug=0.25, buffer_capacity=10_000,
         norm="norm_wo_zero", updates_per_step=4, eps_low=0.20, eps_high=0.28, dual_clip=10.0, max_grad_norm=1.0,

@@ -98,6 +98,13 @@ def test_equal_rewards_give_exactly_zero(norm, value):
     assert (result[[0, 2]] == 0).all() and (result[1] != 0).all() and result.isfinite().all()
 
 
+def test_a_group_is_trivial_by_equality_and_not_by_a_threshold():
+    """A difference whose square is 0 in fp32 is still a difference."""
+    live = advantages(torch.tensor([[1.0, 0.0], [1e-30, 0.0], [0.0, 0.0]]))
+    assert live[1, 0] > 0 > live[1, 1] and (live[2] == 0).all()
+    assert live[0, 0].item() == pytest.approx(2**0.5)  # two live groups: variance (2 * 0.25 + 2 * 0) / 4
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_advantages_move_with_their_groups(norm):
     rewards = torch.randint(2, (12, 8), generator=torch.Generator().manual_seed(0))

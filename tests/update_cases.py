@@ -59,7 +59,8 @@ def run(case: str, accelerator: Accelerator, folder: Path) -> None:
             (0, step), encode_prompt, encode(processor, "blank", [Image.new("RGB", (16, 16))]), micro_batch=2,
         )  # fmt: skip
     if accelerator.is_main_process:
-        save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / f"{case}.safetensors")
+        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+        save_file(weights, folder / f"{case}.safetensors")
         metrics["optimizer_states"] = len(optimizer.state_dict()["state"])
         (folder / f"{case}.json").write_text(json.dumps(metrics))
     accelerator.wait_for_everyone()
