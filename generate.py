@@ -64,7 +64,7 @@ def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, sampling: Samplin
         probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
     cdf = probs.cumsum(-1, dtype=torch.float64)  # [B, V]
     # Strictly below the total, so that the answer is always a token of positive probability.
-    target = uniform.clamp(max=1 - 1e-12).unsqueeze(-1) * cdf[:, -1:]
+    target = uniform.double().clamp(max=1 - 1e-12).unsqueeze(-1) * cdf[:, -1:]
     return torch.searchsorted(cdf, target, right=True).squeeze(-1)
 
 
@@ -103,7 +103,7 @@ def generate(
     prompts: P encoded prompts (`models.encode`). seeds: P lists of G seeds, one per rollout.
     Returns P lists of G token lists. A list ends with its end token; one without was cut at max_new_tokens.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()  # gradient checkpointing in train mode would switch the KV cache off
     device = model.get_output_embeddings().weight.device
     end = torch.tensor(list(end_ids), device=device)
@@ -163,7 +163,8 @@ def generate(
             logits_to_keep=1,
         )
         logits = output.logits[:, -1]
-    model.train(training)
+    for module, mode in modes:
+        module.training = mode
 
     grouped, start = [], 0
     for size in groups:

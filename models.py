@@ -51,8 +51,16 @@ def disable_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in list(vars(module).items()):  # attention_dropout, dropout, ... kept as plain numbers
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def lm_head(model):
+    """Hidden states -> logits as the model's own forward makes them: Gemma caps its logits after the head."""
+    head = model.get_output_embeddings()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return (lambda hidden: cap * torch.tanh(head(hidden) / cap)) if cap else head
 
 
 def tokenizer_of(processor):
@@ -124,7 +132,7 @@ def collate(
     lengths = [len(row["input_ids"]) for row in rows]
     width = max(lengths)
     batch = {}
-    for key in rows[0]:
+    for key in {key for row in rows for key in row}:
         batch[key] = torch.full((len(rows), width), pad_id if key == "input_ids" else 0)
     batch["attention_mask"] = torch.zeros(len(rows), width, dtype=torch.long)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):

@@ -98,7 +98,7 @@ def ncq_prompt(
 
     answers: the parsed answer of each wrong rollout, None where it has none. wrong: the compressed traces.
     """
-    listed = dict.fromkeys(neutralise(answer.strip(), special_tokens) for answer in answers if answer is not None)
+    listed = dict.fromkeys(neutralise(answer.strip(), special_tokens) for answer in answers if (answer or "").strip())
     header = NCQ_HEADER
     if listed:
         boxed = ", ".join(f"\\boxed{{{answer}}}" for answer in listed)

@@ -40,7 +40,7 @@ from torch.utils.checkpoint import checkpoint
 import prompts
 from data import Question
 from generate import Request, Sampling, seed_of
-from models import collate, position_ids, response_positions
+from models import collate, lm_head, position_ids, response_positions
 from rewards import extract_boxed, grade
 
 COMPRESSION_TOKENS = 512  # Table 8
@@ -133,7 +133,7 @@ class Policy(torch.nn.Module):
         backbone = getattr(self.model, self.model.base_model_prefix)
         hidden = backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state  # [B, L, H]
         tokens = batch["input_ids"].roll(-1, dims=-1)  # [B, L]: the token that each position predicts
-        return token_logprobs(hidden[predicts], self.model.get_output_embeddings(), tokens[predicts], self.banned)
+        return token_logprobs(hidden[predicts], lm_head(self.model), tokens[predicts], self.banned)
 
 
 # ---------------------------------------------------------------- data of one step
@@ -322,9 +322,11 @@ def read_summary(reply: str, trace: Rollout) -> tuple[str, bool]:
     if summary and same:
         return summary, False
     reasoning = trace.text.rsplit("</think>", 1)[0].replace("<think>", "")
-    lines = [line for line in reasoning.splitlines() if line.strip()][-SUMMARY_LINES + 1 :]
+    lines = [line for line in (reasoning.strip() or trace.text).splitlines() if line.strip()][-SUMMARY_LINES + 1 :]
     cut = "\n".join(lines)[-4 * COMPRESSION_TOKENS :]  # about as long as a summary may be
-    return cut + (f"\n\\boxed{{{trace.answer}}}" if trace.answer is not None else ""), True
+    if trace.answer is not None and extract_boxed(cut) != trace.answer:
+        cut += f"\n\\boxed{{{trace.answer}}}"
+    return cut, True
 
 
 # ---------------------------------------------------------------- Algorithm 1, stage 6
