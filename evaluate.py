@@ -16,31 +16,40 @@ from transformers import HfArgumentParser
 import prompts
 import toy
 from data import Question
-from generate import Actor, Request, Sampling
+from generate import Actor, Request, Sampling, asker
 from models import load_model, load_processor
-from rewards import grade
+from rewards import score
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
 DECODING = Sampling(max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5)
 
 
 def evaluate(
-    actor: Actor, questions: dict[str, Sequence[Question]], sampling: Sampling = DECODING, seed: int = 0
+    actor: Actor,
+    questions: dict[str, Sequence[Question]],
+    sampling: Sampling = DECODING,
+    seed: int = 0,
+    judge: Actor | None = None,
 ) -> list[dict]:
-    """One response to each question (Pass@1). Returns a record per question with its family and reward."""
+    """One response to each question (Pass@1). Returns a record per question with its family and reward.
+
+    judge: the model that judges free-form golds; only needed where there are any.
+    """
     asked = [(family, question) for family in questions for question in questions[family]]
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
     replies = actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")
+    items = [(q.text, reply.text, q.answer, q.free_form) for (_, q), (reply,) in zip(asked, replies, strict=True)]
+    rewards = score(items, judge and asker(judge, (seed, "evaluate")))
     return [
         {
             "family": family,
             "uid": question.uid,
             "response": reply.text,
             "gold": question.answer,
-            "reward": grade(reply.text, question.answer),
+            "reward": reward,
             "finished": reply.finished,
         }
-        for (family, question), (reply,) in zip(asked, replies, strict=True)
+        for (family, question), (reply,), reward in zip(asked, replies, rewards, strict=True)
     ]
 
 

@@ -22,7 +22,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from data import Question, open_images
-from models import banned_token_ids, collate, encode, end_token_ids, position_ids, tokenizer_of
+from models import banned_token_ids, collate, encode, end_token_ids, extend, position_ids, tokenizer_of
+from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
 DROP_SHARE = 8  # finished rows are dropped once they are 1/8 of the batch (a drop copies the cache)
@@ -181,6 +182,7 @@ class Request:
     uid: str
     text: str
     question: Question | None = None
+    prefix: Sequence[int] = ()  # tokens that every response is made to start with (the Prefix baseline)
 
     @property
     def images(self) -> int:
@@ -189,9 +191,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    text: str
-    tokens: list[int]  # as sampled, end token included
+    text: str  # a forced prefix included
+    tokens: list[int]  # as sampled: end token included, forced prefix not
     finished: bool  # False: cut at max_new_tokens
+
+
+def asker(actor, key: tuple) -> Callable[[Sequence[str]], list[str]]:
+    """The judge's seam: texts for prompts, greedily, from any actor (rewards.judge)."""
+    sampling = Sampling(max_new_tokens=JUDGE_MAX_NEW_TOKENS, temperature=JUDGE_TEMPERATURE)
+
+    def ask(texts: Sequence[str]) -> list[str]:
+        requests = [Request("judge", str(i), text) for i, text in enumerate(texts)]
+        return [reply.text for (reply,) in actor(requests, 1, sampling, key, "judge")]
+
+    return ask
 
 
 class Actor:
@@ -208,11 +221,12 @@ class Actor:
         rows: int = 64,
         template: dict | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        seconds: dict[str, float] | None = None,
     ):
         self.model, self.processor, self.rows = model, processor, rows
         self.template, self.autocast = template or {}, autocast
         self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
-        self.seconds: dict[str, float] = {}  # wall-clock time by phase, for the time split
+        self.seconds = {} if seconds is None else seconds  # wall-clock time by phase, for the time split
 
     def encode(self, text: str, question: Question | None) -> dict[str, torch.Tensor]:
         return encode(self.processor, text, open_images(question) if question else (), **self.template)
@@ -228,7 +242,7 @@ class Actor:
         drawn: list[tuple[int, list[list[int]]]] = []
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process)
         for batch in batches[state.process_index :: state.num_processes]:
-            encoded = [self.encode(requests[i].text, requests[i].question) for i in batch]
+            encoded = [extend(self.encode(requests[i].text, requests[i].question), requests[i].prefix) for i in batch]
             seeds = [[seed_of(*key, requests[i].kind, requests[i].uid, j) for j in range(n)] for i in batch]
             with self.autocast():
                 groups = generate(self.model, encoded, seeds, sampling, self.end_ids, self.banned_ids)
@@ -240,7 +254,11 @@ class Actor:
         decode = tokenizer_of(self.processor).decode
         replies: dict[int, list[Reply]] = {
             i: [
-                Reply(decode(tokens, skip_special_tokens=True), tokens, bool(tokens) and tokens[-1] in self.end_ids)
+                Reply(
+                    decode([*requests[i].prefix, *tokens], skip_special_tokens=True),
+                    tokens,
+                    finished=bool(tokens) and tokens[-1] in self.end_ids,
+                )
                 for tokens in group
             ]
             for i, group in drawn

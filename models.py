@@ -145,6 +145,14 @@ def collate(
     return {key: value.to(device) for key, value in batch.items()}
 
 
+def extend(prompt: dict[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, torch.Tensor]:
+    """An encoded prompt with response tokens already behind it."""
+    if not len(tokens):
+        return prompt
+    batch = collate([prompt], [tokens])
+    return {key: batch[key][0] if key in TOKEN_KEYS else value for key, value in prompt.items()}
+
+
 def position_ids(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Explicit position ids: [B, L], or [3, B, L] for models with multimodal rope."""
     mask = batch["attention_mask"]

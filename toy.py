@@ -47,8 +47,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import prompts
 from data import Question
 from generate import seed_of
+from learner import Policy
 from models import banned_token_ids, collate, encode, position_ids, response_positions
-from zppo import Policy
 
 WORLD = Path(__file__).parent / "world"
 PLACES = [str(n) for n in range(10, 40)]

@@ -37,14 +37,16 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+import baselines
 import toy
 from buffer import ReplayBuffer
 from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fingerprint, load_questions, prompt_tokens
 from evaluate import DECODING, accuracies, evaluate, write_records
 from generate import Actor, seed_of
-from models import banned_token_ids, encode, load_model, load_processor, special_tokens
+from learner import Learner, Policy
+from models import banned_token_ids, encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
-from zppo import Group, Policy, Recipe, collect, update
+from zppo import Group, Recipe, collect, update
 
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
 
@@ -59,7 +61,9 @@ class Arguments:
     """
 
     student: str | None = field(default=None, metadata={"help": "model folder or hub id; none: the embedded world"})
-    teacher: str | None = field(default=None, metadata={"help": "frozen teacher, model folder or hub id"})
+    teacher: str | None = field(
+        default=None, metadata={"help": "frozen teacher, model folder or hub id; several: separated by commas"}
+    )
     data: str | None = field(default=None, metadata={"help": "questions: hub id, folder, parquet or JSON lines file"})
     split: str = field(default="train", metadata={"help": "split of --data"})
     output: str = field(default="runs/zppo", metadata={"help": "folder for everything the run leaves"})
@@ -172,7 +176,9 @@ def summarise(groups: list[Group], recipe: Recipe) -> dict[str, float | None]:
         values = list(values)
         return sum(values) / len(values) if values else None
 
-    by_kind = {kind: [g for g in groups if g.kind == kind] for kind in ("plain", "bcq", "ncq")}
+    kinds = ("plain", "bcq", "ncq", *(branch for branch in recipe.branches if branch in ("hint", "prefix")))
+    by_kind = {kind: [g for g in groups if g.kind == kind] for kind in kinds}
+    groups = [group for kind in kinds for group in by_kind[kind]]  # Off-Distill's teacher groups are not rollouts
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         **{f"{kind}_accuracy": mean(g.accuracy for g in by_kind[kind]) for kind in by_kind},
@@ -249,9 +255,19 @@ def main(argv: list[str]) -> None:
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    teacher_model = load_model(args.teacher).to(accelerator.device).requires_grad_(False)
-    student = Actor(model, processor, args.rollout_rows, autocast=accelerator.autocast)
-    teacher = Actor(teacher_model, load_processor(args.teacher), args.rollout_rows, autocast=accelerator.autocast)
+    seconds: dict[str, float] = {}  # of the current step, by phase
+    settings = dict(rows=args.rollout_rows, autocast=accelerator.autocast, seconds=seconds)
+    student = Actor(model, processor, **settings)
+    teachers = [
+        Actor(load_model(path).to(accelerator.device).requires_grad_(False), load_processor(path), **settings)
+        for path in args.teacher.split(",")
+    ]
+    teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
+    is_baseline = not set(recipe.branches) <= {"bcq", "ncq"}
+    if set(recipe.branches) & set(baselines.SHARES_TOKENS):
+        vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in (student, *teachers)]
+        if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
+            raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
     policy = Policy(model, banned_token_ids(model, processor))
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay
@@ -261,6 +277,8 @@ def main(argv: list[str]) -> None:
     if is_vlm and not is_toy:
         bound_pixels(processor, args.min_pixels, args.max_pixels)
     blank = encode(processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
+
+    learner = Learner(policy, optimizer, accelerator, student.encode, blank, args.micro_batch)
 
     # Data and buffer.
     questions, held_out = load_data(args, processor, is_toy)
@@ -298,7 +316,7 @@ def main(argv: list[str]) -> None:
 
     for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=not main_process):
         start, key = time.perf_counter(), (args.seed, step)
-        student.seconds, teacher.seconds = {}, {}
+        seconds.clear()
         new = new_questions(questions, args, step)
         replayed = []
         if recipe.replay:
@@ -306,14 +324,17 @@ def main(argv: list[str]) -> None:
             uids = buffer.sample(count, random.Random(seed_of(*key, "replay")), exclude=[q.uid for q in new])
             replayed = [by_uid[uid] for uid in uids]
 
-        groups, stats = collect(new, replayed, student, teacher, recipe, key, special_tokens(processor))
+        gather = baselines.collect if is_baseline else collect
+        groups, stats = gather(new, replayed, student, teacher, recipe, key, special_tokens(processor))
 
         update_start = time.perf_counter()
         with tqdm(desc="update", leave=False, disable=not main_process) as bar:
-            losses = update(
-                policy, optimizer, accelerator, groups, recipe, key, student.encode, blank, args.micro_batch, bar.update
-            )
-        update_seconds = time.perf_counter() - update_start
+            learner.progress = bar.update
+            if recipe.method.startswith(("on_distill", "off_distill")):
+                losses = baselines.distill(learner, teachers[0].model, groups, recipe, key)
+            else:
+                losses = update(learner, groups, recipe, key)
+        seconds["update"] = time.perf_counter() - update_start
 
         events = {"admitted": [], "graduated": [], "evicted": []}
         if recipe.replay:  # plain accuracy only
@@ -329,7 +350,6 @@ def main(argv: list[str]) -> None:
             "buffer": len(buffer),
             **{name: len(uids) for name, uids in events.items()},
         }
-        seconds = {**student.seconds, **teacher.seconds, "update": update_seconds}
         times = {"step": step + 1, "total": time.perf_counter() - start, **seconds}
         if main_process:
             log(output, metrics, times)
@@ -361,7 +381,7 @@ def log(output: Path, metrics: dict, times: dict) -> None:
             file.write(json.dumps(record) + "\n")
 
     def percent(name: str) -> str:
-        return "  - " if metrics[name] is None else f"{100 * metrics[name]:3.0f}%"
+        return "  - " if metrics.get(name) is None else f"{100 * metrics[name]:3.0f}%"
 
     split = " ".join(f"{name} {seconds:.1f}" for name, seconds in times.items() if name not in ("step", "total"))
     tqdm.write(

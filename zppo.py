@@ -1,6 +1,7 @@
 """ZPPO, Algorithm 1: one training step from plain rollouts to the buffer refresh (arXiv 2606.18216).
 
-Read `collect` for stages 1-5 and `update` for stage 6; the pure functions above them are the equations.
+Read `collect` for stages 1-5 and `update` for stage 6; the pure functions above them are the equations. What turns
+rows into micro-batches and takes the optimiser's step is in learner.py.
 Tags in brackets are the paper's: [G1, G2] GRPO, [Da1-Da3] DAPO, [R1] REINFORCE++, [Z0-Z4] ZPPO's own.
 `advantages`, `policy_loss` and `token_logprobs` import nothing from the rest of the project: copy them.
 
@@ -20,18 +21,14 @@ Decisions where the paper is silent, and shortcuts that change no result:
     numerator, and so their gradient, is exactly zero.
  7. A mini-batch is a seeded share of the step's rollouts, not of its groups. The first one needs no
     scoring pass for old log-probs: there the old policy is the policy, and the ratio is exactly 1.
- 8. The optimiser does not step on a mini-batch without any non-zero advantage, nor on a gradient that is
-    not finite, on any process.
- 9. Every micro-batch of a VLM holds an image: where it has none, a blank image with weight 0 joins it. So
-    the vision tower is always in the graph, as DDP needs, and one process or many give the same weights.
-10. Log-probs are of the distribution that was sampled: temperature 1, vision placeholders banned. The
+ 8. The optimiser does not step on a mini-batch without any non-zero advantage.
+ 9. Log-probs are of the distribution that was sampled: temperature 1, vision placeholders banned. The
     entropy that is logged is the mean over the tokens that went through the update.
 """
 
 import math
 import random
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -39,9 +36,8 @@ from torch.utils.checkpoint import checkpoint
 
 import prompts
 from data import Question
-from generate import Request, Sampling, seed_of
-from models import collate, lm_head, position_ids, response_positions
-from rewards import extract_boxed, grade
+from generate import Request, Sampling, asker, seed_of
+from rewards import extract_boxed, score
 
 COMPRESSION_TOKENS = 512  # Table 8
 SUMMARY_LINES = 5  # Fig. 16
@@ -120,23 +116,26 @@ def token_logprobs(
     return torch.cat(logp), torch.cat(entropy)
 
 
-class Policy(torch.nn.Module):
-    """The student as a map from (prompts, responses) to log-probs: this is what accelerate wraps."""
-
-    def __init__(self, model, banned: Sequence[int] = ()):
-        super().__init__()
-        self.model, self.banned = model, list(banned)
-
-    def forward(self, batch: dict, position_ids: torch.Tensor, predicts: torch.Tensor):
-        """batch: `models.collate`d prompts + responses [B, L]. predicts: bool [B, L], True where the next token is a
-        response token. Returns (log-probs, entropies) of the response tokens, [N], row after row."""
-        backbone = getattr(self.model, self.model.base_model_prefix)
-        hidden = backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state  # [B, L, H]
-        tokens = batch["input_ids"].roll(-1, dims=-1)  # [B, L]: the token that each position predicts
-        return token_logprobs(hidden[predicts], lm_head(self.model), tokens[predicts], self.banned)
-
-
 # ---------------------------------------------------------------- data of one step
+
+
+# The rows of the paper's tables (App. D.2): what each adds to plain rollouts. A dagger in the paper is "replay" here.
+METHODS = {
+    "zppo": ("bcq", "ncq", "replay"),  # [Z4]
+    "grpo": (),
+    "grpo_replay": ("replay",),
+    "grpo_both": ("bcq", "ncq"),
+    "grpo_replay_bcq": ("bcq", "replay"),
+    "grpo_replay_ncq": ("ncq", "replay"),
+    # Below: baselines.py
+    "off_distill": ("off_distill",),
+    "off_distill_replay": ("off_distill", "replay"),
+    "on_distill": ("on_distill",),
+    "on_distill_replay": ("on_distill", "replay"),
+    "hint": ("hint", "replay"),
+    "prefix": ("prefix", "replay"),
+    "teacher_response": ("teacher_response", "replay"),
+}
 
 
 @dataclass
@@ -148,9 +147,10 @@ class Recipe:
     tau: float = field(default=0.5, metadata={"help": "a question is hard below this plain accuracy"})
     rho_replay: float = field(default=0.25, metadata={"help": "replayed questions per new question"})
     rho_aug: float = field(default=0.25, metadata={"help": "BCQ + NCQ instances per new question, at most"})
-    bcq: bool = field(default=True, metadata={"help": "[Z1] candidate prompts with one correct and one wrong trace"})
-    ncq: bool = field(default=True, metadata={"help": "[Z2] candidate prompts with all wrong traces"})
-    replay: bool = field(default=True, metadata={"help": "[Z3] the replay buffer of hard questions"})
+    method: str = field(
+        default="zppo",
+        metadata={"help": "row of the paper's tables: what is added to plain rollouts", "choices": list(METHODS)},
+    )
     buffer_capacity: int = field(default=10_000, metadata={"help": "questions in the replay buffer, at most"})
     teacher_on_all_hard: bool = field(
         default=False, metadata={"help": "draw teacher rollouts for all hard questions, for Fig. 5a (slow)"}
@@ -163,8 +163,21 @@ class Recipe:
     eps_low: float = field(default=0.20, metadata={"help": "lower clip of the ratio"})
     eps_high: float = field(default=0.28, metadata={"help": "upper clip of the ratio [Da1]"})
     dual_clip: float = field(default=10.0, metadata={"help": "bound on the loss for negative advantages"})
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={"help": "beyond the paper: after reformulation, leave out groups that are all right or all wrong"},
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping"})
     max_response_tokens: int = field(default=12_288, metadata={"help": "response length, student and teacher"})
+
+    @property
+    def branches(self) -> list[str]:
+        """What a hard question may become, in the order of the post-cap: BCQ before NCQ."""
+        return [part for part in METHODS[self.method] if part != "replay"]
+
+    @property
+    def replay(self) -> bool:
+        return "replay" in METHODS[self.method]
 
 
 @dataclass
@@ -175,6 +188,7 @@ class Rollout:
     tokens: list[int]  # as sampled, end token included
     reward: float  # 1.0 or 0.0
     answer: str | None  # content of the last \\boxed{}, None if there is none
+    by_teacher: bool = False  # only in the row "teacher_response"
 
 
 @dataclass
@@ -186,15 +200,47 @@ class Group:
     prompt: str
     rollouts: list[Rollout]
     candidates: dict = field(default_factory=dict)  # what went into a BCQ or NCQ prompt, for the dumps
+    prefix: Sequence[int] = ()  # tokens that every response was made to start with, only in the row "prefix"
 
     @property
     def accuracy(self) -> float:
-        return sum(rollout.reward for rollout in self.rollouts) / len(self.rollouts)
+        """The student's. A teacher's response always stands in for a wrong one."""
+        return sum(rollout.reward for rollout in self.rollouts if not rollout.by_teacher) / len(self.rollouts)
 
 
 # An actor (generate.Actor, or anything that does the same) draws n rollouts for each request:
 # actor(requests, n, sampling, key, phase) -> for each request n replies with .text and .tokens
 Actor = Callable[..., list[list]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the stages of one step share. key: (seed, step), the root of all randomness."""
+
+    student: Actor
+    teacher: Actor
+    recipe: Recipe
+    key: tuple
+    special_tokens: Sequence[str] = ()
+
+    def rng(self, *what) -> random.Random:
+        return random.Random(seed_of(*self.key, *what))
+
+    def roll_out(self, actor: Actor, requests: Sequence[Request], n: int, phase: str) -> list[list[Rollout]]:
+        """n scored rollouts for each request."""
+        rows = actor(requests, n, Sampling(max_new_tokens=self.recipe.max_response_tokens), self.key, phase)
+        items = [
+            (request.question.text, reply.text, request.question.answer, request.question.free_form)
+            for request, row in zip(requests, rows, strict=True)
+            for reply in row
+        ]
+        rewards = iter(score(items, asker(self.teacher, self.key)))  # the teacher judges free-form golds
+        return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text)) for r in row] for row in rows]
+
+    def student_groups(self, requests: Sequence[Request], phase: str) -> list[Group]:
+        """A group of G_S student rollouts for each request."""
+        rows = self.roll_out(self.student, requests, self.recipe.group_size, phase)
+        return [Group(r.question, r.kind, r.text, row, prefix=r.prefix) for r, row in zip(requests, rows, strict=True)]
 
 
 # ---------------------------------------------------------------- Algorithm 1, stages 1-5
@@ -208,94 +254,92 @@ def collect(
     recipe: Recipe,
     key: tuple,
     special_tokens: Sequence[str] = (),
-    score: Callable[[Sequence[tuple[Question, str]]], list[float]] | None = None,
 ) -> tuple[list[Group], dict[str, float]]:
     """Everything before the update: plain, teacher and reformulated rollouts (Algorithm 1, stages 1-5).
 
-    new, replayed: X_new and X_replay, no question twice. key: (seed, step), the root of all randomness here.
-    score: rewards for (question, response) pairs; the grader of rewards.py by default.
+    new, replayed: X_new and X_replay, no question twice. The other arguments: see `Step`.
     Returns all groups, the plain ones of new + replayed first, and counters for the metrics.
     """
-    score = score or (lambda pairs: [grade(text, question.answer) for question, text in pairs])
-    sampling = Sampling(max_new_tokens=recipe.max_response_tokens)
-    stats = {"teacher_questions": 0, "teacher_accuracy": 0.0, "bcq_possible": 0}
+    step = Step(student, teacher, recipe, key, special_tokens)
+    plain = plain_groups(step, [*new, *replayed])  # stage 1
+    instances, stats = select(step, plain, cap=math.floor(recipe.rho_aug * len(new)))  # stages 2, 3 and the post-cap
+    requests, candidates, counts = reformulate(step, instances)  # stage 4
+    # Stage 5: the student answers; the teacher's text is only in the prompt.
+    reformulated = step.student_groups(requests, "reformulate")
+    for group, texts in zip(reformulated, candidates, strict=True):
+        group.candidates = texts
+    return plain + reformulated, stats | counts
 
-    def roll_out(actor: Actor, requests: list[Request], n: int, phase: str) -> list[list[Rollout]]:
-        rows = actor(requests, n, sampling, key, phase)
-        pairs = [(request.question, reply.text) for request, row in zip(requests, rows, strict=True) for reply in row]
-        rewards = iter(score(pairs))
-        return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text)) for r in row] for row in rows]
 
-    # 1. Plain rollouts on new and replayed questions [G1, Z3].
-    requests = [Request("plain", x.uid, prompts.plain_prompt(x.text), x) for x in [*new, *replayed]]
-    plain = [
-        Group(request.question, "plain", request.text, rollouts)
-        for request, rollouts in zip(requests, roll_out(student, requests, recipe.group_size, "rollout"), strict=True)
-    ]
+def plain_groups(step: Step, questions: Sequence[Question]) -> list[Group]:
+    """Stage 1: plain rollouts on new and replayed questions [G1, Z3]."""
+    requests = [Request("plain", x.uid, prompts.plain_prompt(x.text), x) for x in questions]
+    return step.student_groups(requests, "rollout")
 
-    # 2. Rank the hard questions, rbar_x < tau, by ascending accuracy; ties in random order.
+
+def select(
+    step: Step, plain: Sequence[Group], cap: int
+) -> tuple[list[tuple[str, Group, Rollout | None]], dict[str, float]]:
+    """Stages 2, 3 and the post-cap: which instances are made, as (kind, plain group, correct teacher rollout).
+
+    Hard questions by ascending accuracy, ties at random; for each fresh teacher rollouts [Z1]; then one pool of at most
+    `cap` instances, the branches of a question in the recipe's order (BCQ before NCQ). See decisions 1 and 2.
+    """
+    recipe, branches = step.recipe, step.recipe.branches
     hard = [group for group in plain if group.accuracy < recipe.tau]
-    random.Random(seed_of(*key, "ties")).shuffle(hard)
+    step.rng("ties").shuffle(hard)
     hard.sort(key=lambda group: group.accuracy)
 
-    # 3-5. Walk the ranking: fresh teacher rollouts, then BCQ before NCQ, as one pool of at most `cap` instances.
-    cap = math.floor(recipe.rho_aug * len(new))
-    branches = recipe.bcq + recipe.ncq
-    instances: list[tuple[str, Group, Rollout | None]] = []  # (kind, plain group, correct teacher rollout)
+    instances: list[tuple[str, Group, Rollout | None]] = []
+    asked, drawn, possible = 0, [], 0
     while hard and branches and len(instances) < cap:
-        share = len(hard) if recipe.teacher_on_all_hard else math.ceil((cap - len(instances)) / branches)
+        share = len(hard) if recipe.teacher_on_all_hard else math.ceil((cap - len(instances)) / len(branches))
         head, hard = hard[:share], hard[share:]
-        correct: list[list[Rollout]] = [[] for _ in head]
-        if recipe.bcq:  # [Z1] teacher rollouts; the correct ones are kept
+        rows: list[list[Rollout]] = [[] for _ in head]
+        if branches != ["ncq"]:
             requests = [Request("teacher", group.question.uid, group.prompt, group.question) for group in head]
-            rows = roll_out(teacher, requests, recipe.teacher_group_size, "teacher")
-            correct = [[rollout for rollout in row if rollout.reward == 1.0] for row in rows]
-            stats["teacher_questions"] += len(head)
-            stats["teacher_accuracy"] += sum(len(row) for row in correct) / recipe.teacher_group_size
-            stats["bcq_possible"] += sum(bool(row) for row in correct)
-        for group, kept in zip(head, correct, strict=True):
-            if kept and len(instances) < cap:
-                rng = random.Random(seed_of(*key, group.question.uid, "positive"))
-                instances.append(("bcq", group, rng.choice(kept)))
-            if recipe.ncq and len(instances) < cap:
-                instances.append(("ncq", group, None))
-    stats["teacher_accuracy"] /= max(stats["teacher_questions"], 1)
+            rows = step.roll_out(step.teacher, requests, recipe.teacher_group_size, "teacher")
+            asked += len(head)
+        for group, row in zip(head, rows, strict=True):
+            correct = [rollout for rollout in row if rollout.reward == 1.0]
+            drawn += [rollout.reward for rollout in row]
+            possible += bool(correct)
+            positive = step.rng(group.question.uid, "positive").choice(correct) if correct else None
+            for branch in branches:
+                if (positive or branch == "ncq") and len(instances) < cap:
+                    instances.append((branch, group, positive))
+    accuracy = sum(drawn) / len(drawn) if drawn else None
+    return instances, {"teacher_questions": asked, "teacher_accuracy": accuracy, "bcq_possible": possible}
 
-    # 4. Build the prompts. One wrong student rollout is drawn for BCQ, all of them go into NCQ; the teacher compresses
-    #    every trace, correct or wrong, under the same prompt.
+
+def reformulate(
+    step: Step, instances: Sequence[tuple[str, Group, Rollout | None]]
+) -> tuple[list[Request], list[dict], dict[str, float]]:
+    """Stage 4: the BCQ and NCQ prompts [Z1, Z2]; what went into each, for the dumps; counters.
+
+    One wrong student rollout is drawn for BCQ, all of them go into NCQ. The teacher compresses every trace, correct or
+    wrong, under the same prompt.
+    """
     chosen = []
     for kind, group, positive in instances:
         wrong = [rollout for rollout in group.rollouts if rollout.reward == 0.0]
-        if kind == "bcq":
-            rng = random.Random(seed_of(*key, group.question.uid, "negative"))
-            chosen.append([positive, rng.choice(wrong)])
-        else:
-            chosen.append(wrong)
+        chosen.append([positive, step.rng(group.question.uid, "negative").choice(wrong)] if kind == "bcq" else wrong)
     traces = {id(rollout): rollout for rollouts in chosen for rollout in rollouts}
-    summaries = compress(list(traces.values()), teacher, key, special_tokens)
-    compressed = dict(zip(traces, summaries, strict=True))
-    stats["compressed"] = len(summaries)
-    stats["compression_fallbacks"] = sum(fell_back for _, fell_back in summaries)
+    summaries = compress(list(traces.values()), step.teacher, step.key, step.special_tokens)
+    compressed = {name: text for name, (text, _) in zip(traces, summaries, strict=True)}
 
     requests, candidates = [], []
     for (kind, group, _), rollouts in zip(instances, chosen, strict=True):
-        texts = [compressed[id(rollout)][0] for rollout in rollouts]
-        answers = [rollout.answer for rollout in rollouts]
+        question = group.question
+        texts, answers = [compressed[id(rollout)] for rollout in rollouts], [rollout.answer for rollout in rollouts]
         if kind == "bcq":  # the order of the two is random, and nothing says which is which
-            rng = random.Random(seed_of(*key, group.question.uid, "order"))
-            prompt = prompts.bcq_prompt(group.question.text, *texts, rng, special_tokens)
+            prompt = prompts.bcq_prompt(question.text, *texts, step.rng(question.uid, "order"), step.special_tokens)
         else:
-            prompt = prompts.ncq_prompt(group.question.text, answers, texts, special_tokens)
-        requests.append(Request(kind, group.question.uid, prompt, group.question))
+            prompt = prompts.ncq_prompt(question.text, answers, texts, step.special_tokens)
+        requests.append(Request(kind, question.uid, prompt, question))
         candidates.append({"texts": texts, "answers": answers})
-
-    # 5. Reformulated rollouts: the student answers, the teacher's text is only in the prompt.
-    rows = roll_out(student, requests, recipe.group_size, "reformulate")
-    reformulated = [
-        Group(request.question, request.kind, request.text, rollouts, texts)
-        for request, rollouts, texts in zip(requests, rows, candidates, strict=True)
-    ]
-    return plain + reformulated, stats
+    fallbacks = sum(fell_back for _, fell_back in summaries)
+    return requests, candidates, {"compressed": len(summaries), "compression_fallbacks": fallbacks}
 
 
 def compress(
@@ -339,7 +383,8 @@ class Row:
     prompt: str
     question: Question
     tokens: list[int]
-    advantage: float
+    weight: float  # its advantage
+    prefix: Sequence[int] = ()  # response tokens that come before `tokens` and carry no loss
     old_logp: torch.Tensor | None = None  # [tokens]
 
 
@@ -348,101 +393,65 @@ def mini_batches(groups: Sequence[Group], recipe: Recipe, key: tuple) -> list[tu
 
     Advantages are those of the whole rollout step, computed once, before it is split.
     """
+    if recipe.dynamic_sampling:
+        groups = [group for group in groups if len({rollout.reward for rollout in group.rollouts}) > 1]
     rewards = torch.tensor([[rollout.reward for rollout in group.rollouts] for group in groups])
+    rewards = rewards.view(len(groups), -1 if groups else 0)
     rows = [
-        Row(group.prompt, group.question, rollout.tokens, advantage)
+        Row(group.prompt, group.question, rollout.tokens, advantage, group.prefix)
         for group, line in zip(groups, advantages(rewards, recipe.norm).tolist(), strict=True)
         for rollout, advantage in zip(group.rollouts, line, strict=True)
     ]
     random.Random(seed_of(*key, "mini-batches")).shuffle(rows)
     parts = [rows[i :: recipe.updates_per_step] for i in range(recipe.updates_per_step)]
-    return [([row for row in part if row.advantage != 0.0], sum(len(row.tokens) for row in part)) for part in parts]
+    return [([row for row in part if row.weight != 0.0], sum(len(row.tokens) for row in part)) for part in parts]
 
 
-def update(
-    policy: torch.nn.Module,
-    optimizer,
-    accelerator,
-    groups: Sequence[Group],
-    recipe: Recipe,
-    key: tuple,
-    encode: Callable[[str, Question], dict[str, torch.Tensor]],
-    blank: dict[str, torch.Tensor],
-    micro_batch: int = 4,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> dict[str, float]:
+def update(learner, groups: Sequence[Group], recipe: Recipe, key: tuple) -> dict[str, float]:
     """I gradient updates on the step's rollouts (Algorithm 1, stage 6) [G2, Da1-Da3, R1, Z0, Z4].
 
-    policy: a `Policy` that went through accelerator.prepare, with its optimizer. groups: the same on all processes.
-    encode: (prompt, question) -> `models.encode`d prompt. blank: an encoded prompt that joins micro-batches with
-    weight 0, with an image if the student is a VLM. micro_batch: rows per forward pass; changes nothing but memory.
-    Returns metrics, equal on all processes.
+    learner: a learner.Learner, which turns rows into micro-batches and takes the optimiser's step. groups: the same on
+    all processes. Returns metrics, equal on all processes.
     """
-    world, rank = accelerator.num_processes, accelerator.process_index
-    student = accelerator.unwrap_model(policy).model
-
-    def split(rows: list[Row]) -> list[list[Row]]:
-        """This process's micro-batches; as many on every process, the last ones possibly empty."""
-        rows = sorted(rows, key=lambda row: len(row.prompt) + len(row.tokens))  # rows of like length together
-        count = math.ceil(math.ceil(len(rows) / world) / micro_batch)
-        mine = rows[rank::world]
-        return [mine[i * micro_batch : (i + 1) * micro_batch] for i in range(count)]
-
-    def forward(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        encoded, responses = [encode(row.prompt, row.question) for row in rows], [row.tokens for row in rows]
-        if not rows or ("pixel_values" in blank and not any("pixel_values" in prompt for prompt in encoded)):
-            encoded, responses = [*encoded, blank], [*responses, blank["input_ids"][-1:].tolist()]
-        batch = collate(encoded, responses, device=accelerator.device)
-        predicts = response_positions(encoded, responses, batch["input_ids"].shape).to(accelerator.device)
-        logp, entropy = policy(batch, position_ids(student, batch), predicts)
-        lengths = torch.tensor([len(row.tokens) for row in rows], dtype=torch.long)
-        advantage = torch.tensor([row.advantage for row in rows]).repeat_interleave(lengths).to(logp)  # [N]
-        n = len(advantage)
-        return logp[:n], entropy[:n], advantage, 0.0 * logp[n:].sum()  # the blank row: in the graph, of no weight
-
     parts = mini_batches(groups, recipe, key)
     for rows, _ in parts[1:]:  # pi_theta_old is the policy before the first of the I updates
-        for micro in split(rows):
+        for micro in learner.split(rows):
             with torch.no_grad():
-                logp = forward(micro)[0]
+                logp = learner.forward(micro)[0]
             for row, old_logp in zip(micro, logp.split([len(row.tokens) for row in micro]), strict=True):
                 row.old_logp = old_logp
 
-    totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # loss, tokens, clipped tokens, entropy
-    norms, skipped = [], {"updates_without_signal": 0, "updates_not_finite": 0}
+    world, device = learner.accelerator.num_processes, learner.accelerator.device
+    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, tokens, clipped tokens, entropy
+    norms, without_signal = [], 0
     for index, (rows, tokens) in enumerate(parts):
         if not rows:  # all groups dead: no step on nothing
-            skipped["updates_without_signal"] += 1
+            without_signal += 1
             continue
-        micros = split(rows)
-        for i, micro in enumerate(micros):
-            with accelerator.no_sync(policy) if i + 1 < len(micros) else nullcontext():
-                logp, entropy, advantage, nothing = forward(micro)
-                old_logp = logp.detach() if index == 0 or not micro else torch.cat([row.old_logp for row in micro])
-                loss = policy_loss(logp, old_logp, advantage, recipe.eps_low, recipe.eps_high, recipe.dual_clip)
-                # [Da2] the mean over all response tokens of the mini-batch on all processes; DDP averages over `world`.
-                ((loss.sum() + nothing) * world / tokens).backward()
+
+        def backward(micro: list[Row], first: bool = index == 0, tokens: int = tokens) -> None:
+            logp, entropy, advantage, nothing = learner.forward(micro)
+            old_logp = logp.detach() if first or not micro else torch.cat([row.old_logp for row in micro])
+            loss = policy_loss(logp, old_logp, advantage, recipe.eps_low, recipe.eps_high, recipe.dual_clip)
+            # [Da2] the mean over all response tokens of the mini-batch on all processes; DDP averages over `world`.
+            ((loss.sum() + nothing) * world / tokens).backward()
             ratio = torch.exp(logp.detach() - old_logp)
             clipped = torch.where(advantage > 0, ratio > 1 + recipe.eps_high, ratio < 1 - recipe.eps_low)
             sums = loss.detach().sum(), torch.tensor(len(loss)), clipped.sum(), entropy.sum()
-            totals += torch.stack([value.to(totals) for value in sums])
-            progress(len(micro))
-        norm = float(accelerator.clip_grad_norm_(policy.parameters(), recipe.max_grad_norm))
-        if math.isfinite(norm):
-            optimizer.step()
-            norms.append(norm)
-        else:
-            skipped["updates_not_finite"] += 1
-        optimizer.zero_grad()
+            totals.add_(torch.stack([value.to(totals) for value in sums]))
 
-    loss, active_tokens, clipped, entropy = accelerator.reduce(totals, "sum").tolist()
+        norms.append(learner.step(rows, backward, recipe.max_grad_norm))
+
+    loss, active_tokens, clipped, entropy = learner.accelerator.reduce(totals, "sum").tolist()
     all_tokens = sum(tokens for _, tokens in parts)
+    finite = [norm for norm in norms if norm is not None]
     return {
         "loss": loss / max(all_tokens, 1),
-        "grad_norm": sum(norms) / max(len(norms), 1),
+        "grad_norm": sum(finite) / max(len(finite), 1),
         "clip_share": clipped / max(active_tokens, 1),
         "entropy": entropy / max(active_tokens, 1),
         "active_share": sum(len(rows) for rows, _ in parts) / max(sum(len(group.rollouts) for group in groups), 1),
         "response_tokens": all_tokens,
-        **skipped,
+        "updates_without_signal": without_signal,
+        "updates_not_finite": len(norms) - len(finite),
     }

@@ -8,9 +8,9 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 
 from data import Question
 from generate import RANDOM_BLOCK, Actor, Request, Sampling, UniformStreams, generate, sample_tokens, seed_of
+from learner import Policy
 from models import banned_token_ids, collate, position_ids, response_positions
 from prompts import plain_prompt
-from zppo import Policy
 
 NEVER = [tiny.VOCABULARY]  # an end token that is never sampled
 GREEDY = Sampling(max_new_tokens=24, temperature=0)

@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from generate import Sampling, generate
+from learner import Policy
 from models import (
     banned_token_ids,
     collate,
@@ -18,7 +19,6 @@ from models import (
     response_positions,
     special_tokens,
 )
-from zppo import Policy
 
 ARCHITECTURES = ["qwen3", "gemma2", "qwen3_5", "qwen2_5_vl"]
 RESPONSES = [[40, 41, 42, 43, tiny.END], [70], [50, 51, 52]]

@@ -135,9 +135,9 @@ def test_buffer_of_another_data_set_is_refused(reference, tmp_path):
 
 def test_configuration_file(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("lr: 1e-5\nbcq: false\nsteps: 7\n")
+    file.write_text("lr: 1e-5\nmethod: grpo_both\nsteps: 7\n")
     args, recipe, is_toy = parse([str(file), "--steps", "3"])
-    assert (args.lr, recipe.bcq, args.steps, is_toy, args.new_per_step) == (1e-5, False, 3, True, 32)
+    assert (args.lr, recipe.replay, args.steps, is_toy, args.new_per_step) == (1e-5, False, 3, True, 32)
     file.write_text("learning_rate: 1e-5\n")
     with pytest.raises(SystemExit, match="learning_rate"):
         parse([str(file)])
@@ -148,7 +148,7 @@ def test_defaults_are_table_8():
     expected = dict(
         group_size=8, teacher_group_size=4, tau=0.5, rho_replay=0.25, rho_aug=0.25, buffer_capacity=10_000,
         norm="norm_wo_zero", updates_per_step=4, eps_low=0.20, eps_high=0.28, dual_clip=10.0, max_grad_norm=1.0,
-        max_response_tokens=12_288, bcq=True, ncq=True, replay=True, teacher_on_all_hard=False,
+        max_response_tokens=12_288, method="zppo", teacher_on_all_hard=False,
     )  # fmt: skip
     assert vars(recipe) == expected
     assert (args.lr, args.weight_decay, args.steps, args.new_per_step) == (1e-6, 0.1, 200, 384)

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 import zppo
 from data import Question
 from generate import Sampling
+from learner import Learner, Policy
 from models import banned_token_ids, encode, load_model
 from rewards import extract_boxed
 from zppo import (
     Group,
-    Policy,
     Recipe,
     Rollout,
     advantages,
@@ -233,6 +233,8 @@ def says(right: dict[str, int], n: int, mark: str, default: int = 0):
     """right[uid] of n answers are correct; the wrong ones say 100 + j. Every trace has its own name."""
 
     def text(request, j):
+        if request.kind == "tip":
+            return "hint from " + re.search(r"\w+-\w+-\d+", request.text).group()
         if request.kind == "compress":  # a summary of whatever is in the prompt, with its answer
             response = request.text.split("<response>\n")[1].split("\n</response>")[0]
             box = extract_boxed(response)
@@ -287,11 +289,11 @@ def test_caps_walk_in_ascending_accuracy_bcq_before_ncq(rho_aug, expected):
 
 
 @pytest.mark.parametrize(
-    ("branches", "expected"),
+    ("changes", "expected"),
     [
-        (dict(bcq=False), [("ncq", "c"), ("ncq", "a"), ("ncq", "d")]),
-        (dict(ncq=False), [("bcq", "c"), ("bcq", "a")]),
-        (dict(bcq=False, ncq=False), []),
+        (dict(method="grpo_replay_ncq"), [("ncq", "c"), ("ncq", "a"), ("ncq", "d")]),
+        (dict(method="grpo_replay_bcq"), [("bcq", "c"), ("bcq", "a")]),
+        (dict(method="grpo_replay"), []),
         (dict(tau=0.125), [("bcq", "c"), ("ncq", "c")]),
         (
             dict(tau=0.51),
@@ -299,12 +301,12 @@ def test_caps_walk_in_ascending_accuracy_bcq_before_ncq(rho_aug, expected):
         ),
     ],
 )
-def test_branches_and_threshold(branches, expected):
-    recipe = Recipe(rho_aug=2.0, **branches)
+def test_branches_and_threshold(changes, expected):
+    recipe = Recipe(rho_aug=2.0, **changes)
     student, teacher = actors({"a": 1, "b": 4, "c": 0, "d": 3}, {"a": 1, "b": 4, "c": 4, "d": 0}, recipe)
     groups, _ = collect(FOUR, [], student, teacher, recipe, KEY)
     assert instances(groups) == expected
-    if not recipe.bcq:
+    if "bcq" not in recipe.branches:
         assert teacher.asked("teacher") == []
 
 
@@ -321,10 +323,11 @@ def literal(plain, correct, recipe, new):
     """Algorithm 1, stages 2-5, as the paper states it: teacher on all hard questions, pre-cap, prompts, post-cap."""
     cap = math.floor(recipe.rho_aug * new)
     hard = sorted((uid for uid in plain if plain[uid] < recipe.tau), key=plain.get)
-    kept = [uid for uid in hard if (recipe.bcq and correct[uid]) or recipe.ncq][:cap]  # pre-cap
+    bcq, ncq = "bcq" in recipe.branches, "ncq" in recipe.branches
+    kept = [uid for uid in hard if (bcq and correct[uid]) or ncq][:cap]  # pre-cap
     pool = []
     for uid in kept:
-        for kind, possible in (("bcq", recipe.bcq and correct[uid]), ("ncq", recipe.ncq)):
+        for kind, possible in (("bcq", bcq and correct[uid]), ("ncq", ncq)):
             if possible and len(pool) < cap:  # post-cap
                 pool.append((kind, uid))
     return pool
@@ -338,8 +341,7 @@ def test_lazy_walk_is_the_literal_algorithm():
         recipe = Recipe(
             group_size=n,
             rho_aug=rng.choice([0.1, 0.25, 0.5, 0.8, 1.0, 2.0]),
-            bcq=rng.random() < 0.8,
-            ncq=rng.random() < 0.7,
+            method=rng.choice(["zppo", "zppo", "grpo_both", "grpo_replay_bcq", "grpo_replay_ncq", "grpo"]),
             tau=rng.choice([0.25, 0.5, 0.9]),
         )
         questions = [ask(f"q{i}") for i in range(count)]
@@ -354,25 +356,25 @@ def test_lazy_walk_is_the_literal_algorithm():
     assert len(sizes) > 6
 
 
-@pytest.mark.parametrize("branches", [{}, dict(bcq=False), dict(ncq=False)])
-def test_drawing_the_teacher_for_all_hard_questions_gives_the_same_groups(branches):
+@pytest.mark.parametrize("method", ["zppo", "grpo_replay_ncq", "grpo_replay_bcq"])
+def test_drawing_the_teacher_for_all_hard_questions_gives_the_same_groups(method):
     questions = [ask(f"q{i}") for i in range(24)]
     right = {q.uid: i % 6 for i, q in enumerate(questions)}
     able = {q.uid: i % 3 for i, q in enumerate(questions)}
     drawn = {}
     for everything in (False, True):
-        recipe = Recipe(teacher_on_all_hard=everything, **branches)
+        recipe = Recipe(teacher_on_all_hard=everything, method=method)
         student, teacher = actors(right, able, recipe)
         groups, stats = collect(questions[:20], questions[20:], student, teacher, recipe, KEY)
         drawn[everything] = groups, len(teacher.asked("teacher")), stats
     assert drawn[False][0] == drawn[True][0] and len(instances(drawn[True][0])) == 5
-    if not branches:
+    if method == "zppo":
         assert drawn[False][1] < drawn[True][1] == sum(k < 4 for k in right.values())
         assert drawn[True][2]["bcq_possible"] == sum(right[uid] < 4 and able[uid] > 0 for uid in right)
 
 
 def test_ties_are_broken_at_random_and_not_by_position():
-    recipe, picks = Recipe(bcq=False, group_size=2), Counter()
+    recipe, picks = Recipe(method="grpo_replay_ncq", group_size=2), Counter()
     new, replayed = [ask(f"n{i}") for i in range(16)], [ask(f"r{i}") for i in range(4)]
     for step in range(100):
         student, teacher = actors({}, {}, recipe)
@@ -439,7 +441,7 @@ def test_traces_in_the_prompts():
 
 
 def test_candidates_are_drawn_uniformly_in_an_order_that_tells_nothing():
-    recipe, first, right, wrong = Recipe(rho_aug=1.0, ncq=False), 0, Counter(), Counter()
+    recipe, first, right, wrong = Recipe(rho_aug=1.0, method="grpo_replay_bcq"), 0, Counter(), Counter()
     for step in range(200):
         student, teacher = actors({"a": 2}, {"a": 2}, recipe)
         groups, _ = collect([ask("a")], [], student, teacher, recipe, (0, step))
@@ -453,7 +455,7 @@ def test_candidates_are_drawn_uniformly_in_an_order_that_tells_nothing():
 
 
 def test_wrong_rollouts_without_an_answer_still_give_their_trace():
-    recipe = Recipe(rho_aug=1.0, bcq=False, group_size=3)
+    recipe = Recipe(rho_aug=1.0, method="grpo_replay_ncq", group_size=3)
     texts = ["<think>student-a-0 never ends", "<think>student-a-1</think>\\boxed{7}", "student-a-2 \\boxed{7}"]
     summaries = Script(2, says({}, 3, "teacher"))
     groups, stats = collect([ask("a")], [], Script(1, lambda request, j: texts[j]), summaries, recipe, KEY)
@@ -479,18 +481,23 @@ def test_model_text_cannot_leave_its_candidate_block():
         assert prompt.count("</candidate>") in (0, 3) and prompt.count("</response>") in (0, 2)
 
 
-def test_another_scorer_grades_every_answer_but_no_summary():
-    recipe, seen = Recipe(rho_aug=1.0, group_size=2), []
+def test_the_teacher_judges_free_form_golds_and_only_those():
+    """Greedily, in one batch per phase; summaries are not judged."""
+    recipe = Recipe(rho_aug=1.0, group_size=2, teacher_group_size=2)
+    essay = Question("a", "question a?", (), "a gold of several words", free_form=True)
 
-    def score(pairs):
-        seen.extend(text for _, text in pairs)
-        assert all(question.uid == "a" for question, _ in pairs)
-        return [float("teacher" in text) for _, text in pairs]
+    def text(request, j):
+        if request.kind == "judge":
+            return '{"verdict": "%s"}' % ("correct" if "\n1\n</student>" in request.text else "wrong")
+        return says({"a": 2}, 2, "teacher")(request, j)
 
-    student, teacher = actors({"a": 2}, {}, recipe)
-    groups, stats = collect([ask("a")], [], student, teacher, recipe, KEY, score=score)
-    assert [(g.kind, g.accuracy) for g in groups] == [("plain", 0.0), ("bcq", 0.0)]
-    assert stats["teacher_accuracy"] == 1.0 and len(seen) == 2 + 4 + 2 and not any("summary" in text for text in seen)
+    student, teacher = Script(1, says({"b": 1}, 2, "student")), Script(2, text)
+    groups, _ = collect([essay, ask("b")], [], student, teacher, recipe, KEY)
+    judged = [call for call in teacher.calls if call.phase == "judge"]
+    assert [len(call.requests) for call in judged] == [2, 2, 4]  # plain, teacher, reformulated: never question b
+    assert all(call.sampling == Sampling(512, temperature=0.0) and call.n == 1 for call in judged)
+    assert [group.accuracy for group in groups[:2]] == [0.0, 0.5]
+    assert {(group.kind, group.question.uid) for group in groups[2:]} == {("bcq", "a"), ("ncq", "a")}
 
 
 def test_collect_is_deterministic_and_changes_none_of_its_inputs():
@@ -615,8 +622,9 @@ def run(groups, recipe, model=None, optimizer=sgd, steps: int = 1, **settings):
     policy = Policy(model, banned_token_ids(model, tiny.PROCESSOR))
     policy, optimizer = accelerator.prepare(policy, optimizer(policy.parameters()))
     settings = {"encode": encoder, "blank": BLANK, "micro_batch": 4, **settings}
+    learner = Learner(policy, optimizer, accelerator, **settings)
     for step in range(steps):
-        metrics = update(policy, optimizer, accelerator, groups, recipe, (0, step), **settings)
+        metrics = update(learner, groups, recipe, (0, step))
     return model, metrics, optimizer
 
 
@@ -648,10 +656,10 @@ def plain_update(parts, recipe, lr: float = 0.2):
             logp, entropy = one_row(model, row)
             ratio = (logp - old_logp).exp()
             low, high = 1 - recipe.eps_low, 1 + recipe.eps_high
-            terms = -torch.minimum(ratio * row.advantage, ratio.clamp(low, high) * row.advantage)
-            loss = loss + (terms.clamp(max=-10 * row.advantage) if row.advantage < 0 else terms).sum()
-            if row.advantage:
-                outside = ratio > high if row.advantage > 0 else ratio < low
+            terms = -torch.minimum(ratio * row.weight, ratio.clamp(low, high) * row.weight)
+            loss = loss + (terms.clamp(max=-10 * row.weight) if row.weight < 0 else terms).sum()
+            if row.weight:
+                outside = ratio > high if row.weight > 0 else ratio < low
                 metrics.update(active=len(logp), clipped=outside.sum().item(), entropy=entropy.sum().item())
         metrics.update(loss=loss.item(), tokens=tokens)
         model.zero_grad()
@@ -727,9 +735,8 @@ def test_all_groups_dead_touches_neither_parameters_nor_optimizer():
     model, _, optimizer = run(groups_of(), Recipe(), optimizer=torch.optim.AdamW)
     policy = Policy(model, banned_token_ids(model, tiny.PROCESSOR))
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    metrics = update(
-        policy, optimizer, Accelerator(cpu=True), groups_of(dead=range(5)), Recipe(), (0, 1), encoder, BLANK
-    )
+    learner = Learner(policy, optimizer, Accelerator(cpu=True), encoder, BLANK)
+    metrics = update(learner, groups_of(dead=range(5)), Recipe(), (0, 1))
     assert (
         metrics["updates_without_signal"] == 4
         and metrics["grad_norm"] == metrics["loss"] == metrics["active_share"] == 0
@@ -762,7 +769,7 @@ def test_ratio_of_the_unchanged_policy_is_exactly_one(tmp_path, monkeypatch):
     recipe, groups = Recipe(updates_per_step=3), groups_of()
     _, metrics, _ = run(groups, recipe, load_model(str(tmp_path)), optimizer=lambda p: sgd(p, 0.0), micro_batch=2)
     assert len(seen) > 3 and all(seen) and metrics["clip_share"] == 0
-    expected = -sum(row.advantage * len(row.tokens) for row in all_rows(groups)) / metrics["response_tokens"]
+    expected = -sum(row.weight * len(row.tokens) for row in all_rows(groups)) / metrics["response_tokens"]
     assert metrics["loss"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -823,12 +830,12 @@ def test_mini_batches_partition_the_step_and_use_its_statistics(updates):
     everything = {tuple(row.tokens[:2]): row for row in all_rows(groups)}
     parts = mini_batches(groups, recipe, (0, 0))
     rows = [row for part, _ in parts for row in part]
-    live = {name for name, row in everything.items() if row.advantage}
+    live = {name for name, row in everything.items() if row.weight}
     assert len(parts) == updates and len(rows) == len(live) == 16
     assert {tuple(row.tokens[:2]) for row in rows} == live
     for row in rows:
         expected = everything[tuple(row.tokens[:2])]
-        assert row.advantage == pytest.approx(expected.advantage, rel=1e-5)
+        assert row.weight == pytest.approx(expected.weight, rel=1e-5)
         assert (row.prompt, row.question, row.tokens) == (expected.prompt, expected.question, expected.tokens)
     assert sum(tokens for _, tokens in parts) == sum(len(row.tokens) for row in everything.values())
     assert max(len(part) for part, _ in parts) <= math.ceil(24 / updates)
@@ -848,4 +855,4 @@ def test_plain_bcq_and_ncq_groups_of_a_question_have_their_own_baselines():
         for rollout, reward in zip(group.rollouts, rewards):
             rollout.reward = float(reward)
     ((rows, _),) = mini_batches(groups, Recipe(updates_per_step=1, norm="no_norm"), (0, 0))
-    assert sorted(row.advantage for row in rows) == [-0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, 0.75]
+    assert sorted(row.weight for row in rows) == [-0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, 0.75]

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 import toy
 from data import Question
+from learner import Learner, Policy
 from models import banned_token_ids, encode
-from zppo import Group, Policy, Recipe, Rollout, update
+from zppo import Group, Recipe, Rollout, update
 
 CASES = ("mixed", "text", "single", "dead", "nan")
 RED = Image.new("RGB", (32, 16), "red")
@@ -52,12 +53,11 @@ def run(case: str, accelerator: Accelerator, folder: Path) -> None:
     def encode_prompt(text: str, question: Question) -> dict:
         return encode(processor, text, question.images)
 
-    metrics = {}
+    blank = encode(processor, "blank", [Image.new("RGB", (16, 16))])
+    learner, metrics = Learner(policy, optimizer, accelerator, encode_prompt, blank, micro_batch=2), {}
     for step in range(2):
-        metrics = update(
-            policy, optimizer, accelerator, make_groups(case, processor.tokenizer), Recipe(updates_per_step=2),
-            (0, step), encode_prompt, encode(processor, "blank", [Image.new("RGB", (16, 16))]), micro_batch=2,
-        )  # fmt: skip
+        groups = make_groups(case, processor.tokenizer)
+        metrics = update(learner, groups, Recipe(updates_per_step=2), (0, step))
     if accelerator.is_main_process:
         weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
         save_file(weights, folder / f"{case}.safetensors")
