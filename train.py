@@ -66,6 +66,11 @@ class Arguments:
     )
     data: str | None = field(default=None, metadata={"help": "questions: hub id, folder, parquet or JSON lines file"})
     split: str = field(default="train", metadata={"help": "split of --data"})
+    config: str | None = field(default=None, metadata={"help": "config of --data, where it has several"})
+    columns: list[str] = field(
+        default_factory=list,
+        metadata={"help": "ours=theirs where a column has another name: question=prompt answer=gold images=picture"},
+    )
     output: str = field(default="runs/zppo", metadata={"help": "folder for everything the run leaves"})
     resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint in --output"})
     seed: int = field(default=0, metadata={"help": "root of all randomness"})
@@ -127,8 +132,11 @@ def parse(argv: list[str]) -> tuple[Arguments, Recipe, bool]:
     is_toy = not given.get("student") and not any(arg.split("=")[0] == "--student" for arg in argv)
     asks_help = any(arg in ("-h", "--help") for arg in argv)  # shows Table 8, and the preset below it
     defaults = {**(toy_preset() if is_toy and not asks_help else {}), **given}
+    if isinstance(defaults.get("columns"), dict):
+        defaults["columns"] = [f"{ours}={theirs}" for ours, theirs in defaults["columns"].items()]
     # argparse converts string defaults as it does arguments: YAML reads 1e-6 as a string.
-    parser.set_defaults(**{k: v if v is None or isinstance(v, bool) else str(v) for k, v in defaults.items()})
+    numbers = {name: str(value) for name, value in defaults.items() if type(value) in (int, float)}
+    parser.set_defaults(**{**defaults, **numbers})
     args, recipe = parser.parse_args_into_dataclasses(argv)
     if not is_toy and not (args.teacher and args.data):
         raise SystemExit("--student needs --teacher (a model folder or hub id) and --data (the questions)")
@@ -143,7 +151,7 @@ def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question],
         skipped = {}
     else:
         try:
-            questions, report = load_questions(args.data, args.split)
+            questions, report = load_questions(args.data, args.split, args.columns or None, config=args.config)
         except DataError as error:
             raise SystemExit(f"--data: {error}") from error
         skipped, held_out = report["skipped"], {}

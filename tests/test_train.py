@@ -123,6 +123,21 @@ def test_bad_arguments_are_refused_before_training(tmp_path, args, message):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_bad_rows_and_long_prompts_are_counted_before_training(tmp_path):
+    rows = [{"prompt": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(9)]
+    rows += [{"prompt": "", "answer": "1"}, {"prompt": "x", "answer": None}, {"prompt": "y" * 999, "answer": "1"}]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    models = f"--student {ROOT}/world/student --teacher {ROOT}/world/teacher --data {tmp_path}/sums.jsonl".split()
+    limits = "--columns question=prompt --max_prompt_tokens 200 --steps 1 --max_response_tokens 8".split()
+    done = train(tmp_path / "run", *models, *limits)
+    assert "9 kept" in done.stdout and "'prompt over budget': 1" in done.stdout
+    assert all(f"'{reason}': 1" in done.stdout for reason in ("question_empty", "answer_missing"))
+    metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert metrics["plain_prompts"] == 8 and metrics["no_answer_share"] > 0  # the world's student cannot add
+    done = train(tmp_path / "other", *models, *limits, "--new_per_step", "10", check=False)
+    assert done.returncode != 0 and "fewer than one step needs" in done.stderr
+
+
 def test_buffer_of_another_data_set_is_refused(reference, tmp_path):
     run, _ = reference
     copy = tmp_path / "run"
@@ -135,8 +150,9 @@ def test_buffer_of_another_data_set_is_refused(reference, tmp_path):
 
 def test_configuration_file(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("lr: 1e-5\nmethod: grpo_both\nsteps: 7\n")
+    file.write_text("lr: 1e-5\nmethod: grpo_both\nsteps: 7\ncolumns:\n  question: prompt\n")
     args, recipe, is_toy = parse([str(file), "--steps", "3"])
+    assert args.columns == ["question=prompt"]
     assert (args.lr, recipe.replay, args.steps, is_toy, args.new_per_step) == (1e-5, False, 3, True, 32)
     file.write_text("learning_rate: 1e-5\n")
     with pytest.raises(SystemExit, match="learning_rate"):
@@ -148,7 +164,7 @@ def test_defaults_are_table_8():
     expected = dict(
         group_size=8, teacher_group_size=4, tau=0.5, rho_replay=0.25, rho_aug=0.25, buffer_capacity=10_000,
         norm="norm_wo_zero", updates_per_step=4, eps_low=0.20, eps_high=0.28, dual_clip=10.0, max_grad_norm=1.0,
-        max_response_tokens=12_288, method="zppo", teacher_on_all_hard=False,
+        max_response_tokens=12_288, method="zppo", teacher_on_all_hard=False, dynamic_sampling=False,
     )  # fmt: skip
     assert vars(recipe) == expected
     assert (args.lr, args.weight_decay, args.steps, args.new_per_step) == (1e-6, 0.1, 200, 384)
