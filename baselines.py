@@ -25,7 +25,7 @@ import prompts
 from data import Question
 from generate import Request, Sampling
 from rewards import extract_boxed
-from zppo import Actor, Group, Recipe, Rollout, Row, Step, plain_groups, select
+from zppo import Actor, Group, Recipe, Rollout, Row, Step, count, plain_groups, select
 
 PREFIX_SHARE = 0.4  # Algorithm 6
 HINT_TOKENS = 512
@@ -52,7 +52,7 @@ def collect(
         kept, stats = teacher_groups(step, questions)
         return plain + kept, stats
     plain = plain_groups(step, questions)
-    instances, stats = select(step, plain, cap=math.floor(recipe.rho_aug * len(new)))
+    instances, stats = select(step, plain, cap=count(recipe.rho_aug, len(new)))
     if branch == "teacher_response":
         substitute(step, instances)
         return plain, stats

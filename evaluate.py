@@ -6,6 +6,7 @@ answers the held-out questions of the embedded world, one response each, and wri
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,9 +63,11 @@ def accuracies(records: Sequence[dict]) -> dict[str, float]:
 
 
 def write_records(records: Sequence[dict], path: Path) -> None:
-    """One JSON object per line."""
+    """One JSON object per line; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    os.replace(partial, path)
 
 
 @dataclass

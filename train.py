@@ -20,6 +20,7 @@ Decisions:
 
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -46,9 +47,13 @@ from generate import Actor, seed_of
 from learner import Learner, Policy
 from models import banned_token_ids, encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
-from zppo import Group, Recipe, collect, update
+from zppo import Group, Recipe, collect, count, update
 
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
+MAY_CHANGE = (  # on --resume; data by its content
+    "student teacher data output resume steps micro_batch rollout_rows gradient_checkpointing save_every "
+    "keep_checkpoints dump_every eval_questions log_with"
+).split()
 
 
 @dataclass
@@ -143,8 +148,8 @@ def parse(argv: list[str]) -> tuple[Arguments, Recipe, bool]:
     return args, recipe, is_toy
 
 
-def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]]]:
-    """Training questions within the prompt budget, and held-out questions by family."""
+def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]], dict]:
+    """(training questions within the prompt budget, held-out questions by family, skipped rows by reason)."""
     if is_toy:
         questions, held_out = toy.questions()
         held_out = {family: asked[: args.eval_questions] for family, asked in held_out.items() if args.eval_questions}
@@ -161,11 +166,11 @@ def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question],
         if prompt_tokens(processor, plain_prompt(question.text), question.images) <= args.max_prompt_tokens
     ]
     skipped["prompt over budget"] = len(questions) - len(kept)
-    if any(skipped.values()):
-        print(f"questions: {len(kept)} kept; rows skipped: {skipped}")
     if len(kept) < args.new_per_step:
-        raise SystemExit(f"{len(kept)} usable questions are fewer than one step needs: lower --new_per_step")
-    return kept, held_out
+        raise SystemExit(
+            f"{len(kept)} usable questions (skipped: {skipped}) are fewer than one step needs: lower --new_per_step"
+        )
+    return kept, held_out, {reason: rows for reason, rows in skipped.items() if rows}
 
 
 def new_questions(questions: list[Question], args: Arguments, step: int) -> list[Question]:
@@ -232,6 +237,15 @@ def save(folder: Path, accelerator: Accelerator, state: dict, keep: int) -> None
     accelerator.wait_for_everyone()
 
 
+def check_same_run(output: Path, arguments: dict) -> None:
+    """Refuse to resume under arguments that would change the results."""
+    old = json.loads((output / "args.json").read_text(encoding="utf-8"))
+    changed = [k for k in arguments if k not in MAY_CHANGE and k in old and arguments[k] != old[k]]
+    if changed:
+        was = ", ".join(f"--{name} {old[name]} (now {arguments[name]})" for name in changed)
+        raise SystemExit(f"{output} was started with {was}: resume with that, or start anew in another --output")
+
+
 def truncate_lines(path: Path, steps: int) -> None:
     """Keep the first `steps` lines: what came after the checkpoint is done again."""
     if path.exists():
@@ -289,11 +303,12 @@ def main(argv: list[str]) -> None:
     learner = Learner(policy, optimizer, accelerator, student.encode, blank, args.micro_batch)
 
     # Data and buffer.
-    questions, held_out = load_data(args, processor, is_toy)
+    questions, held_out, skipped = load_data(args, processor, is_toy)
     by_uid, data_id = {question.uid: question for question in questions}, fingerprint(questions)
     buffer = ReplayBuffer(recipe.buffer_capacity)
     first_step, bad_updates = 0, 0
     if args.resume and checkpoints:
+        check_same_run(output, {**asdict(args), **asdict(recipe)})
         state = json.loads((checkpoints[-1] / "state.json").read_text(encoding="utf-8"))
         if state["data"] != data_id:
             raise SystemExit(f"{checkpoints[-1]} was made with other questions than these: check --data")
@@ -305,22 +320,27 @@ def main(argv: list[str]) -> None:
         (output / "args.json").write_text(json.dumps({**asdict(args), **asdict(recipe)}, indent=1), encoding="utf-8")
         for name in ("metrics.jsonl", "times.jsonl"):
             truncate_lines(output / name, first_step)
-        print(f"ZPPO: {len(questions)} questions, steps {first_step + 1} to {args.steps}, output in {output}")
+        print(
+            f"{recipe.method}: {len(questions)} questions{f' (rows skipped: {skipped})' if skipped else ''}, "
+            f"steps {first_step + 1} to {args.steps}, output in {output}"
+        )
     if args.log_with:
         accelerator.init_trackers("zppo", config={**asdict(args), **asdict(recipe)})
 
-    def held_out_accuracy(name: str) -> dict[str, float]:
-        path = output / name
-        if path.exists():  # a resumed run
-            return accuracies([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+    def held_out_accuracy(path: Path) -> dict[str, float]:
+        if not held_out:
+            return {}
         sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
-        records = evaluate(student, held_out, sampling, args.seed)
+        records = evaluate(student, held_out, sampling, args.seed, judge=teacher)
         if main_process:
             write_records(records, path)
-        accelerator.wait_for_everyone()
         return accuracies(records)
 
-    before = held_out_accuracy("eval_before.jsonl") if held_out else {}
+    if first_step and held_out:  # a resumed run knows it
+        lines = (output / "eval_before.jsonl").read_text(encoding="utf-8").splitlines()
+        before = accuracies([json.loads(line) for line in lines])
+    else:
+        before = held_out_accuracy(output / "eval_before.jsonl")
 
     for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=not main_process):
         start, key = time.perf_counter(), (args.seed, step)
@@ -328,8 +348,8 @@ def main(argv: list[str]) -> None:
         new = new_questions(questions, args, step)
         replayed = []
         if recipe.replay:
-            count = int(recipe.rho_replay * len(new))
-            uids = buffer.sample(count, random.Random(seed_of(*key, "replay")), exclude=[q.uid for q in new])
+            wanted = count(recipe.rho_replay, len(new))
+            uids = buffer.sample(wanted, random.Random(seed_of(*key, "replay")), exclude=[q.uid for q in new])
             replayed = [by_uid[uid] for uid in uids]
 
         gather = baselines.collect if is_baseline else collect
@@ -374,7 +394,7 @@ def main(argv: list[str]) -> None:
         if stop:
             raise SystemExit(f"{bad_updates} gradients in a row were not finite; the state is saved in {output}")
 
-    after = held_out_accuracy("eval_after.jsonl") if held_out else {}
+    after = held_out_accuracy(output / "eval_after.jsonl")
     if main_process:
         model.save_pretrained(output / "model")
         processor.save_pretrained(output / "model")
@@ -385,8 +405,9 @@ def main(argv: list[str]) -> None:
 def log(output: Path, metrics: dict, times: dict) -> None:
     """metrics.jsonl, times.jsonl and the step's line on the screen."""
     for name, record in (("metrics.jsonl", metrics), ("times.jsonl", times)):
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with open(output / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
     def percent(name: str) -> str:
         return "  - " if metrics.get(name) is None else f"{100 * metrics[name]:3.0f}%"

@@ -262,13 +262,18 @@ def collect(
     """
     step = Step(student, teacher, recipe, key, special_tokens)
     plain = plain_groups(step, [*new, *replayed])  # stage 1
-    instances, stats = select(step, plain, cap=math.floor(recipe.rho_aug * len(new)))  # stages 2, 3 and the post-cap
+    instances, stats = select(step, plain, cap=count(recipe.rho_aug, len(new)))  # stages 2, 3 and the post-cap
     requests, candidates, counts = reformulate(step, instances)  # stage 4
     # Stage 5: the student answers; the teacher's text is only in the prompt.
     reformulated = step.student_groups(requests, "reformulate")
     for group, texts in zip(reformulated, candidates, strict=True):
         group.candidates = texts
     return plain + reformulated, stats | counts
+
+
+def count(rho: float, new: int) -> int:
+    """floor(rho * |X_new|), also where the product is a hair below a whole number (0.29 * 100)."""
+    return math.floor(rho * new + 1e-9)
 
 
 def plain_groups(step: Step, questions: Sequence[Question]) -> list[Group]:

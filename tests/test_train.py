@@ -130,7 +130,7 @@ def test_bad_rows_and_long_prompts_are_counted_before_training(tmp_path):
     models = f"--student {ROOT}/world/student --teacher {ROOT}/world/teacher --data {tmp_path}/sums.jsonl".split()
     limits = "--columns question=prompt --max_prompt_tokens 200 --steps 1 --max_response_tokens 8".split()
     done = train(tmp_path / "run", *models, *limits)
-    assert "9 kept" in done.stdout and "'prompt over budget': 1" in done.stdout
+    assert "9 questions" in done.stdout and "'prompt over budget': 1" in done.stdout
     assert all(f"'{reason}': 1" in done.stdout for reason in ("question_empty", "answer_missing"))
     metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert metrics["plain_prompts"] == 8 and metrics["no_answer_share"] > 0  # the world's student cannot add
@@ -146,6 +146,12 @@ def test_buffer_of_another_data_set_is_refused(reference, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "data": "another set"}))
     done = train(copy, "--resume", "--steps", "5", check=False)
     assert done.returncode != 0 and "other questions" in done.stderr
+
+
+def test_resume_under_another_method_is_refused(reference):
+    run, _ = reference
+    done = train(run, "--resume", "--steps", "5", "--method", "grpo", check=False)
+    assert done.returncode != 0 and "--method zppo (now grpo)" in done.stderr
 
 
 def test_configuration_file(tmp_path):

@@ -288,6 +288,11 @@ def test_caps_walk_in_ascending_accuracy_bcq_before_ncq(rho_aug, expected):
     assert all(len(group.rollouts) == 8 for group in groups)
 
 
+def test_counts_are_floors_whatever_floating_point_makes_of_the_product():
+    pairs = ((0.25, 384), (0.29, 100), (0.1, 30), (0.25, 7), (0.0, 5))
+    assert [zppo.count(*pair) for pair in pairs] == [96, 29, 3, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
