@@ -325,7 +325,8 @@ def main(argv: list[str]) -> None:
             f"steps {first_step + 1} to {args.steps}, output in {output}"
         )
     if args.log_with:
-        accelerator.init_trackers("zppo", config={**asdict(args), **asdict(recipe)})
+        config = {**asdict(args), **asdict(recipe)}
+        accelerator.init_trackers("zppo", {k: v if isinstance(v, (int, float)) else str(v) for k, v in config.items()})
 
     def held_out_accuracy(path: Path) -> dict[str, float]:
         if not held_out:
