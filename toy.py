@@ -53,6 +53,7 @@ from models import banned_token_ids, collate, encode, position_ids, response_pos
 WORLD = Path(__file__).parent / "world"
 PLACES = [str(n) for n in range(10, 40)]
 SIGNS = "●■▲✚"
+CELL = 16  # pixels a side, one image token
 FAMILIES = ("image", "text", "frames")
 HELD_OUT = 160  # questions per family
 MISCONCEPTIONS = {"student": 36, "teacher": 6}  # of 120 table entries
@@ -111,11 +112,11 @@ def response(signs: str, places: Sequence[str], filler: str = "") -> str:
 
 
 def draw(signs: str, rng: random.Random) -> Image.Image:
-    """A row of 16 x 16 pixel cells with one glyph each; colour and place of a glyph vary and mean nothing."""
-    image = Image.new("RGB", (16 * len(signs), 16), (255, 255, 255))
+    """A row of cells with one glyph each; colour and place of a glyph vary and mean nothing."""
+    image = Image.new("RGB", (CELL * len(signs), CELL), (255, 255, 255))
     canvas = ImageDraw.Draw(image)
     for i, sign in enumerate(signs):
-        x, y, r = 16 * i + 8 + rng.randint(-1, 1), 8 + rng.randint(-1, 1), rng.randint(5, 6)
+        x, y, r = CELL * i + 8 + rng.randint(-1, 1), 8 + rng.randint(-1, 1), rng.randint(5, 6)
         colour = tuple(rng.randint(0, 160) for _ in range(3))
         if sign == "●":
             canvas.ellipse((x - r, y - r, x + r, y + r), fill=colour)
@@ -189,7 +190,7 @@ def make_processor() -> PaddleOCRVLProcessor:
     pieces += ["\\boxed{", "\n\n", "user\n", "assistant\n"]
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in dict.fromkeys(pieces)])
     image_processor = Qwen2VLImageProcessorPil(
-        patch_size=8, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 16 * 16}
+        patch_size=8, merge_size=2, temporal_patch_size=2, size={"shortest_edge": CELL**2, "longest_edge": 64 * CELL**2}
     )
     return PaddleOCRVLProcessor(image_processor=image_processor, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
 

@@ -45,7 +45,7 @@ from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fing
 from evaluate import DECODING, accuracies, evaluate, write_records
 from generate import Actor, seed_of
 from learner import Learner, Policy
-from models import banned_token_ids, encode, load_model, load_processor, special_tokens, tokenizer_of
+from models import encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
 from zppo import Group, Recipe, collect, count, update
 
@@ -109,6 +109,8 @@ def toy_preset() -> dict:
         lr=3e-4,
         micro_batch=64,
         rollout_rows=128,
+        min_pixels=toy.CELL**2,
+        max_pixels=64 * toy.CELL**2,
         max_response_tokens=32,
         save_every=30,
         dump_every=20,
@@ -146,6 +148,39 @@ def parse(argv: list[str]) -> tuple[Arguments, Recipe, bool]:
     if not is_toy and not (args.teacher and args.data):
         raise SystemExit("--student needs --teacher (a model folder or hub id) and --data (the questions)")
     return args, recipe, is_toy
+
+
+def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict[str, float]) -> list[Actor]:
+    """[student, teacher, ...]. The student is trained; a teacher only ever writes text (or logits, in distillation)."""
+    actors = []
+    for path in (args.student, *args.teacher.split(",")):
+        model, processor = load_model(path).to(accelerator.device), load_processor(path)
+        if hasattr(processor, "image_processor"):
+            bound_pixels(processor, args.min_pixels, args.max_pixels)
+        actors.append(Actor(model, processor, args.rollout_rows, autocast=accelerator.autocast, seconds=seconds))
+    student, *teachers = actors
+    for teacher in teachers:
+        teacher.model.requires_grad_(False).eval()
+    if set(recipe.branches) & set(baselines.SHARES_TOKENS):
+        vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in actors]
+        if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
+            raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
+    if args.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    student.model.train()
+    return actors
+
+
+def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> Learner:
+    """AdamW with a constant learning rate (Table 8) on the student, prepared for all processes."""
+    policy = Policy(student.model, student.banned_ids)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay
+    )
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+    is_vlm = hasattr(student.processor, "image_processor")
+    blank = encode(student.processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
+    return Learner(policy, optimizer, accelerator, student.encode, blank, args.micro_batch)
 
 
 def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]], dict]:
@@ -271,36 +306,11 @@ def main(argv: list[str]) -> None:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
 
-    # Models. The student is trained; the teacher only ever writes text.
-    processor = load_processor(args.student)
-    model = load_model(args.student).to(accelerator.device)
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
     seconds: dict[str, float] = {}  # of the current step, by phase
-    settings = dict(rows=args.rollout_rows, autocast=accelerator.autocast, seconds=seconds)
-    student = Actor(model, processor, **settings)
-    teachers = [
-        Actor(load_model(path).to(accelerator.device).requires_grad_(False), load_processor(path), **settings)
-        for path in args.teacher.split(",")
-    ]
+    student, *teachers = load_actors(args, recipe, accelerator, seconds)
     teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
-    is_baseline = not set(recipe.branches) <= {"bcq", "ncq"}
-    if set(recipe.branches) & set(baselines.SHARES_TOKENS):
-        vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in (student, *teachers)]
-        if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
-            raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
-    policy = Policy(model, banned_token_ids(model, processor))
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay
-    )
-    policy, optimizer = accelerator.prepare(policy, optimizer)
-    is_vlm = hasattr(processor, "image_processor")
-    if is_vlm and not is_toy:
-        bound_pixels(processor, args.min_pixels, args.max_pixels)
-    blank = encode(processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
-
-    learner = Learner(policy, optimizer, accelerator, student.encode, blank, args.micro_batch)
+    processor = student.processor
+    learner = make_learner(args, accelerator, student)
 
     # Data and buffer.
     questions, held_out, skipped = load_data(args, processor, is_toy)
@@ -337,11 +347,11 @@ def main(argv: list[str]) -> None:
             write_records(records, path)
         return accuracies(records)
 
-    if first_step and held_out:  # a resumed run knows it
-        lines = (output / "eval_before.jsonl").read_text(encoding="utf-8").splitlines()
-        before = accuracies([json.loads(line) for line in lines])
+    eval_before = output / "eval_before.jsonl"
+    if first_step and eval_before.exists():  # a resumed run knows it
+        before = accuracies([json.loads(line) for line in eval_before.read_text(encoding="utf-8").splitlines()])
     else:
-        before = held_out_accuracy(output / "eval_before.jsonl")
+        before = held_out_accuracy(eval_before)
 
     for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=not main_process):
         start, key = time.perf_counter(), (args.seed, step)
@@ -353,7 +363,7 @@ def main(argv: list[str]) -> None:
             uids = buffer.sample(wanted, random.Random(seed_of(*key, "replay")), exclude=[q.uid for q in new])
             replayed = [by_uid[uid] for uid in uids]
 
-        gather = baselines.collect if is_baseline else collect
+        gather = collect if set(recipe.branches) <= {"bcq", "ncq"} else baselines.collect
         groups, stats = gather(new, replayed, student, teacher, recipe, key, special_tokens(processor))
 
         update_start = time.perf_counter()
@@ -397,7 +407,7 @@ def main(argv: list[str]) -> None:
 
     after = held_out_accuracy(output / "eval_after.jsonl")
     if main_process:
-        model.save_pretrained(output / "model")
+        student.model.save_pretrained(output / "model")
         processor.save_pretrained(output / "model")
         close(before, after, buffer, output)
     accelerator.end_training()

@@ -1,0 +1,259 @@
+"""A teacher behind a URL: any OpenAI-compatible chat server (vLLM, SGLang, `transformers serve`) as an actor.
+
+    python train.py --student Qwen/Qwen3.5-2B --teacher http://localhost:8000/v1 --data ...
+
+Decisions:
+1. n samples are n requests, each with its own seed: servers disagree on what `n` with a seed means, or ignore `n`. The
+   shared prompt costs them little, since they cache prefixes. A reply repeats as far as the server honours the seed.
+2. Every sampling setting is sent, also those that are off: servers fill in what is missing from the model's
+   generation_config, which often holds a top-k. vLLM and SGLang take top_k = -1 in the request; `transformers serve`
+   refuses it there and takes a generation_config. `check` finds out which.
+3. What may pass is tried again after 1, 2, 4, ... seconds, or after what Retry-After says: no connection, 408, 429,
+   5xx, a cut or unreadable answer. Another 4xx comes again, and a time-out too, with the same seed: not tried again.
+4. A request that fails for good gives an empty, unfinished reply and is counted, and the step goes on: no correct
+   rollout, a summary cut from the trace, a verdict "wrong". After as many failures in a row as requests are under way
+   the call gives up the rest: a server that hangs costs one time-out, not one for each request.
+5. Thinking that the server has split off is put back in front of a rollout, since it is part of the trace, and left out
+   of summaries, hints and verdicts.
+6. The user's Hugging Face token is never sent to a server; the environment variable TEACHER_API_KEY is, if it is set.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import httpx
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from huggingface_hub import AsyncInferenceClient, set_async_client_factory
+from huggingface_hub.errors import HfHubHTTPError
+from tqdm import tqdm
+
+from data import open_images
+from generate import Reply, Request, Sampling, seed_of
+from prompts import neutralise
+
+MAX_DELAY = 60.0  # seconds between two tries, also where Retry-After asks for more
+MIN_STREAK = 8  # failures in a row before a call gives up, where fewer requests are under way
+NEEDS = {"on_distill": "logits", "off_distill": "logits", "prefix": "tokens", "teacher_response": "tokens"}
+
+
+class ServedError(RuntimeError):
+    """A server that cannot be used, or did not answer: the message has its URL, the model and the cause."""
+
+
+def data_url(image) -> str:
+    """A PIL image as a PNG data URL: nothing is lost."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def read_reply(output, thinking: bool) -> Reply:
+    """The first choice of a chat completion; ValueError if there is none or it has no text (decision 5: thinking)."""
+    try:
+        choice = output.choices[0]
+        text, reason = choice.message.content, choice.finish_reason
+        thought = choice.message.get("reasoning_content") or choice.message.reasoning
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"an answer without a choice: {str(output)[:200]}") from error
+    if text is None and (thought or reason == "length"):  # cut while it thought
+        text = ""
+    if not isinstance(text, str):
+        raise ValueError(f"an answer without text: {str(output)[:200]}")
+    if thought and thinking:
+        text = f"<think>{thought}</think>{text}" if text else f"<think>{thought}"
+    return Reply(text, [], finished=reason == "stop")
+
+
+class ServedActor:
+    """A served model that answers requests with the call of generate.Actor; replies have no tokens.
+
+    url: with its /v1. model: the name under which it is served; asked from the server by `check` if not given.
+    special_tokens: neutralised in what is sent, since the server's chat template would obey them; the student's stand
+    in for the teacher's, which are not known here. pixels: (least, most) of an image that is sent; the server's own
+    bounds come after. template: arguments of the chat template. concurrency: requests under way at a time, over all
+    processes. timeout: seconds for one request, all its tries together.
+
+    failures: requests that failed for good so far. dead_steps: steps since any request was answered in which a call
+    failed as a whole. Both are the same on all processes.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        special_tokens: Sequence[str] = (),
+        pixels: tuple[int | None, int | None] = (None, None),
+        template: dict | None = None,
+        concurrency: int = 64,
+        timeout: float = 900.0,
+        retries: int = 4,
+        delay: float = 1.0,
+        seconds: dict[str, float] | None = None,
+    ):
+        self.url, self.model = url.rstrip("/"), model
+        self.special_tokens, self.pixels, self.template = special_tokens, pixels, template or {}
+        self.concurrency, self.timeout, self.retries, self.delay = concurrency, timeout, retries, delay
+        self.seconds = {} if seconds is None else seconds
+        self.key = os.environ.get("TEACHER_API_KEY") or "none"  # without a key the client would send the hub's token
+        self.takes_top_k = True  # False: a generation_config instead (decision 2)
+        self.failures = 0
+        self.dead: set[tuple] = set()
+        # The hub's default client refuses all servers under HF_HUB_OFFLINE, ours too, and holds 100 connections.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        set_async_client_factory(lambda: httpx.AsyncClient(limits=limits))
+
+    @property
+    def dead_steps(self) -> int:
+        return len(self.dead)
+
+    def check(self, branches: Sequence[str] = ()) -> None:
+        """One small request before training starts. branches: of the recipe, to refuse what text alone cannot give.
+
+        Raises ServedError: no server there, unknown model, settings refused; it lists the models that are served.
+        """
+        for branch in branches:
+            if branch in NEEDS:
+                raise ServedError(f"{branch} needs the teacher's {NEEDS[branch]}; {self.url} serves only text: "
+                                  "give --teacher a model folder or hub id")
+        try:
+            response = httpx.get(f"{self.url}/models", headers={"Authorization": f"Bearer {self.key}"}, timeout=30)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise ServedError(f"{self.url}: no server ({type(error).__name__}: {error})") from error
+        try:
+            models = [entry["id"] for entry in response.json()["data"]]
+        except (ValueError, LookupError, TypeError):  # some servers list only what they have downloaded, or fail at it
+            models = f"no list at {self.url}/models (HTTP {response.status_code})"
+        if self.model is None:
+            if isinstance(models, str) or len(models) != 1:
+                raise ServedError(f"{self.url}: name the model with --teacher_model; models served: {models}")
+            self.model = models[0]
+
+        async def probe() -> None:
+            async with self.client() as client:
+                content, sampling = "Say yes.", Sampling(max_new_tokens=1)
+                try:
+                    await self.ask(client, content, sampling, 0, False)
+                except ServedError as error:
+                    if not str(error).startswith(("HTTP 400", "HTTP 422")):
+                        raise
+                    self.takes_top_k = False
+                    await self.ask(client, content, sampling, 0, False)
+
+        try:
+            asyncio.run(asyncio.wait_for(probe(), self.timeout))
+        except (ServedError, TimeoutError) as error:
+            cause = str(error) or f"no answer within {self.timeout:g} s"
+            raise ServedError(f"{self.url} (model {self.model}): {cause}; models served: {models}") from error
+
+    def client(self) -> AsyncInferenceClient:
+        return AsyncInferenceClient(base_url=self.url, api_key=self.key)
+
+    def content(self, request: Request) -> str | list[dict]:
+        """What the user turn says: images first, then the text."""
+        text = neutralise(request.text, self.special_tokens, tags=())
+        if not request.images:
+            return text
+        urls = [data_url(image) for image in open_images(request.question, *self.pixels)]
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        return [*parts, {"type": "text", "text": text}]
+
+    def settings(self, sampling: Sampling) -> dict:
+        """The sampling settings and template arguments that are not OpenAI's (decision 2)."""
+        if self.takes_top_k:
+            body = {"top_k": sampling.top_k or -1, "min_p": sampling.min_p, "repetition_penalty": 1.0}
+        else:
+            config = {"do_sample": sampling.temperature > 0, "top_k": sampling.top_k, "min_p": sampling.min_p}
+            body = {"generation_config": json.dumps({**config, "repetition_penalty": 1.0})}
+        return body | ({"chat_template_kwargs": self.template} if self.template else {})
+
+    async def ask(self, client, content, sampling: Sampling, seed: int, thinking: bool) -> Reply:
+        """One reply, with further tries after what may pass (decision 3). Raises ServedError with the last cause."""
+        for attempt in range(self.retries + 1):
+            wait = self.delay * 2**attempt
+            try:
+                output = await client.chat_completion(
+                    [{"role": "user", "content": content}],
+                    model=self.model,
+                    max_tokens=sampling.max_new_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    presence_penalty=sampling.presence_penalty,
+                    seed=seed,
+                    extra_body=self.settings(sampling),
+                )
+                return read_reply(output, thinking)
+            except HfHubHTTPError as error:
+                status, asked = error.response.status_code, error.response.headers.get("retry-after", "")
+                cause = f"HTTP {status}: {error.response.text[:200]}"
+                if status < 500 and status not in (408, 429):
+                    break
+                wait = max(wait, float(asked)) if asked.isdecimal() else wait
+            except (httpx.RequestError, ValueError, RecursionError) as error:  # also JSON that is none, or too deep
+                cause = f"{type(error).__name__}: {error}"
+            if attempt < self.retries:
+                await asyncio.sleep(min(wait, MAX_DELAY))
+        raise ServedError(cause)
+
+    async def converse(self, requests, mine, n, sampling, key, slots, progress) -> list[tuple[int, int, Reply, str]]:
+        """(request, sample, reply, "" or why it failed) for the n samples of each of `mine`."""
+        under_way, streak = asyncio.Semaphore(slots), 0
+        content = lru_cache(slots)(lambda i: self.content(requests[i]))  # images are encoded when their turn comes
+
+        async def one(i: int, j: int) -> tuple[int, int, Reply, str]:
+            nonlocal streak
+            request, reply, cause = requests[i], Reply("", [], finished=False), "given up after failures in a row"
+            seed = seed_of(*key, request.kind, request.uid, j) >> 32  # some servers take 31 bits
+            async with under_way:
+                if streak < max(MIN_STREAK, slots):
+                    try:
+                        thinking = request.question is not None  # rollouts have their question with them
+                        asked = self.ask(client, content(i), sampling, seed, thinking)
+                        reply, cause = await asyncio.wait_for(asked, self.timeout), ""
+                    except TimeoutError:
+                        cause = f"no answer within {self.timeout:g} s"
+                    except ServedError as error:
+                        cause = str(error)
+                    streak = streak + 1 if cause else 0
+            progress()
+            return i, j, reply, cause
+
+        async with self.client() as client:
+            return await asyncio.gather(*(one(i, j) for i in mine for j in range(n)))
+
+    def __call__(
+        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
+    ) -> list[list[Reply]]:
+        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all seeds.
+
+        Never raises for what the server does: see `failures` and `dead_steps`.
+        """
+        start, state = time.perf_counter(), PartialState()
+        world = state.num_processes
+        mine = range(state.process_index, len(requests), world)
+        slots = max(1, self.concurrency // world)
+        with tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process) as bar:
+            talk = self.converse(requests, mine, n, sampling, key, slots, lambda: bar.update(world))
+            answers = asyncio.run(talk)
+        if world > 1:
+            answers = gather_object(answers)
+        causes = Counter(cause for *_, cause in answers if cause)
+        failed = causes.total()
+        self.failures += failed
+        if failed < len(answers):
+            self.dead.clear()
+        elif failed:
+            self.dead.add(tuple(key[:2]))
+        if failed and state.is_main_process:
+            server, often = f"{self.url} (model {self.model})", causes.most_common(1)[0][0]
+            tqdm.write(f"{phase}: {failed} of {len(answers)} requests to {server} failed, most often: {often}")
+        replies = {(i, j): reply for i, j, reply, _ in answers}
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        return [[replies[i, j] for j in range(n)] for i in range(len(requests))]

@@ -1,0 +1,250 @@
+"""served.py against servers on loopback: one with the embedded world's teacher, one that fails in every way."""
+
+import base64
+import contextlib
+import io
+import json
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import served
+import toy
+from data import Question, open_images
+from generate import Actor, Reply, Request, Sampling, generate, seed_of
+from models import encode, load_model, load_processor
+from prompts import plain_prompt
+from served import ServedActor, ServedError
+from zppo import Recipe, collect
+
+torch.set_num_threads(1)
+KEY = (0, 7)
+SHORT = Sampling(max_new_tokens=24)
+CLOSED = "http://127.0.0.1:1/v1"  # nobody listens there
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # connections that wait to be accepted
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def send(self, status: int, body: bytes, length: int | None = None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(length or len(body)))
+        self.send_header("Retry-After", "1" if status == 429 else "soon")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        models = json.dumps({"data": [{"id": name} for name in self.server.models]}).encode()
+        self.send(*(200, models) if self.path == "/v1/models" else (404, b"no such page"))
+
+    def do_POST(self):
+        """The n-th time a prompt is seen, the n-th of its ways to behave, the last one from then on."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = body["messages"][0]["content"]
+        *parts, text = [content] if isinstance(content, str) else [*content[:-1], content[-1]["text"]]
+        urls = [part["image_url"]["url"].removeprefix("data:image/png;base64,") for part in parts]
+        images = [Image.open(io.BytesIO(base64.b64decode(url, validate=True))) for url in urls]
+        with self.server.lock:
+            self.server.seen.append({**body, "text": text, "images": images, "key": self.headers["Authorization"]})
+            self.server.times[text].append(time.monotonic())
+            ways = self.server.plan(body, text)
+            way = ways[min(len(self.server.times[text]), len(ways)) - 1]
+        if way == "hang":
+            self.server.over.wait(5)
+        elif isinstance(way, int):
+            self.send(way, f"status {way}".encode())
+        elif isinstance(way, bytes):
+            self.send(200, way)
+        else:
+            message = way if isinstance(way, dict) else {"content": self.server.answer(text, images, body["seed"])}
+            answer = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}).encode()
+            self.send(200, answer[:-9] if way == "cut" else answer, length=len(answer))
+
+
+@contextlib.contextmanager
+def serve(plan=lambda body, text: [""], answer=lambda text, images, seed: f"echo {text} {seed}"):
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.plan, server.answer, server.models = plan, answer, ["the-teacher"]
+        server.lock, server.over, server.seen, server.times = threading.Lock(), threading.Event(), [], defaultdict(list)
+        server.url = f"http://127.0.0.1:{server.server_port}/v1"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.over.set()
+        server.shutdown()
+
+
+def actor_of(server, **settings) -> ServedActor:
+    return ServedActor(server.url, "the-teacher", **{"delay": 0.01, "retries": 2, "timeout": 4.0, **settings})
+
+
+def test_the_worlds_teacher_behind_a_url_says_what_it_says_in_process():
+    model, processor = load_model(str(toy.WORLD / "teacher")), load_processor(str(toy.WORLD / "teacher"))
+    actor, lock = Actor(model, processor), threading.Lock()
+
+    def say(text: str, images: list, seed: int) -> str:
+        with lock:
+            prompt = encode(processor, text, images)
+            tokens = generate(model, [prompt], [[seed]], SHORT, actor.end_ids, actor.banned_ids)[0][0]
+            return processor.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    asked = toy.questions()[1]["image/known"][0]
+    request = Request("teacher", asked.uid, plain_prompt(asked.text), asked)
+    with serve(answer=say) as server:
+        replies = actor_of(server, timeout=30.0)([request], 2, SHORT, KEY, "teacher")
+    seeds = [seed_of(*KEY, "teacher", asked.uid, j) >> 32 for j in range(2)]
+    assert replies == [[Reply(say(request.text, open_images(asked), seed), [], True) for seed in seeds]]
+
+
+def test_what_is_sent(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no reason not to ask our own server
+    noise = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    pictures = (Image.fromarray(noise), Image.fromarray(noise[:, :, 0]), Image.new("RGB", (64, 32), "red"))
+    question = Question("q", "which <end>?", pictures, "1")
+    requests = [Request("teacher", "q", question.text, question), Request("judge", "0", "right?")]
+    with serve() as server:
+        actor = actor_of(server, special_tokens=["<end>"], pixels=(None, 512), template={"enable_thinking": False})
+        first = actor(requests, 3, SHORT, KEY, "teacher")
+        assert actor(requests, 3, SHORT, KEY, "teacher") == first  # same seeds again
+        actor(requests, 3, Sampling(24, 0.6, 0.95, 20), (0, 8), "teacher")
+        seen = server.seen
+    assert actor.failures == actor.dead_steps == 0 and actor.seconds["teacher"] > 0
+    assert all(len({reply.text for reply in row}) == 3 and not row[0].tokens for row in first)
+    assert len({body["seed"] for body in seen}) == 12 and all(0 <= body["seed"] < 2**31 for body in seen)
+    names = "model temperature top_p top_k min_p repetition_penalty presence_penalty max_tokens".split()
+    assert [seen[0][name] for name in names] == ["the-teacher", 1, 1, -1, 0, 1, 0, 24]
+    assert [seen[-1][name] for name in names] == ["the-teacher", 0.6, 0.95, 20, 0, 1, 0, 24]
+    assert {body["key"] for body in seen} == {"Bearer none"} and seen[0]["chat_template_kwargs"]
+    expected = {"which < end>?": open_images(question, None, 512), "right?": []}
+    for body in seen:
+        pairs = zip(body["images"], expected[body["text"]], strict=True)
+        assert all(np.array_equal(np.asarray(sent), np.asarray(image)) for sent, image in pairs)
+
+
+def test_thinking_that_the_server_split_off_goes_back_before_a_rollout_only():
+    requests = [Request("teacher", "q", "2+2?", Question("q", "2+2?", (), "4")), Request("compress", "0", "shorten")]
+    with serve(lambda body, text: [{"content": "so 4", "reasoning_content": "2+2"}]) as server:
+        rollout, summary = actor_of(server)(requests, 1, SHORT, KEY, "teacher")
+    assert (rollout[0].text, summary[0].text) == ("<think>2+2</think>so 4", "so 4")
+
+
+def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch):
+    requests = [Request("compress", str(i), f"p{i}") for i in range(3)]
+    parts, meet, here = {}, threading.Barrier(2, timeout=10), threading.local()  # each thread is a process
+
+    def gather(part):
+        parts[here.process_index] = part
+        meet.wait()
+        return parts[0] + parts[1]
+
+    def process(rank: int):
+        here.num_processes, here.process_index, here.is_main_process = 2, rank, rank == 0
+        actor = actor_of(server)
+        return actor(requests, 2, SHORT, KEY, "compress"), actor.failures
+
+    monkeypatch.setattr(served, "PartialState", lambda: here)
+    monkeypatch.setattr(served, "gather_object", gather)
+    with serve(lambda body, text: [400] if text == "p1" else [""]) as server, ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(process, (0, 1))
+        assert {text: len(times) for text, times in server.times.items()} == {"p0": 2, "p1": 2, "p2": 2}
+    assert one == other and one[1] == 2 and [row[0].text[:7] for row in one[0]] == ["echo p0", "", "echo p2"]
+
+
+WAYS = {  # what the server does -> (requests it should get with two retries, answered in the end?)
+    "fine": ([""], 1, True),
+    "recovers": ([500, 503, ""], 3, True),
+    "broken": ([500], 3, False),
+    "busy": ([429, ""], 2, True),
+    "refuses the request": ([400], 1, False),
+    "hangs": (["hang"], 1, False),
+    "cuts the body": (["cut", ""], 2, True),
+    "nonsense": ([b"<html>", ""], 2, True),
+    "bytes": ([b"\xff\xfe\x00"], 3, False),
+    "deep": ([b"[" * 100_000], 3, False),
+    "an error with status 200": ([b'{"error": "overloaded"}'], 3, False),
+    "no choices": ([b'{"choices": []}', b'{"choices": [{"message": null}]}', b'{"choices": "abc"}'], 3, False),
+    "null content": ([{"content": None}], 3, False),
+}
+
+
+def test_every_failure_leaves_the_other_requests_alone(capsys):
+    requests = [Request("compress", str(i), way) for i, way in enumerate(WAYS)]
+    with serve(lambda body, text: WAYS[text][0]) as server:
+        actor = actor_of(server)
+        replies = actor(requests, 1, SHORT, KEY, "compress")
+        assert {text: len(server.times[text]) for text in WAYS} == {way: n for way, (_, n, _) in WAYS.items()}
+        assert server.times["busy"][1] - server.times["busy"][0] >= 0.95  # Retry-After
+    for way, (reply,) in zip(WAYS, replies, strict=True):
+        answered = WAYS[way][2]
+        assert reply.text.startswith(f"echo {way} ") if answered else reply == Reply("", [], False)
+    assert actor.failures == sum(not answered for *_, answered in WAYS.values()) and actor.dead_steps == 0
+    assert f"requests to {server.url} (model the-teacher) failed" in capsys.readouterr().out
+
+
+def test_dead_steps_are_counted_and_a_dead_server_is_not_asked_for_ever():
+    requests = [Request("compress", str(i), "p") for i in range(30)]
+    actor = ServedActor(CLOSED, "m", retries=1, delay=0.01)
+    for step in (0, 0, 1, 1, 2):  # two dead calls of one step are one dead step
+        assert actor(requests[:2], 1, SHORT, (0, step), "compress") == 2 * [[Reply("", [], False)]]
+    assert actor([], 1, SHORT, (0, 9), "compress") == [] and actor.dead_steps == 3
+    with serve(lambda body, text: ["hang"]) as server:
+        actor = actor_of(server, concurrency=4, timeout=0.3)
+        actor(requests, 1, SHORT, KEY, "compress")
+        assert len(server.seen) <= 11 and actor.failures == 30 and actor.dead_steps == 1  # 8 in a row, 3 under way
+        server.plan = lambda body, text: [""]
+        actor(requests[:1], 1, SHORT, KEY, "compress")
+        assert actor.dead_steps == 0
+
+
+def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
+    def student(requests, n, sampling, key, phase):
+        texts = ["<think>a\nb</think>\\boxed{2}", "\\boxed{3}", "no answer", "\\boxed{4}"]
+        return [[Reply(texts[seed_of(*key, r.kind, r.uid, j) % 4], [1, 2], True) for j in range(n)] for r in requests]
+
+    new = [Question(f"q{i}", f"question {i}", (), "4", free_form=i == 3) for i in range(8)]
+    recipe, dead = Recipe(group_size=4, rho_aug=0.5), ServedActor(CLOSED, "m", retries=1, delay=0.01)
+    groups, stats = collect(new, [], student, dead, recipe, KEY)
+    silent = collect(new, [], student, lambda asked, n, *_: [[Reply("", [], False)] * n for _ in asked], recipe, KEY)
+    assert (groups, stats) == silent
+    assert [group.question for group in groups[:8]] == new and {group.kind for group in groups[8:]} == {"ncq"}
+    assert stats["compression_fallbacks"] == stats["compressed"] > 0 == stats["bcq_possible"]
+    assert groups[3].accuracy == 0  # no judge, no reward
+    assert dead.dead_steps == 1 and dead.failures > stats["compressed"]
+
+
+def test_check():
+    for url in (CLOSED, "http://127.0.0.1:x/v1"):
+        with pytest.raises(ServedError, match=f"{url}: no server.*(ConnectError|InvalidURL)"):
+            ServedActor(url).check()
+    with serve(lambda body, text: [404] if body["model"] != "the-teacher" else [""]) as server:
+        actor = ServedActor(server.url + "/", delay=0.01)
+        actor.check(["bcq", "ncq"])
+        assert actor.model == "the-teacher" and actor.takes_top_k and len(server.seen) == 1
+        with pytest.raises(ServedError, match=r"model other\): HTTP 404.*models served: \['the-teacher'\]"):
+            ServedActor(server.url, "other").check()
+        with pytest.raises(ServedError, match="no list at .*404"):
+            ServedActor(server.url.removesuffix("/v1")).check()
+        server.models = ["one", "two"]
+        with pytest.raises(ServedError, match=r"with --teacher_model; models served: \['one', 'two'\]"):
+            ServedActor(server.url).check()
+        for branch, need in served.NEEDS.items():
+            with pytest.raises(ServedError, match=f"{branch} needs the teacher's {need}"):
+                actor.check([branch])
+    with serve(lambda body, text: [422] if "top_k" in body else [""]) as server:  # as `transformers serve` does
+        actor = actor_of(server)
+        actor.check()
+        actor([Request("judge", "0", "p")], 1, Sampling(4, temperature=0.0), KEY, "judge")
+        config = json.loads(server.seen[-1]["generation_config"])
+        assert config == {"do_sample": False, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
