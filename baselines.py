@@ -7,7 +7,8 @@ selection of hard questions, optimiser and schedule with zppo.py; each row chang
 Decisions where the paper is silent:
 1. Hint, Prefix and teacher response take hard questions by ascending accuracy, ties at random, up to the cap
    rho_aug * |X_new|, those with a correct teacher rollout, one of which is drawn.
-2. A hint that holds a \\boxed{} breaks its own rule: the question gets no hint group, and a metric counts it.
+2. A hint that holds a \\boxed{} breaks its own rule: the question gets no hint group, and a metric counts it. So does
+   an empty one.
 3. Prefix: the first floor(0.4 * length) tokens of the teacher's rollout. The continuation has the whole budget.
 4. JSD: both halves of equal weight, natural logarithm, full vocabulary, averaged over the response tokens of the batch
    of all processes. In Off-Distill a rollout weighs 1 / (kept rollouts of its question).
@@ -72,7 +73,7 @@ def hint_requests(step: Step, instances: Sequence[tuple[str, Group, Rollout]]) -
     replies = step.teacher(asked, 1, Sampling(max_new_tokens=HINT_TOKENS), step.key, "hint")
     requests = []
     for (kind, group, _), (reply,) in zip(instances, replies, strict=True):
-        if extract_boxed(reply.text) is None:
+        if reply.text.strip() and extract_boxed(reply.text) is None:
             text = prompts.hinted_prompt(group.question.text, reply.text, step.special_tokens)
             requests.append(Request(kind, group.question.uid, text, group.question))
     return requests, len(instances) - len(requests)

@@ -12,7 +12,7 @@ Decisions:
    5xx, a cut or unreadable answer. Another 4xx comes again, and a time-out too, with the same seed: not tried again.
 4. A request that fails for good gives an empty, unfinished reply and is counted, and the step goes on: no correct
    rollout, a summary cut from the trace, a verdict "wrong". After as many failures in a row as requests are under way
-   the call gives up the rest: a server that hangs costs one time-out, not one for each request.
+   the call gives up the rest, and the next call asks one small thing first: a server that hangs costs one time-out.
 5. Thinking that the server has split off is put back in front of a rollout, since it is part of the trace, and left out
    of summaries, hints and verdicts.
 6. The user's Hugging Face token is never sent to a server; the environment variable TEACHER_API_KEY is, if it is set.
@@ -69,6 +69,7 @@ def read_reply(output, thinking: bool) -> Reply:
         raise ValueError(f"an answer without text: {str(output)[:200]}")
     if thought and thinking:
         text = f"<think>{thought}</think>{text}" if text else f"<think>{thought}"
+    text.encode()  # half a surrogate pair would stop the tokenizer and the dumps: no text, a ValueError
     return Reply(text, [], finished=reason == "stop")
 
 
@@ -136,22 +137,17 @@ class ServedActor:
                 raise ServedError(f"{self.url}: name the model with --teacher_model; models served: {models}")
             self.model = models[0]
 
-        async def probe() -> None:
-            async with self.client() as client:
-                content, sampling = "Say yes.", Sampling(max_new_tokens=1)
-                try:
-                    await self.ask(client, content, sampling, 0, False)
-                except ServedError as error:
-                    if not str(error).startswith(("HTTP 400", "HTTP 422")):
-                        raise
-                    self.takes_top_k = False
-                    await self.ask(client, content, sampling, 0, False)
+        cause = asyncio.run(self.probe(self.timeout))
+        if cause.startswith(("HTTP 400", "HTTP 422")):
+            self.takes_top_k = False
+            cause = asyncio.run(self.probe(self.timeout))
+        if cause:
+            raise ServedError(f"{self.url} (model {self.model}): {cause}; models served: {models}")
 
-        try:
-            asyncio.run(asyncio.wait_for(probe(), self.timeout))
-        except (ServedError, TimeoutError) as error:
-            cause = str(error) or f"no answer within {self.timeout:g} s"
-            raise ServedError(f"{self.url} (model {self.model}): {cause}; models served: {models}") from error
+    async def probe(self, timeout: float) -> str:
+        """One small request, tried once: "" if it is answered, else the cause."""
+        async with self.client() as client:
+            return (await self.ask(client, "Say yes.", Sampling(max_new_tokens=1), 0, False, 0, timeout))[1]
 
     def client(self) -> AsyncInferenceClient:
         return AsyncInferenceClient(base_url=self.url, api_key=self.key)
@@ -174,54 +170,57 @@ class ServedActor:
             body = {"generation_config": json.dumps({**config, "repetition_penalty": 1.0})}
         return body | ({"chat_template_kwargs": self.template} if self.template else {})
 
-    async def ask(self, client, content, sampling: Sampling, seed: int, thinking: bool) -> Reply:
-        """One reply, with further tries after what may pass (decision 3). Raises ServedError with the last cause."""
-        for attempt in range(self.retries + 1):
-            wait = self.delay * 2**attempt
-            try:
-                output = await client.chat_completion(
-                    [{"role": "user", "content": content}],
-                    model=self.model,
-                    max_tokens=sampling.max_new_tokens,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    presence_penalty=sampling.presence_penalty,
-                    seed=seed,
-                    extra_body=self.settings(sampling),
-                )
-                return read_reply(output, thinking)
-            except HfHubHTTPError as error:
-                status, asked = error.response.status_code, error.response.headers.get("retry-after", "")
-                cause = f"HTTP {status}: {error.response.text[:200]}"
-                if status < 500 and status not in (408, 429):
-                    break
-                wait = max(wait, float(asked)) if asked.isdecimal() else wait
-            except (httpx.RequestError, ValueError, RecursionError) as error:  # also JSON that is none, or too deep
-                cause = f"{type(error).__name__}: {error}"
-            if attempt < self.retries:
-                await asyncio.sleep(min(wait, MAX_DELAY))
-        raise ServedError(cause)
+    async def ask(self, client, content, sampling, seed, thinking, retries, timeout) -> tuple[Reply, str]:
+        """(reply, ""), or (an empty unfinished reply, the cause) where all tries failed (decisions 3 and 4)."""
+        cause, wait = "", 0.0
+        try:
+            async with asyncio.timeout(timeout):
+                for attempt in range(retries + 1):
+                    await asyncio.sleep(min(wait, MAX_DELAY))
+                    wait = self.delay * 2**attempt
+                    try:
+                        output = await client.chat_completion(
+                            [{"role": "user", "content": content}],
+                            model=self.model,
+                            max_tokens=sampling.max_new_tokens,
+                            temperature=sampling.temperature,
+                            top_p=sampling.top_p,
+                            presence_penalty=sampling.presence_penalty,
+                            seed=seed,
+                            extra_body=self.settings(sampling),
+                        )
+                        return read_reply(output, thinking), ""
+                    except HfHubHTTPError as error:
+                        status, asked = error.response.status_code, error.response.headers.get("retry-after", "")
+                        cause = f"HTTP {status}: {error.response.text[:200]}"
+                        if status < 500 and status not in (408, 429):
+                            break
+                        wait = max(wait, float(asked)) if asked.isdecimal() else wait
+                    except (httpx.RequestError, ValueError, RecursionError) as error:  # also JSON that is none
+                        cause = f"{type(error).__name__}: {error}"
+        except TimeoutError:
+            cause = f"no answer within {timeout:g} s{cause and f' ({cause})'}"
+        return Reply("", [], finished=False), cause
 
     async def converse(self, requests, mine, n, sampling, key, slots, progress) -> list[tuple[int, int, Reply, str]]:
         """(request, sample, reply, "" or why it failed) for the n samples of each of `mine`."""
         under_way, streak = asyncio.Semaphore(slots), 0
+        given_up = await self.probe(MAX_DELAY) if self.dead else ""  # why nothing more is asked
         content = lru_cache(slots)(lambda i: self.content(requests[i]))  # images are encoded when their turn comes
 
         async def one(i: int, j: int) -> tuple[int, int, Reply, str]:
-            nonlocal streak
-            request, reply, cause = requests[i], Reply("", [], finished=False), "given up after failures in a row"
+            nonlocal streak, given_up
+            request, reply = requests[i], Reply("", [], finished=False)
             seed = seed_of(*key, request.kind, request.uid, j) >> 32  # some servers take 31 bits
+            thinking = request.question is not None  # rollouts have their question with them
             async with under_way:
-                if streak < max(MIN_STREAK, slots):
-                    try:
-                        thinking = request.question is not None  # rollouts have their question with them
-                        asked = self.ask(client, content(i), sampling, seed, thinking)
-                        reply, cause = await asyncio.wait_for(asked, self.timeout), ""
-                    except TimeoutError:
-                        cause = f"no answer within {self.timeout:g} s"
-                    except ServedError as error:
-                        cause = str(error)
+                cause = given_up
+                if not given_up:
+                    terms = sampling, seed, thinking, self.retries, self.timeout
+                    reply, cause = await self.ask(client, content(i), *terms)
                     streak = streak + 1 if cause else 0
+                    if streak >= max(MIN_STREAK, slots):
+                        given_up = cause
             progress()
             return i, j, reply, cause
 

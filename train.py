@@ -27,13 +27,14 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import transformers
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from PIL import Image
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -47,11 +48,13 @@ from generate import Actor, seed_of
 from learner import Learner, Policy
 from models import encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
+from served import ServedActor, ServedError
 from zppo import Group, Recipe, collect, count, update
 
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
+MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
 MAY_CHANGE = (  # on --resume; data by its content
-    "student teacher data output resume steps micro_batch rollout_rows gradient_checkpointing save_every "
+    "student teacher teacher_model data output resume steps micro_batch rollout_rows gradient_checkpointing save_every "
     "keep_checkpoints dump_every eval_questions log_with"
 ).split()
 
@@ -67,7 +70,11 @@ class Arguments:
 
     student: str | None = field(default=None, metadata={"help": "model folder or hub id; none: the embedded world"})
     teacher: str | None = field(
-        default=None, metadata={"help": "frozen teacher, model folder or hub id; several: separated by commas"}
+        default=None,
+        metadata={"help": "frozen teacher: model folder, hub id or http://host:port/v1; several: separated by commas"},
+    )
+    teacher_model: str | None = field(
+        default=None, metadata={"help": "a served teacher's name on its server; none: the server is asked"}
     )
     data: str | None = field(default=None, metadata={"help": "questions: hub id, folder, parquet or JSON lines file"})
     split: str = field(default="train", metadata={"help": "split of --data"})
@@ -154,13 +161,22 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
     """[student, teacher, ...]. The student is trained; a teacher only ever writes text (or logits, in distillation)."""
     actors = []
     for path in (args.student, *args.teacher.split(",")):
+        if actors and path.startswith(("http://", "https://")):
+            special, pixels = special_tokens(actors[0].processor), (args.min_pixels, args.max_pixels)
+            actors.append(ServedActor(path, args.teacher_model, special, pixels, seconds=seconds))
+            try:
+                actors[-1].check(recipe.branches)
+            except ServedError as error:
+                raise SystemExit(f"--teacher: {error}") from error
+            continue
         model, processor = load_model(path).to(accelerator.device), load_processor(path)
         if hasattr(processor, "image_processor"):
             bound_pixels(processor, args.min_pixels, args.max_pixels)
         actors.append(Actor(model, processor, args.rollout_rows, autocast=accelerator.autocast, seconds=seconds))
     student, *teachers = actors
     for teacher in teachers:
-        teacher.model.requires_grad_(False).eval()
+        if isinstance(teacher, Actor):
+            teacher.model.requires_grad_(False).eval()
     if set(recipe.branches) & set(baselines.SHARES_TOKENS):
         vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in actors]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
@@ -294,7 +310,10 @@ def main(argv: list[str]) -> None:
     accelerator = Accelerator(
         log_with=args.log_with,
         project_dir=str(output),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # a process may wait that long for another's rollouts
+        ],
     )
     main_process = accelerator.is_main_process
     checkpoints = sorted(output.glob("checkpoints/step_*"))
@@ -309,6 +328,7 @@ def main(argv: list[str]) -> None:
     seconds: dict[str, float] = {}  # of the current step, by phase
     student, *teachers = load_actors(args, recipe, accelerator, seconds)
     teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
+    servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
     processor = student.processor
     learner = make_learner(args, accelerator, student)
 
@@ -356,6 +376,7 @@ def main(argv: list[str]) -> None:
     for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=not main_process):
         start, key = time.perf_counter(), (args.seed, step)
         seconds.clear()
+        failures = sum(server.failures for server in servers)
         new = new_questions(questions, args, step)
         replayed = []
         if recipe.replay:
@@ -385,6 +406,7 @@ def main(argv: list[str]) -> None:
             **summarise(groups, recipe),
             **stats,
             **losses,
+            **({"teacher_failures": sum(server.failures for server in servers) - failures} if servers else {}),
             "replayed": len(replayed),
             "buffer": len(buffer),
             **{name: len(uids) for name, uids in events.items()},
@@ -398,10 +420,13 @@ def main(argv: list[str]) -> None:
             accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step + 1)
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
-        stop = bad_updates >= MAX_BAD_UPDATES
+        dead = [server.url for server in servers if server.dead_steps >= MAX_DEAD_STEPS]
+        stop = dead or bad_updates >= MAX_BAD_UPDATES
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps or stop:
             state = {"step": step + 1, "data": data_id, "bad_updates": bad_updates, "buffer": buffer.state_dict()}
             save(output / "checkpoints" / f"step_{step + 1:05d}", accelerator, state, args.keep_checkpoints)
+        if dead:
+            raise SystemExit(f"no answer from {dead} for {MAX_DEAD_STEPS} steps; the state is saved in {output}")
         if stop:
             raise SystemExit(f"{bad_updates} gradients in a row were not finite; the state is saved in {output}")
 

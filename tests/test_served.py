@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import served
@@ -24,7 +23,6 @@ from prompts import plain_prompt
 from served import ServedActor, ServedError
 from zppo import Recipe, collect
 
-torch.set_num_threads(1)
 KEY = (0, 7)
 SHORT = Sampling(max_new_tokens=24)
 CLOSED = "http://127.0.0.1:1/v1"  # nobody listens there
@@ -175,7 +173,7 @@ WAYS = {  # what the server does -> (requests it should get with two retries, an
     "deep": ([b"[" * 100_000], 3, False),
     "an error with status 200": ([b'{"error": "overloaded"}'], 3, False),
     "no choices": ([b'{"choices": []}', b'{"choices": [{"message": null}]}', b'{"choices": "abc"}'], 3, False),
-    "null content": ([{"content": None}], 3, False),
+    "no text": ([{"content": None}, {"content": 5}, {"content": "\ud800"}], 3, False),
 }
 
 
@@ -202,7 +200,9 @@ def test_dead_steps_are_counted_and_a_dead_server_is_not_asked_for_ever():
     with serve(lambda body, text: ["hang"]) as server:
         actor = actor_of(server, concurrency=4, timeout=0.3)
         actor(requests, 1, SHORT, KEY, "compress")
-        assert len(server.seen) <= 11 and actor.failures == 30 and actor.dead_steps == 1  # 8 in a row, 3 under way
+        server.plan = lambda body, text: [503]
+        actor(requests, 1, SHORT, KEY, "compress")  # below: 8 in a row and 3 under way, then 1 to see if it is back
+        assert len(server.seen) <= 12 and actor.failures == 60 and actor.dead_steps == 1
         server.plan = lambda body, text: [""]
         actor(requests[:1], 1, SHORT, KEY, "compress")
         assert actor.dead_steps == 0
