@@ -53,7 +53,7 @@ class Learner:
     """The student, its optimiser, and how rows become micro-batches: the machinery that every update shares.
 
     policy: a `Policy` that went through accelerator.prepare, with its optimizer. encode: (prompt, question) ->
-    `models.encode`d prompt. blank: an encoded prompt that joins micro-batches with weight 0 (decision 9), with an image
+    `models.encode`d prompt. blank: an encoded prompt that joins micro-batches with weight 0 (decision 1), with an image
     if the student is a VLM. micro_batch: rows per forward pass; changes nothing but memory and speed.
     """
 

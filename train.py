@@ -157,6 +157,25 @@ def parse(argv: list[str]) -> tuple[Arguments, Recipe, bool]:
     return args, recipe, is_toy
 
 
+def make_accelerator(args: Arguments) -> Accelerator:
+    """One process or many. On a CPU, `torchrun` starts several; accelerate's own launcher silently starts one."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started == 1 and "MASTER_ADDR" in os.environ:
+        print(
+            "train.py: the launcher was asked for several processes and started one. "
+            "On a CPU: torchrun --nproc_per_node 2 train.py"
+        )
+    return Accelerator(
+        cpu=started > 1 and not torch.accelerator.is_available(),
+        log_with=args.log_with,
+        project_dir=args.output,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # a process may wait that long for another's rollouts
+        ],
+    )
+
+
 def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict[str, float]) -> list[Actor]:
     """[student, teacher, ...]. The student is trained; a teacher only ever writes text (or logits, in distillation)."""
     actors = []
@@ -307,14 +326,7 @@ def truncate_lines(path: Path, steps: int) -> None:
 def main(argv: list[str]) -> None:
     args, recipe, is_toy = parse(argv)
     output = Path(args.output)
-    accelerator = Accelerator(
-        log_with=args.log_with,
-        project_dir=str(output),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # a process may wait that long for another's rollouts
-        ],
-    )
+    accelerator = make_accelerator(args)
     main_process = accelerator.is_main_process
     checkpoints = sorted(output.glob("checkpoints/step_*"))
     if (output / "metrics.jsonl").exists() and not args.resume:

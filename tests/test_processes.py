@@ -21,16 +21,19 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     folders = {}
     for processes in (1, 2):
         folders[processes] = tmp_path_factory.mktemp(f"processes{processes}")
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        # accelerate launch --cpu starts one process whatever --num_processes says; torchrun starts them
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command += [str(ROOT / "tests" / "update_cases.py"), str(folders[processes])]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     return folders
 
 
-def read(folder: Path, case: str) -> tuple[dict, dict]:
-    return load_file(folder / f"{case}.safetensors"), json.loads((folder / f"{case}.json").read_text())
+def read(folders: dict[int, Path], processes: int, case: str) -> tuple[dict, dict]:
+    metrics = json.loads((folders[processes] / f"{case}.json").read_text())
+    assert metrics.pop("processes") == processes
+    return load_file(folders[processes] / f"{case}.safetensors"), metrics
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def start() -> dict:
 # mixed: images on some rows only; text: no image at all on a VLM; single: one process has no active row
 @pytest.mark.parametrize("case", ["mixed", "text", "single"])
 def test_two_processes_take_the_step_of_one(case, runs, start):
-    (one, metrics_one), (two, metrics_two) = (read(runs[processes], case) for processes in (1, 2))
+    (one, metrics_one), (two, metrics_two) = (read(runs, processes, case) for processes in (1, 2))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
     assert metrics_two == pytest.approx(metrics_one, rel=1e-4, abs=1e-6)
@@ -51,7 +54,7 @@ def test_two_processes_take_the_step_of_one(case, runs, start):
 @pytest.mark.parametrize("case", ["dead", "nan"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_nothing_to_learn_or_not_finite_leaves_the_weights_alone(case, processes, runs, start):
-    weights, metrics = read(runs[processes], case)
+    weights, metrics = read(runs, processes, case)
     assert all(torch.equal(weights[name], start[name]) for name in weights)
     assert metrics["optimizer_states"] == 0  # AdamW has not moved at all
     assert metrics["updates_without_signal" if case == "dead" else "updates_not_finite"] > 0

@@ -90,7 +90,8 @@ def test_killed_and_resumed_equals_never_stopped(reference, tmp_path):
 def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
     run, _ = reference
     two = tmp_path / "run"
-    train(two, launch=["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"])
+    train(two, launch=["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
+    assert len(list((two / "checkpoints" / "step_00004").glob("random_states_*"))) == 2  # two processes it was
     for step in (2, 4):
         file = f"dumps/step_{step:05d}.jsonl"
         assert (two / file).read_bytes() == (run / file).read_bytes()
@@ -100,6 +101,13 @@ def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (two, run)]
     for mine, other in zip(*lines, strict=True):
         assert json.loads(mine) == pytest.approx(json.loads(other), rel=1e-3, abs=1e-5)
+
+
+def test_a_launcher_that_starts_fewer_processes_than_asked_is_named(reference):
+    run, _ = reference
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    done = train(run, launch=launch, check=False)
+    assert "torchrun --nproc_per_node 2" in done.stdout + done.stderr
 
 
 def test_a_run_is_not_overwritten(reference):

@@ -61,6 +61,7 @@ def run(case: str, accelerator: Accelerator, folder: Path) -> None:
     if accelerator.is_main_process:
         weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
         save_file(weights, folder / f"{case}.safetensors")
+        metrics["processes"] = accelerator.num_processes
         metrics["optimizer_states"] = len(optimizer.state_dict()["state"])
         (folder / f"{case}.json").write_text(json.dumps(metrics))
     accelerator.wait_for_everyone()
