@@ -30,7 +30,8 @@ from zppo import Actor, Group, Recipe, Rollout, Row, Step, count, plain_groups, 
 
 PREFIX_SHARE = 0.4  # Algorithm 6
 HINT_TOKENS = 512
-SHARES_TOKENS = ("prefix", "teacher_response", "on_distill", "off_distill")  # decision 5
+# What these need of the teacher besides its text; so they need the student's tokenizer too (decision 5).
+NEEDS = {"on_distill": "logits", "off_distill": "logits", "prefix": "tokens", "teacher_response": "tokens"}
 
 
 def collect(

@@ -58,14 +58,10 @@ class LazyImage:
     column: str
     position: int
     folder: str  # where relative file names start
+    size: tuple[int, int]  # (width, height), read from the header at load
 
     def read(self) -> bytes:
         return image_bytes(as_list(dig(self.rows[self.row], self.column))[self.position], self.folder)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) from the header."""
-        return image_size(self.read())
 
 
 # ---- images ----------------------------------------------------------------------------------------------
@@ -414,7 +410,7 @@ def load_questions(source, split: str = "train", columns=None, limit: int | None
         checked, reason = clean_row(dig(row, names["question"][0]), dig(row, names["answer"][0]),
                                     [cell for _, _, cell in cells], folder, max_answer_chars, check)
         if not reason:
-            text, answer, _, digest = checked
+            text, answer, sizes, digest = checked
             uid = dig(row, names["uid"][0]) if names["uid"] else None
             uid = digest if uid is None else str(uid)
             reason = "duplicate_uid" if uid in seen else ""
@@ -422,7 +418,7 @@ def load_questions(source, split: str = "train", columns=None, limit: int | None
             skipped[reason] += 1
             continue
         seen.add(uid)
-        images = tuple(LazyImage(rows, index, name, i, folder) for name, i, _ in cells)
+        images = tuple(LazyImage(rows, index, name, i, folder, size) for (name, i, _), size in zip(cells, sizes))
         questions.append(Question(uid, text, images, answer, is_free_form(answer)))
     report = {"source": source, "split": split, "columns": names, "rows": len(rows), "rows_read": read,
               "skipped": dict(skipped.most_common()), "questions": len(questions),

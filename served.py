@@ -35,13 +35,13 @@ from huggingface_hub import AsyncInferenceClient, set_async_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from tqdm import tqdm
 
+from baselines import NEEDS
 from data import open_images
 from generate import Reply, Request, Sampling, seed_of
 from prompts import neutralise
 
 MAX_DELAY = 60.0  # seconds between two tries, also where Retry-After asks for more
 MIN_STREAK = 8  # failures in a row before a call gives up, where fewer requests are under way
-NEEDS = {"on_distill": "logits", "off_distill": "logits", "prefix": "tokens", "teacher_response": "tokens"}
 
 
 class ServedError(RuntimeError):

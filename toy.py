@@ -354,7 +354,7 @@ def pretrain(who: str, hidden: int, layers: int, steps: int, seed: int, batch_si
 
 @dataclass
 class BuildArguments:
-    """Rebuild the folders world/student and world/teacher from a seed (about ten minutes on two cores)."""
+    """Rebuild the folders world/student and world/teacher from a seed (about twenty minutes on one core)."""
 
     out: str = str(WORLD)
     seed: int = 0

@@ -196,7 +196,7 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
     for teacher in teachers:
         if isinstance(teacher, Actor):
             teacher.model.requires_grad_(False).eval()
-    if set(recipe.branches) & set(baselines.SHARES_TOKENS):
+    if set(recipe.branches) & set(baselines.NEEDS):
         vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in actors]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
             raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
