@@ -447,6 +447,7 @@ def main(argv: list[str]) -> None:
         student.model.save_pretrained(output / "model")
         processor.save_pretrained(output / "model")
         close(before, after, buffer, output)
+    accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
     accelerator.end_training()
 
 
