@@ -2,7 +2,7 @@
 
 GRPO and its variants are ZPPO without BCQ, NCQ or the buffer: see zppo.METHODS. Everything here shares data, rollouts,
 selection of hard questions, optimiser and schedule with zppo.py; each row changes what its docstring says.
-`token_jsd` imports nothing from the rest of the project: copy it.
+The divergence itself is logprobs.token_jsd.
 
 Decisions where the paper is silent:
 1. Hint, Prefix and teacher response take hard questions by ascending accuracy, ties at random, up to the cap
@@ -15,12 +15,10 @@ Decisions where the paper is silent:
 5. Prefix, teacher response and distillation put the teacher's tokens before the student: the tokenizers must be equal.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 import prompts
 from data import Question
@@ -112,36 +110,6 @@ def teacher_groups(step: Step, questions: Sequence[Question]) -> tuple[list[Grou
             groups.append(Group(request.question, "teacher", request.text, kept))
     rewards = [rollout.reward for row in rows for rollout in row]
     return groups, {"teacher_questions": len(rows), "teacher_accuracy": sum(rewards) / max(len(rewards), 1)}
-
-
-def token_jsd(
-    hidden: torch.Tensor,
-    lm_head: Callable[[torch.Tensor], torch.Tensor],
-    teacher_hidden: torch.Tensor,
-    teacher_head: Callable[[torch.Tensor], torch.Tensor],
-    chunk: int = 1024,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per-token Jensen-Shannon divergence of student and teacher, never holding [batch, length, vocab] logits.
-
-    hidden: [N, H] and teacher_hidden: [N, H'], the last hidden states at the same positions; the heads map [n, H] to
-    [n, V] logits. They see `chunk` tokens at a time and are run again in the backward pass. Returns divergences in nats
-    [N], with gradient to the student, at most log 2, and the student's entropies [N], without; both fp32.
-    """
-
-    def head(hidden: torch.Tensor, teacher_hidden: torch.Tensor):
-        p = lm_head(hidden).float().log_softmax(-1)  # [n, V]
-        with torch.no_grad():
-            q = teacher_head(teacher_hidden).float().log_softmax(-1)
-        m = torch.logaddexp(p, q) - math.log(2)  # log of the mixture
-        divergence = 0.5 * (p.exp() * (p - m) + q.exp() * (q - m)).sum(-1)
-        return divergence, torch.special.entr(p.detach().exp()).sum(-1)
-
-    chunks = [
-        checkpoint(head, *pair, use_reentrant=False)
-        for pair in zip(hidden.split(chunk), teacher_hidden.split(chunk), strict=True)
-    ]
-    divergence, entropy = zip(*chunks, strict=True)
-    return torch.cat(divergence), torch.cat(entropy)
 
 
 def distill(learner, teacher_model, groups: Sequence[Group], recipe: Recipe, key: tuple) -> dict[str, float]:

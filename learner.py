@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from baselines import token_jsd
 from data import Question
+from logprobs import token_jsd, token_logprobs
 from models import collate, extend, lm_head, position_ids, response_positions
-from zppo import Row, token_logprobs
+from zppo import Row
 
 
 class Policy(torch.nn.Module):
@@ -34,12 +34,14 @@ class Policy(torch.nn.Module):
         response token. Returns (log-probs, entropies) of the response tokens, [N], row after row; with a teacher model
         (divergences from it, entropies) instead."""
         hidden = last_hidden(self.model, batch, position_ids)[predicts]  # [N, H]
+        weight, cap = lm_head(self.model)
         if teacher is not None:
+            teacher_weight, teacher_cap = lm_head(teacher)
             with torch.no_grad():
                 target = last_hidden(teacher, batch, position_ids)[predicts]
-            return token_jsd(hidden, lm_head(self.model), target, lm_head(teacher))
+            return token_jsd(hidden, weight, target, teacher_weight, cap, teacher_cap)
         tokens = batch["input_ids"].roll(-1, dims=-1)  # [B, L]: the token that each position predicts
-        return token_logprobs(hidden, lm_head(self.model), tokens[predicts], self.banned)
+        return token_logprobs(hidden, weight, tokens[predicts], self.banned, cap)
 
 
 def last_hidden(model, batch: dict, position_ids: torch.Tensor) -> torch.Tensor:

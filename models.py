@@ -56,11 +56,10 @@ def disable_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def lm_head(model):
-    """Hidden states -> logits as the model's own forward makes them: Gemma caps its logits after the head."""
-    head = model.get_output_embeddings()
+def lm_head(model) -> tuple[torch.Tensor, float | None]:
+    """(weight [V, H], soft cap of the logits if there is one): what takes the last hidden states to logits."""
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return (lambda hidden: cap * torch.tanh(head(hidden) / cap)) if cap else head
+    return model.get_output_embeddings().weight, cap
 
 
 def tokenizer_of(processor):

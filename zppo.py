@@ -1,9 +1,9 @@
 """ZPPO, Algorithm 1: one training step from plain rollouts to the buffer refresh (arXiv 2606.18216).
 
 Read `collect` for stages 1-5 and `update` for stage 6; the pure functions above them are the equations. What turns
-rows into micro-batches and takes the optimiser's step is in learner.py.
+rows into micro-batches and takes the optimiser's step is in learner.py, log-probs without full logits in logprobs.py.
 Tags in brackets are the paper's: [G1, G2] GRPO, [Da1-Da3] DAPO, [R1] REINFORCE++, [Z0-Z4] ZPPO's own.
-`advantages`, `policy_loss` and `token_logprobs` import nothing from the rest of the project: copy them.
+`advantages` and `policy_loss` import nothing from the rest of the project: copy them.
 
 Decisions where the paper is silent, and shortcuts that change no result:
  1. Counts are floor(rho * |X_new|). Ties in accuracy are broken by a seeded shuffle: by position, new
@@ -32,7 +32,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 import prompts
 from data import Question
@@ -85,35 +84,6 @@ def policy_loss(
     ratio = torch.exp(logp - old_logp)
     loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
     return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
-
-
-def token_logprobs(
-    hidden: torch.Tensor,
-    lm_head: Callable[[torch.Tensor], torch.Tensor],
-    tokens: torch.Tensor,
-    banned: Sequence[int] = (),
-    chunk: int = 1024,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of response tokens, never holding [batch, length, vocab] logits.
-
-    hidden: [N, H], the last hidden states that predict the N tokens. lm_head: [n, H] -> [n, V] logits.
-    tokens: [N]. banned: token ids of probability 0. The head sees `chunk` tokens at a time and is run again in the
-    backward pass. Returns log-probs [N], with gradient, and entropies [N], without, both fp32.
-    """
-    banned = torch.as_tensor(banned, dtype=torch.long, device=hidden.device)
-
-    def head(hidden: torch.Tensor, tokens: torch.Tensor):
-        logits = lm_head(hidden).float().index_fill(-1, banned, -torch.inf)  # [n, V]
-        logps = logits.log_softmax(-1)
-        entropy = torch.special.entr(logps.detach().exp()).sum(-1)
-        return logps.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy  # [n], [n]
-
-    chunks = [
-        checkpoint(head, *pair, use_reentrant=False)
-        for pair in zip(hidden.split(chunk), tokens.split(chunk), strict=True)
-    ]
-    logp, entropy = zip(*chunks, strict=True)
-    return torch.cat(logp), torch.cat(entropy)
 
 
 # ---------------------------------------------------------------- data of one step

@@ -5,7 +5,7 @@
 
 1. Measured: forward and backward of `token_logprobs` and `token_jsd` beside the same maths on full logits, a process
    for each: peak (getrusage; on CUDA the allocator's) minus what was there before: hidden states, heads, .grad. glibc
-   has to map large tensors one by one, else it keeps freed ones. A trained head's gradient is held up to twice.
+   has to map large tensors one by one, else it keeps freed ones. A trained head's gradient is held once, in fp32.
 2. Computed: from published shapes, for text; parameters with vision tower, without MTP. What a layer saves for its
    backward pass is asked of autograd, in a linear-attention layer without extra kernels.
 """
@@ -25,8 +25,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from baselines import token_jsd  # noqa: E402
-from zppo import token_logprobs  # noqa: E402
+from logprobs import token_jsd, token_logprobs  # noqa: E402
 
 VOCAB, ROW = 248_320, 2_048 + 12_288  # a prompt and the longest response of Table 8
 GPUS, CUDA = (24, 48, 80, 141), torch.cuda.is_available()  # GB
@@ -39,21 +38,21 @@ SHAPES = {  # the fields, then the parameters of the vision tower
 }  # fmt: skip
 
 
-def full_logits(hidden, head, other, teacher_head=None):  # other: tokens, or the teacher's hidden states
-    p = head(hidden).float().log_softmax(-1)
-    if teacher_head is None:
+def full_logits(hidden, weight, other, teacher_weight=None):  # other: tokens, or the teacher's hidden states
+    p = (hidden @ weight.T).float().log_softmax(-1)
+    if teacher_weight is None:
         return p.gather(-1, other.unsqueeze(-1))
-    q = teacher_head(other).float().log_softmax(-1)
+    q = (other @ teacher_weight.T).float().log_softmax(-1)
     m = torch.logaddexp(p, q) - math.log(2)
     return 0.5 * (p.exp() * (p - m) + q.exp() * (q - m)).sum(-1)
 
 
 def side(what: str, chunk: str, head: str, args) -> float:
     """One measurement, in its own process: GiB on top of what was there before."""
-    student, teacher = (torch.nn.Linear(args.hidden, VOCAB, bias=False, **PLACE).requires_grad_(False) for _ in "ab")
+    student, teacher = (torch.randn(VOCAB, args.hidden, **PLACE).mul_(args.hidden**-0.5) for _ in "ab")
     hidden, target = (torch.randn(args.tokens, args.hidden, **PLACE) for _ in "ab")
     if head == "trained":
-        student.requires_grad_().weight.grad = torch.ones_like(student.weight)
+        student.requires_grad_().grad = torch.ones_like(student)
     ours, rest = (token_jsd, (target, teacher)) if what == "jsd" else (token_logprobs, (target[:, 0].abs().long(),))
     inputs = (hidden.requires_grad_(), student, *rest)
     before = torch.cuda.memory_allocated() if CUDA else psutil.Process().memory_info().rss
@@ -104,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=2048, help="default 2048")
     parser.add_argument("--hidden", type=int, default=1024, help="default 1024")
-    parser.add_argument("--chunks", nargs="+", default=["1024", "128"], help="tokens that the head sees at a time")
+    parser.add_argument("--chunks", nargs="+", default=["256", "128"], help="tokens that the head sees at a time")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)  # a measurement's own process
     args = parser.parse_args()
     if args.side:

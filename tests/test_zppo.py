@@ -29,7 +29,6 @@ from zppo import (
     mini_batches,
     policy_loss,
     read_summary,
-    token_logprobs,
     update,
 )
 
@@ -150,59 +149,6 @@ def test_policy_loss_takes_its_bounds():
     signs = torch.tensor([1.0, 1, 1, -1, -1, -1])
     loss = policy_loss(logp, torch.zeros(6), signs, eps_low=0.1, eps_high=0.4, dual_clip=2.0)
     torch.testing.assert_close(loss, torch.tensor([-0.5, -1.4, -1.4, 0.9, 1.5, 2.0]))
-
-
-# ---------------------------------------------------------------- log-probs of tokens
-
-
-@pytest.mark.parametrize("n", [1, 5, 8, 13])
-@pytest.mark.parametrize("banned", [[], [0, 6]])
-def test_token_logprobs_value_gradient_and_entropy(n, banned):
-    """Against float64 without chunks; 5 and 13 are not divisible by the chunk of 4."""
-    torch.manual_seed(n)
-    head = torch.nn.Linear(6, 11)
-    hidden, tokens, weight = torch.randn(n, 6, requires_grad=True), torch.randint(1, 6, (n,)), torch.randn(n)
-    logp, entropy = token_logprobs(hidden, head, tokens, banned, chunk=4)
-    assert logp.dtype == entropy.dtype == torch.float32 and logp.shape == entropy.shape == (n,)
-    assert not entropy.requires_grad
-    ours = torch.autograd.grad((logp * weight).sum(), [hidden, head.weight, head.bias])
-    hidden64, *parameters = (x.detach().double().requires_grad_() for x in (hidden, head.weight, head.bias))
-    logits = hidden64 @ parameters[0].T + parameters[1]
-    allowed = [i for i in range(11) if i not in banned]
-    full = logits[:, allowed].log_softmax(-1)
-    reference = torch.stack([full[i, allowed.index(token)] for i, token in enumerate(tokens.tolist())])
-    theirs = torch.autograd.grad((reference * weight).sum(), [hidden64, *parameters])
-    torch.testing.assert_close(logp.double(), reference, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(entropy.double(), -(full.exp() * full).sum(-1), rtol=1e-5, atol=1e-6)
-    for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine.double(), other, rtol=1e-4, atol=1e-5)
-
-
-def test_token_logprobs_of_bf16_logits_are_computed_in_fp32():
-    torch.manual_seed(0)
-    head = torch.nn.Linear(16, 5000, bias=False).bfloat16()
-    hidden, tokens = torch.randn(9, 16).bfloat16(), torch.randint(5000, (9,))
-    logp, entropy = token_logprobs(hidden, head, tokens, chunk=4)
-    full = head(hidden).double().log_softmax(-1)  # bf16 logits, then exact
-    assert logp.dtype == torch.float32
-    torch.testing.assert_close(logp.double(), full.gather(-1, tokens[:, None])[:, 0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(entropy.double(), -(full.exp() * full).sum(-1), rtol=0, atol=1e-5)
-
-
-def test_token_logprobs_never_holds_all_logits():
-    """The head sees one chunk at a time, forward and backward, and no logits are kept for the backward pass."""
-    head, rows, kept = torch.nn.Linear(8, 400), [], []
-
-    def counted(hidden):
-        rows.append(len(hidden))
-        return head(hidden)
-
-    hidden, tokens = torch.randn(30, 8, requires_grad=True), torch.randint(400, (30,))
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        logp, _ = token_logprobs(hidden, counted, tokens, chunk=8)
-    assert rows == [8, 8, 8, 6] and sum(kept) < 400
-    logp.sum().backward()
-    assert sorted(rows) == sorted(2 * [8, 8, 8, 6]) and max(rows) == 8
 
 
 # ---------------------------------------------------------------- scripted actors
