@@ -3,8 +3,8 @@
 Decisions:
 1. Every micro-batch of a VLM holds an image: where it has none, a blank image with weight 0 joins it. So the vision
    tower is always in the graph, as DDP needs, and one process or many give the same weights.
-2. Every process makes the same number of micro-batches, the last ones possibly of the blank row alone, so nobody waits
-   for anybody.
+2. Micro-batches are filled by tokens, padding included, not by rows (Table 8 has 4 rows, without padding). Every process
+   makes the same number of them, the last ones possibly of the blank row alone, so nobody waits for anybody.
 3. The optimiser does not step, on any process, on a gradient that is not finite.
 """
 
@@ -50,29 +50,57 @@ def last_hidden(model, batch: dict, position_ids: torch.Tensor) -> torch.Tensor:
     return backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state
 
 
+def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[int]]:
+    """Rows of like length together, in as few micro-batches as a multiple of `world` allows.
+
+    lengths: tokens of each row. budget: tokens of a micro-batch, padding included; a longer row is a micro-batch of its
+    own. Returns positions in `lengths`, the longest rows first, so that of each `world` neighbours, one for each process,
+    all are of like size, and memory runs out at once or never. The last ones are empty where rows are few.
+    """
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= budget:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    while len(found) % world and max(map(len, found)) > 1:  # halve the largest until every process has as many
+        place = max(range(len(found)), key=lambda k: (len(found[k]) > 1) * len(found[k]) * lengths[found[k][0]])
+        batch = found[place]
+        found[place : place + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    return found + [[]] * (-len(found) % world)
+
+
 @dataclass
 class Learner:
     """The student, its optimiser, and how rows become micro-batches: the machinery that every update shares.
 
     policy: a `Policy` that went through accelerator.prepare, with its optimizer. encode: (prompt, question) ->
-    `models.encode`d prompt. blank: an encoded prompt that joins micro-batches with weight 0 (decision 1), with an image
-    if the student is a VLM. micro_batch: rows per forward pass; changes nothing but memory and speed.
+    `models.encode`d prompt. length: the same arguments -> its number of tokens. blank: an encoded prompt that joins
+    micro-batches with weight 0 (decision 1), with an image if the student is a VLM. micro_tokens: budget of a
+    `micro_batches` cut; changes nothing but memory and speed.
+
+    tokens, slots: of all micro-batches of all processes so far; what is no token of a row is padding.
     """
 
     policy: torch.nn.Module
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     encode: Callable[[str, Question], dict[str, torch.Tensor]]
+    length: Callable[[str, Question], int]
     blank: dict[str, torch.Tensor]
-    micro_batch: int = 4
+    micro_tokens: int = 16_384
     progress: Callable[[int], None] = lambda rows: None
+    tokens: int = 0
+    slots: int = 0
 
     def split(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """This process's micro-batches: rows of like length together. As many on every process."""
-        world, size = self.accelerator.num_processes, self.micro_batch
-        rows = sorted(rows, key=lambda row: len(row.prompt) + len(row.tokens))
-        mine = rows[self.accelerator.process_index :: world]
-        return [mine[i * size : (i + 1) * size] for i in range(math.ceil(math.ceil(len(rows) / world) / size))]
+        """This process's micro-batches, as many as every other process has."""
+        lengths = [self.length(row.prompt, row.question) + len(row.prefix) + len(row.tokens) for row in rows]
+        batches = micro_batches(lengths, self.micro_tokens, self.accelerator.num_processes)
+        self.tokens += sum(lengths)
+        self.slots += sum(lengths[batch[0]] * len(batch) for batch in batches if batch)
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        return [[rows[i] for i in batch] for batch in mine]
 
     def forward(self, rows: Sequence[Row], **extra) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The policy on one micro-batch. Returns its two outputs and the rows' weights, each [N] over the N response

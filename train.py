@@ -28,6 +28,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ from zppo import Group, Recipe, collect, count, update
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
 MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
 MAY_CHANGE = (  # on --resume; data by its content
-    "student teacher teacher_model data output resume steps micro_batch rollout_rows gradient_checkpointing save_every "
+    "student teacher teacher_model data output resume steps micro_tokens rollout_rows gradient_checkpointing save_every "
     "keep_checkpoints dump_every eval_questions log_with"
 ).split()
 
@@ -65,7 +66,7 @@ class Arguments:
 
     Which batch size is which: one step takes `new_per_step` new questions, up to rho_replay times as many replayed
     ones and rho_aug times as many reformulated prompts, each with `group_size` rollouts, and makes `updates_per_step`
-    gradient updates. micro_batch and rollout_rows change memory and speed, not results.
+    gradient updates. micro_tokens and rollout_rows change memory and speed, not results.
     """
 
     student: str | None = field(default=None, metadata={"help": "model folder or hub id; none: the embedded world"})
@@ -93,7 +94,9 @@ class Arguments:
     max_prompt_tokens: int = field(default=4096, metadata={"help": "questions with a longer plain prompt are skipped"})
     min_pixels: int = field(default=MIN_PIXELS, metadata={"help": "images are scaled up to this many pixels"})
     max_pixels: int = field(default=MAX_PIXELS, metadata={"help": "images are scaled down to this many pixels"})
-    micro_batch: int = field(default=4, metadata={"help": "rollouts per forward pass of the update"})
+    micro_tokens: int = field(
+        default=16_384, metadata={"help": "tokens per forward pass of the update, padding included; a longer row alone"}
+    )
     rollout_rows: int = field(default=64, metadata={"help": "rollouts generated at a time on one process"})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations in the update"})
     save_every: int = field(default=10, metadata={"help": "steps between checkpoints"})
@@ -114,7 +117,7 @@ def toy_preset() -> dict:
         steps=120,
         new_per_step=32,
         lr=3e-4,
-        micro_batch=64,
+        micro_tokens=8192,
         rollout_rows=128,
         min_pixels=toy.CELL**2,
         max_pixels=64 * toy.CELL**2,
@@ -215,7 +218,9 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
     policy, optimizer = accelerator.prepare(policy, optimizer)
     is_vlm = hasattr(student.processor, "image_processor")
     blank = encode(student.processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
-    return Learner(policy, optimizer, accelerator, student.encode, blank, args.micro_batch)
+    # As often as a prompt's rollouts and the I updates ask for it, but without looking at the pixels again.
+    length = lru_cache(4096)(lambda text, question: prompt_tokens(student.processor, text, question.images))
+    return Learner(policy, optimizer, accelerator, student.encode, length, blank, args.micro_tokens)
 
 
 def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]], dict]:
@@ -399,7 +404,7 @@ def main(argv: list[str]) -> None:
         gather = collect if set(recipe.branches) <= {"bcq", "ncq"} else baselines.collect
         groups, stats = gather(new, replayed, student, teacher, recipe, key, special_tokens(processor))
 
-        update_start = time.perf_counter()
+        update_start, learner.tokens, learner.slots = time.perf_counter(), 0, 0
         with tqdm(desc="update", leave=False, disable=not main_process) as bar:
             learner.progress = bar.update
             if recipe.method.startswith(("on_distill", "off_distill")):
@@ -418,6 +423,7 @@ def main(argv: list[str]) -> None:
             **summarise(groups, recipe),
             **stats,
             **losses,
+            "padding_share": 1 - learner.tokens / max(learner.slots, 1),
             **({"teacher_failures": sum(server.failures for server in servers) - failures} if servers else {}),
             "replayed": len(replayed),
             "buffer": len(buffer),

@@ -72,7 +72,9 @@ def make_learner(args, name: str, lr: float) -> Learner:
     accelerator, policy = Accelerator(), Policy(make_model(args))
     policy, optimizer = accelerator.prepare(policy, getattr(torch.optim, name)(policy.parameters(), lr))
     encode = lambda prompt, _: {"input_ids": torch.tensor([ord(c) for c in prompt])}  # noqa: E731
-    return Learner(policy, optimizer, accelerator, encode, encode("blank", None), args.micro_batch)
+    length = lambda prompt, _: len(prompt)  # noqa: E731
+    budget = args.micro_batch * (args.prompt + args.response)  # no more than TRL's rows may take
+    return Learner(policy, optimizer, accelerator, encode, length, encode("blank", None), budget)
 
 
 def run_trl(args, name: str, lr: float, batches: list[list[tuple]], on_policy: bool, hook=lambda model: None) -> tuple:

@@ -8,7 +8,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 from test_logprobs import float_jsd
-from test_zppo import BLANK, KEY, Script, actors, ask, encoder, groups_of, says, sgd, weights
+from test_zppo import BLANK, KEY, Script, actors, ask, encoder, groups_of, length, says, sgd, weights
 
 import baselines
 from baselines import distill, pool
@@ -163,7 +163,7 @@ def learner_of(model, **settings):
     accelerator = Accelerator(cpu=True)
     policy = Policy(model.train(), banned_token_ids(model, tiny.PROCESSOR))
     policy, optimizer = accelerator.prepare(policy, sgd(policy.parameters()))
-    return Learner(policy, optimizer, accelerator, encoder, BLANK, **{"micro_batch": 4, **settings})
+    return Learner(policy, optimizer, accelerator, encoder, length, BLANK, **{"micro_tokens": 200, **settings})
 
 
 @pytest.mark.parametrize("method", ["on_distill", "off_distill"])
@@ -174,9 +174,9 @@ def test_distillation_takes_one_step_on_the_weighted_mean_divergence(method):
         for group, kept in zip(groups, (1, 3, 2)):
             group.kind, group.rollouts = "teacher", group.rollouts[:kept]
     teacher, results = tiny.make("qwen3_5", seed=1), []
-    for micro_batch in (4, 1):
+    for micro_tokens in (200, 1):
         model = tiny.make("qwen3_5")
-        metrics = distill(learner_of(model, micro_batch=micro_batch), teacher, groups, Recipe(method=method), KEY)
+        metrics = distill(learner_of(model, micro_tokens=micro_tokens), teacher, groups, Recipe(method=method), KEY)
         results.append((weights(model), metrics))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-6)
 

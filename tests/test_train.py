@@ -18,7 +18,7 @@ from train import parse
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SMALL = "--steps 4 --new_per_step 8 --group_size 4 --teacher_group_size 2 --save_every 2 --dump_every 2".split()
-SMALL += "--eval_questions 3 --updates_per_step 2 --rollout_rows 16 --micro_batch 8 --rho_aug 0.5".split()
+SMALL += "--eval_questions 3 --updates_per_step 2 --rollout_rows 16 --micro_tokens 1000 --rho_aug 0.5".split()
 
 
 def train(output, *args, launch=(), check=True):
@@ -182,4 +182,4 @@ def test_defaults_are_table_8():
     )  # fmt: skip
     assert vars(recipe) == expected
     assert (args.lr, args.weight_decay, args.steps, args.new_per_step) == (1e-6, 0.1, 200, 384)
-    assert (args.max_prompt_tokens, args.micro_batch) == (4096, 4)
+    assert (args.max_prompt_tokens, args.micro_tokens) == (4096, 16_384)

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 import zppo
 from data import Question
 from generate import Sampling
-from learner import Learner, Policy
-from models import banned_token_ids, encode, load_model
+from learner import Learner, Policy, micro_batches
+from models import banned_token_ids, collate, encode, load_model
 from rewards import extract_boxed
 from zppo import (
     Group,
@@ -559,6 +559,10 @@ def encoder(prompt: str, question: Question):
     return encode(tiny.PROCESSOR, prompt, question.images)
 
 
+def length(prompt: str, question: Question) -> int:
+    return len(encoder(prompt, question)["input_ids"])
+
+
 BLANK = encode(tiny.PROCESSOR, "blank", [tiny.colour("black", 16, 16)])
 
 
@@ -572,7 +576,7 @@ def run(groups, recipe, model=None, optimizer=sgd, steps: int = 1, **settings):
     accelerator = Accelerator(cpu=True)
     policy = Policy(model, banned_token_ids(model, tiny.PROCESSOR))
     policy, optimizer = accelerator.prepare(policy, optimizer(policy.parameters()))
-    settings = {"encode": encoder, "blank": BLANK, "micro_batch": 4, **settings}
+    settings = {"encode": encoder, "length": length, "blank": BLANK, "micro_tokens": 200, **settings}
     learner = Learner(policy, optimizer, accelerator, **settings)
     for step in range(steps):
         metrics = update(learner, groups, recipe, (0, step))
@@ -675,10 +679,42 @@ def test_several_updates_use_the_policy_at_the_start_of_the_step(updates):
 @pytest.mark.parametrize("updates", [1, 2, 4])
 def test_micro_batches_change_neither_weights_nor_metrics(updates):
     recipe, groups = Recipe(updates_per_step=updates), groups_of()
-    runs = [run(groups, recipe, micro_batch=size, optimizer=lambda p: sgd(p, 0.02)) for size in (8, 4, 1)]
+    runs = [run(groups, recipe, micro_tokens=size, optimizer=lambda p: sgd(p, 0.02)) for size in (999, 200, 1)]
     for model, metrics, _ in runs[1:]:
         torch.testing.assert_close(weights(model), weights(runs[0][0]), rtol=0, atol=1e-6)
         assert metrics == pytest.approx(runs[0][1], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_micro_batches_hold_all_rows_within_the_budget_and_come_in_equal_numbers(world):
+    rng = random.Random(world)
+    for _ in range(200):
+        lengths, budget = [rng.randint(1, 100) for _ in range(rng.randint(0, 40))], rng.randint(1, 400)
+        batches = micro_batches(lengths, budget, world)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+        slots = [max((lengths[i] for i in batch), default=0) * len(batch) for batch in batches]
+        assert all(size <= budget or len(batch) == 1 for size, batch in zip(slots, batches))
+        assert len(batches) % world == 0
+        if len(lengths) >= len(batches):  # no process is idle while another has two rows to give
+            assert all(batches)
+        greedy, room = 0, 0  # no fewer batches would do
+        for length in sorted(lengths, reverse=True):
+            if room < 1:
+                greedy, room = greedy + 1, max(budget // length, 1)
+            room -= 1
+        assert len(batches) == math.ceil(greedy / world) * world
+
+
+def test_padding_is_counted():
+    groups, seen = groups_of(), []
+    model = tiny.make("qwen3_5")
+    learner = Learner(Policy(model), None, Accelerator(cpu=True), encoder, length, BLANK, micro_tokens=200)
+    rows = all_rows(groups)
+    for micro in learner.split(rows):
+        batch = collate([encoder(row.prompt, row.question) for row in micro], [row.tokens for row in micro])
+        seen.append((batch["attention_mask"].sum().item(), batch["input_ids"].numel()))
+    assert (learner.tokens, learner.slots) == tuple(map(sum, zip(*seen))) and learner.tokens < learner.slots
+    assert all(slots <= 200 for _, slots in seen) and len(seen) > 2
 
 
 def test_all_groups_dead_touches_neither_parameters_nor_optimizer():
@@ -686,7 +722,7 @@ def test_all_groups_dead_touches_neither_parameters_nor_optimizer():
     model, _, optimizer = run(groups_of(), Recipe(), optimizer=torch.optim.AdamW)
     policy = Policy(model, banned_token_ids(model, tiny.PROCESSOR))
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    learner = Learner(policy, optimizer, Accelerator(cpu=True), encoder, BLANK)
+    learner = Learner(policy, optimizer, Accelerator(cpu=True), encoder, length, BLANK)
     metrics = update(learner, groups_of(dead=range(5)), Recipe(), (0, 1))
     assert (
         metrics["updates_without_signal"] == 4
@@ -718,7 +754,7 @@ def test_ratio_of_the_unchanged_policy_is_exactly_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(zppo, "policy_loss", spy)
     recipe, groups = Recipe(updates_per_step=3), groups_of()
-    _, metrics, _ = run(groups, recipe, load_model(str(tmp_path)), optimizer=lambda p: sgd(p, 0.0), micro_batch=2)
+    _, metrics, _ = run(groups, recipe, load_model(str(tmp_path)), optimizer=lambda p: sgd(p, 0.0), micro_tokens=100)
     assert len(seen) > 3 and all(seen) and metrics["clip_share"] == 0
     expected = -sum(row.weight * len(row.tokens) for row in all_rows(groups)) / metrics["response_tokens"]
     assert metrics["loss"] == pytest.approx(expected, abs=1e-6)
@@ -755,10 +791,10 @@ def test_a_blank_image_row_changes_nothing_and_keeps_the_vision_tower_in_the_gra
         return model
 
     recipe = Recipe(updates_per_step=2)
-    joined, metrics, _ = run(groups, recipe, with_hook(), micro_batch=2)
-    assert used == [0.0] * 4  # in every micro-batch, with gradient exactly 0
-    alone, expected, _ = run(groups, recipe, with_hook(), micro_batch=2, blank=text_blank)
-    assert len(used) == 4
+    joined, metrics, _ = run(groups, recipe, with_hook(), micro_tokens=100)
+    assert len(used) > 2 and not any(used)  # in every micro-batch, with gradient exactly 0
+    alone, expected, _ = run(groups, recipe, with_hook(), micro_tokens=100, blank=text_blank)
+    assert len(used) > 2
     close(joined, alone)
     assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
 

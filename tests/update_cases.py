@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import toy
-from data import Question
+from data import Question, prompt_tokens
 from learner import Learner, Policy
 from models import banned_token_ids, encode
 from zppo import Group, Recipe, Rollout, update
@@ -53,8 +53,11 @@ def run(case: str, accelerator: Accelerator, folder: Path) -> None:
     def encode_prompt(text: str, question: Question) -> dict:
         return encode(processor, text, question.images)
 
+    def length(text: str, question: Question) -> int:
+        return prompt_tokens(processor, text, question.images)
+
     blank = encode(processor, "blank", [Image.new("RGB", (16, 16))])
-    learner, metrics = Learner(policy, optimizer, accelerator, encode_prompt, blank, micro_batch=2), {}
+    learner = Learner(policy, optimizer, accelerator, encode_prompt, length, blank, micro_tokens=200)
     for step in range(2):
         groups = make_groups(case, processor.tokenizer)
         metrics = update(learner, groups, Recipe(updates_per_step=2), (0, step))
