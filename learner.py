@@ -48,6 +48,24 @@ def last_hidden(model, batch: dict, position_ids: torch.Tensor) -> torch.Tensor:
     return backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state
 
 
+@torch.no_grad()
+def check_head(model, prompt: dict[str, torch.Tensor]) -> None:
+    """Raises SystemExit where log-probs by the head's weight and soft cap are not those of the model's own logits:
+    some architectures also scale or shift them. prompt: any encoded one. The model is one that nothing wraps yet."""
+    response = prompt["input_ids"][-4:]
+    batch = collate([prompt], [response], device=model.device)
+    positions, predicts = position_ids(model, batch), response_positions([prompt], [response], batch["input_ids"].shape)
+    ours = Policy(model)(batch, positions, predicts.to(model.device))[0]  # [4]
+    logits = model(**batch, position_ids=positions, use_cache=False).logits[predicts].float()  # [4, V]
+    theirs = logits.log_softmax(-1).gather(-1, response.to(logits.device).unsqueeze(-1)).squeeze(-1)
+    tolerance = torch.finfo(model.dtype).eps ** 0.5
+    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+        raise SystemExit(
+            f"{model.config.model_type}: its head does more than a linear map with a soft cap (a scale? a bias?), so "
+            "its log-probs would be wrong here: choose another architecture, or teach `models.lm_head` this one"
+        )
+
+
 @dataclass
 class Learner:
     """The student, its optimiser, and how rows become micro-batches: the machinery that every update shares.

@@ -45,7 +45,7 @@ from buffer import ReplayBuffer
 from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fingerprint, load_questions, prompt_tokens
 from evaluate import DECODING, accuracies, evaluate, write_records
 from generate import Actor, seed_of
-from learner import Learner, Policy
+from learner import Learner, Policy, check_head
 from models import encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
 from served import ServedActor, ServedError
@@ -196,7 +196,10 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
     for teacher in teachers:
         if isinstance(teacher, Actor):
             teacher.model.requires_grad_(False).eval()
-    if set(recipe.branches) & set(baselines.NEEDS):
+    needs = {baselines.NEEDS[branch] for branch in recipe.branches if branch in baselines.NEEDS}
+    for actor in actors if "logits" in needs else [student]:
+        check_head(actor.model, encode(actor.processor, "blank"))
+    if needs:
         vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in actors]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
             raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
