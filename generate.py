@@ -22,7 +22,16 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from data import Question, open_images
-from models import banned_token_ids, collate, encode, end_token_ids, extend, position_ids, tokenizer_of
+from models import (
+    banned_token_ids,
+    collate,
+    encode,
+    end_token_ids,
+    extend,
+    has_thinking_switch,
+    position_ids,
+    tokenizer_of,
+)
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
@@ -225,11 +234,14 @@ class Actor:
     ):
         self.model, self.processor, self.rows = model, processor, rows
         self.template, self.autocast = template or {}, autocast
+        # Summaries, hints and verdicts, which come without a question, have too few tokens to think first.
+        self.no_thinking = {"enable_thinking": False} if has_thinking_switch(processor) else {}
         self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
         self.seconds = {} if seconds is None else seconds  # wall-clock time by phase, for the time split
 
     def encode(self, text: str, question: Question | None) -> dict[str, torch.Tensor]:
-        return encode(self.processor, text, open_images(question) if question else (), **self.template)
+        template = self.template if question else self.template | self.no_thinking
+        return encode(self.processor, text, open_images(question) if question else (), **template)
 
     def __call__(
         self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str

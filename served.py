@@ -14,7 +14,8 @@ Decisions:
    rollout, a summary cut from the trace, a verdict "wrong". After as many failures in a row as requests are under way
    the call gives up the rest, and the next call asks one small thing first: a server that hangs costs one time-out.
 5. Thinking that the server has split off is put back in front of a rollout, since it is part of the trace, and left out
-   of summaries, hints and verdicts.
+   of summaries, hints and verdicts. Those have too few tokens to think first, so enable_thinking = False goes with them
+   to the chat template, unless `check` finds that the server refuses the field.
 6. The user's Hugging Face token is never sent to a server; the environment variable TEACHER_API_KEY is, if it is set.
 """
 
@@ -27,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 
 import httpx
 from accelerate import PartialState
@@ -105,6 +107,7 @@ class ServedActor:
         self.seconds = {} if seconds is None else seconds
         self.key = os.environ.get("TEACHER_API_KEY") or "none"  # without a key the client would send the hub's token
         self.takes_top_k = True  # False: a generation_config instead (decision 2)
+        self.takes_no_thinking = True  # decision 5
         self.failures = 0
         self.dead: set[tuple] = set()
         # The hub's default client refuses all servers under HF_HUB_OFFLINE, ours too, and holds 100 connections.
@@ -137,10 +140,10 @@ class ServedActor:
                 raise ServedError(f"{self.url}: name the model with --teacher_model; models served: {models}")
             self.model = models[0]
 
-        cause = asyncio.run(self.probe(self.timeout))
-        if cause.startswith(("HTTP 400", "HTTP 422")):
-            self.takes_top_k = False
+        for self.takes_no_thinking, self.takes_top_k in product((True, False), repeat=2):
             cause = asyncio.run(self.probe(self.timeout))
+            if not cause.startswith(("HTTP 400", "HTTP 422")):
+                break
         if cause:
             raise ServedError(f"{self.url} (model {self.model}): {cause}; models served: {models}")
 
@@ -161,14 +164,16 @@ class ServedActor:
         parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         return [*parts, {"type": "text", "text": text}]
 
-    def settings(self, sampling: Sampling) -> dict:
-        """The sampling settings and template arguments that are not OpenAI's (decision 2)."""
+    def settings(self, sampling: Sampling, thinking: bool) -> dict:
+        """The sampling settings and template arguments that are not OpenAI's (decisions 2 and 5)."""
         if self.takes_top_k:
             body = {"top_k": sampling.top_k or -1, "min_p": sampling.min_p, "repetition_penalty": 1.0}
         else:
             config = {"do_sample": sampling.temperature > 0, "top_k": sampling.top_k, "min_p": sampling.min_p}
             body = {"generation_config": json.dumps({**config, "repetition_penalty": 1.0})}
-        return body | ({"chat_template_kwargs": self.template} if self.template else {})
+        off = {} if thinking or not self.takes_no_thinking else {"enable_thinking": False}
+        template = self.template | off
+        return body | ({"chat_template_kwargs": template} if template else {})
 
     async def ask(self, client, content, sampling, seed, thinking, retries, timeout) -> tuple[Reply, str]:
         """(reply, ""), or (an empty unfinished reply, the cause) where all tries failed (decisions 3 and 4)."""
@@ -187,7 +192,7 @@ class ServedActor:
                             top_p=sampling.top_p,
                             presence_penalty=sampling.presence_penalty,
                             seed=seed,
-                            extra_body=self.settings(sampling),
+                            extra_body=self.settings(sampling, thinking),
                         )
                         return read_reply(output, thinking), ""
                     except HfHubHTTPError as error:

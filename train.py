@@ -26,6 +26,7 @@ import random
 import shutil
 import sys
 import time
+from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -59,6 +60,16 @@ MAY_CHANGE = (  # on --resume; data by its content
 ).split()
 
 
+class JsonObject(dict):
+    """An option that is a JSON object; in a configuration file a plain mapping."""
+
+    def __init__(self, given="{}"):
+        try:
+            super().__init__(json.loads(given) if isinstance(given, str) else given)
+        except (TypeError, ValueError) as error:
+            raise ArgumentTypeError(f"not a JSON object: {given!r}") from error
+
+
 @dataclass
 class Arguments:
     """Models, data, schedule and output of a run.
@@ -75,6 +86,14 @@ class Arguments:
     )
     teacher_model: str | None = field(
         default=None, metadata={"help": "a served teacher's name on its server; none: the server is asked"}
+    )
+    chat_template_kwargs: JsonObject = field(
+        default_factory=JsonObject,
+        metadata={"help": """arguments of the student's chat template, as JSON: '{"enable_thinking": true}'"""},
+    )
+    teacher_chat_template_kwargs: JsonObject = field(
+        default_factory=JsonObject,
+        metadata={"help": "of the teacher's, for its rollouts; its summaries, hints and verdicts never think"},
     )
     data: str | None = field(default=None, metadata={"help": "questions: hub id, folder, parquet or JSON lines file"})
     split: str = field(default="train", metadata={"help": "split of --data"})
@@ -180,9 +199,10 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
     """[student, teacher, ...]. The student is trained; a teacher only ever writes text (or logits, in distillation)."""
     actors = []
     for path in (args.student, *args.teacher.split(",")):
+        template = args.teacher_chat_template_kwargs if actors else args.chat_template_kwargs
         if actors and path.startswith(("http://", "https://")):
             special, pixels = special_tokens(actors[0].processor), (args.min_pixels, args.max_pixels)
-            actors.append(ServedActor(path, args.teacher_model, special, pixels, seconds=seconds))
+            actors.append(ServedActor(path, args.teacher_model, special, pixels, template, seconds=seconds))
             try:
                 actors[-1].check(recipe.branches)
             except ServedError as error:
@@ -191,7 +211,7 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
         model, processor = load_model(path).to(accelerator.device), load_processor(path)
         if hasattr(processor, "image_processor"):
             bound_pixels(processor, args.min_pixels, args.max_pixels)
-        actors.append(Actor(model, processor, args.rollout_rows, autocast=accelerator.autocast, seconds=seconds))
+        actors.append(Actor(model, processor, args.rollout_rows, template, accelerator.autocast, seconds))
     student, *teachers = actors
     for teacher in teachers:
         if isinstance(teacher, Actor):
@@ -236,7 +256,8 @@ def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question],
     kept = [
         question
         for question in tqdm(questions, desc="prompt budget", leave=False)
-        if prompt_tokens(processor, plain_prompt(question.text), question.images) <= args.max_prompt_tokens
+        if prompt_tokens(processor, plain_prompt(question.text), question.images, **args.chat_template_kwargs)
+        <= args.max_prompt_tokens
     ]
     skipped["prompt over budget"] = len(questions) - len(kept)
     if len(kept) < args.new_per_step:

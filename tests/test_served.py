@@ -113,7 +113,8 @@ def test_what_is_sent(monkeypatch):
     question = Question("q", "which <end>?", pictures, "1")
     requests = [Request("teacher", "q", question.text, question), Request("judge", "0", "right?")]
     with serve() as server:
-        actor = actor_of(server, special_tokens=["<end>"], pixels=(None, 512), template={"enable_thinking": False})
+        template = {"enable_thinking": True, "effort": 1}
+        actor = actor_of(server, special_tokens=["<end>"], pixels=(None, 512), template=template)
         first = actor(requests, 3, SHORT, KEY, "teacher")
         assert actor(requests, 3, SHORT, KEY, "teacher") == first  # same seeds again
         actor(requests, 3, Sampling(24, 0.6, 0.95, 20), (0, 8), "teacher")
@@ -124,7 +125,9 @@ def test_what_is_sent(monkeypatch):
     names = "model temperature top_p top_k min_p repetition_penalty presence_penalty max_tokens".split()
     assert [seen[0][name] for name in names] == ["the-teacher", 1, 1, -1, 0, 1, 0, 24]
     assert [seen[-1][name] for name in names] == ["the-teacher", 0.6, 0.95, 20, 0, 1, 0, 24]
-    assert {body["key"] for body in seen} == {"Bearer none"} and seen[0]["chat_template_kwargs"]
+    assert {body["key"] for body in seen} == {"Bearer none"}
+    for body in seen:  # summaries, hints and verdicts do not think
+        assert body["chat_template_kwargs"] == template | {"enable_thinking": body["text"] != "right?"}
     expected = {"which < end>?": open_images(question, None, 512), "right?": []}
     for body in seen:
         pairs = zip(body["images"], expected[body["text"]], strict=True)
@@ -248,3 +251,15 @@ def test_check():
         actor([Request("judge", "0", "p")], 1, Sampling(4, temperature=0.0), KEY, "judge")
         config = json.loads(server.seen[-1]["generation_config"])
         assert config == {"do_sample": False, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert server.seen[-1]["chat_template_kwargs"] == {"enable_thinking": False} and len(server.seen) == 3
+
+
+@pytest.mark.parametrize("unknown", [{"chat_template_kwargs"}, {"chat_template_kwargs", "top_k"}])
+def test_a_server_that_refuses_unknown_fields(unknown):
+    with serve(lambda body, text: [400] if unknown & set(body) else [""]) as server:
+        actor = actor_of(server)
+        actor.check()
+        actor([Request("judge", "0", "p")], 1, SHORT, KEY, "judge")
+        assert not unknown & set(server.seen[-1]) and actor.failures == 0
+        with pytest.raises(ServedError, match="HTTP 400"):  # what the user asked for is never left out in silence
+            actor_of(server, template={"enable_thinking": True}).check()
