@@ -49,7 +49,7 @@ from generate import Actor, seed_of
 from learner import Learner, Policy, check_head
 from models import encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
-from served import ServedActor, ServedError
+from served import ServedActor, ServedError, overlap
 from zppo import Group, Recipe, collect, count, update
 
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
@@ -364,6 +364,7 @@ def main(argv: list[str]) -> None:
     seconds: dict[str, float] = {}  # of the current step, by phase
     student, *teachers = load_actors(args, recipe, accelerator, seconds)
     teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
+    roller = overlap(student, teacher, recipe, args.new_per_step) if isinstance(teacher, ServedActor) else student
     servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
     processor = student.processor
     learner = make_learner(args, accelerator, student)
@@ -421,7 +422,7 @@ def main(argv: list[str]) -> None:
             replayed = [by_uid[uid] for uid in uids]
 
         gather = collect if set(recipe.branches) <= {"bcq", "ncq"} else baselines.collect
-        groups, stats = gather(new, replayed, student, teacher, recipe, key, special_tokens(processor))
+        groups, stats = gather(new, replayed, roller, teacher, recipe, key, special_tokens(processor))
 
         update_start = time.perf_counter()
         with tqdm(desc="update", leave=False, disable=not main_process) as bar:
