@@ -17,6 +17,7 @@ import transformers
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+import toy
 from train import check_same_run, load_actors, parse
 
 ROOT = Path(__file__).parent.parent
@@ -196,7 +197,9 @@ def test_template_arguments_reach_the_actors_and_count_as_results(tmp_path, caps
 def test_an_architecture_with_another_head_is_refused_before_training(tmp_path):
     config = {name: value for name, value in tiny.CAUSAL.items() if name != "head_dim"}
     transformers.CohereForCausalLM(transformers.CohereConfig(**config, logit_scale=0.5)).save_pretrained(tmp_path)
-    tiny.TOKENIZER.save_pretrained(tmp_path)
+    tokenizer = toy.make_processor().tokenizer  # not tiny's: one that was saved with its processor asks for that again
+    tokenizer.chat_template = toy.CHAT_TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
     args, recipe, _ = parse(["--student", str(tmp_path), "--teacher", str(ROOT / "world/teacher"), "--data", "d"])
     with pytest.raises(SystemExit, match="cohere: its head does more"):
         load_actors(args, recipe, Accelerator(cpu=True), {})
