@@ -18,7 +18,7 @@ Decisions:
    to the chat template, unless `check` finds that the server refuses the field.
 6. Requests run in a thread of their own, so `start` can send some before their call. The call takes over those it asks
    for, asks again for those that had failed by then, and cancels the others that are still under way; a reply that is
-   there waits for a later round of the step. Replies are those of a call alone, failures are counted by calls alone.
+   there waits for a later round of the step. So replies are the same as without `start`, and only calls count failures.
 7. The user's Hugging Face token is never sent to a server; the environment variable TEACHER_API_KEY is, if it is set.
 """
 
