@@ -151,17 +151,17 @@ def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_
     return processor
 
 
-def prompt_tokens(processor, prompt_text: str, images) -> int:
+def prompt_tokens(processor, prompt_text: str, images, **template) -> int:
     """Tokens of one user turn (images, then `prompt_text`) in the chat template with its generation prompt.
 
     images: PIL images, or anything with `.size` = (width, height): image tokens come from the processor's
     own arithmetic, no pixel is touched. (A processor without that arithmetic is run, and needs PIL images.)
-    `processor` may be a bare tokenizer if there are no images.
+    `processor` may be a bare tokenizer if there are no images. template: extra arguments of the chat template.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     parts = [{"type": "image"} for _ in images] + [{"type": "text", "text": prompt_text}]
     turn = {"role": "user", "content": prompt_text if tokenizer is processor else parts}
-    text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    text = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True, **template)
     if not images:
         return len(tokenizer(text)["input_ids"])
     patches = getattr(processor.image_processor, "get_number_of_image_patches", None)

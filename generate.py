@@ -22,7 +22,16 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from data import Question, open_images
-from models import banned_token_ids, collate, encode, end_token_ids, extend, position_ids, tokenizer_of
+from models import (
+    banned_token_ids,
+    collate,
+    encode,
+    end_token_ids,
+    extend,
+    has_thinking_switch,
+    position_ids,
+    tokenizer_of,
+)
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
@@ -225,43 +234,50 @@ class Actor:
     ):
         self.model, self.processor, self.rows = model, processor, rows
         self.template, self.autocast = template or {}, autocast
+        # Summaries, hints and verdicts, which come without a question, have too few tokens to think first.
+        self.no_thinking = {"enable_thinking": False} if has_thinking_switch(processor) else {}
         self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
         self.seconds = {} if seconds is None else seconds  # wall-clock time by phase, for the time split
 
     def encode(self, text: str, question: Question | None) -> dict[str, torch.Tensor]:
-        return encode(self.processor, text, open_images(question) if question else (), **self.template)
+        template = self.template if question else self.template | self.no_thinking
+        return encode(self.processor, text, open_images(question) if question else (), **template)
+
+    def reply(self, request: Request, tokens: list[int]) -> Reply:
+        """What these sampled tokens say."""
+        text = tokenizer_of(self.processor).decode([*request.prefix, *tokens], skip_special_tokens=True)
+        return Reply(text, tokens, finished=bool(tokens) and tokens[-1] in self.end_ids)
 
     def __call__(
-        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
+        self,
+        requests: Sequence[Request],
+        n: int,
+        sampling: Sampling,
+        key: tuple,
+        phase: str,
+        after_batch: Callable[[list[Request], list[list[Reply]]], None] = lambda requests, rows: None,
     ) -> list[list[Reply]]:
-        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness."""
+        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness.
+        after_batch: is given each batch of this process, requests and replies, as soon as it is done."""
         start, state = time.perf_counter(), PartialState()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
         size = max(1, self.rows // n)
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        drawn: list[tuple[int, list[list[int]]]] = []
+        drawn: list[tuple[int, list[Reply]]] = []
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process)
         for batch in batches[state.process_index :: state.num_processes]:
             encoded = [extend(self.encode(requests[i].text, requests[i].question), requests[i].prefix) for i in batch]
             seeds = [[seed_of(*key, requests[i].kind, requests[i].uid, j) for j in range(n)] for i in batch]
             with self.autocast():
                 groups = generate(self.model, encoded, seeds, sampling, self.end_ids, self.banned_ids)
-            drawn.extend(zip(batch, groups, strict=True))
+            asked = [requests[i] for i in batch]
+            rows = [[self.reply(request, row) for row in group] for request, group in zip(asked, groups, strict=True)]
+            drawn.extend(zip(batch, rows, strict=True))
+            after_batch(asked, rows)
             bar.update(len(batch) * n * state.num_processes)
         bar.close()
         if state.num_processes > 1:
             drawn = gather_object(drawn)
-        decode = tokenizer_of(self.processor).decode
-        replies: dict[int, list[Reply]] = {
-            i: [
-                Reply(
-                    decode([*requests[i].prefix, *tokens], skip_special_tokens=True),
-                    tokens,
-                    finished=bool(tokens) and tokens[-1] in self.end_ids,
-                )
-                for tokens in group
-            ]
-            for i, group in drawn
-        }
+        replies = dict(drawn)
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
         return [replies[i] for i in range(len(requests))]

@@ -3,7 +3,7 @@
 Decisions:
 1. Every micro-batch of a VLM holds an image: where it has none, a blank image with weight 0 joins it. So the vision
    tower is always in the graph, as DDP needs, and one process or many give the same weights.
-2. Micro-batches are filled by tokens, padding included, not by rows (Table 8 has 4 rows, without padding). Every process
+2. Micro-batches are filled by tokens, padding included, not by rows (Table 8: 4 rows, without padding). Every process
    makes the same number of them, the last ones possibly of the blank row alone, so nobody waits for anybody.
 3. The optimiser does not step, on any process, on a gradient that is not finite.
 """
@@ -54,8 +54,8 @@ def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[
     """Rows of like length together, in as few micro-batches as a multiple of `world` allows.
 
     lengths: tokens of each row. budget: tokens of a micro-batch, padding included; a longer row is a micro-batch of its
-    own. Returns positions in `lengths`, the longest rows first, so that of each `world` neighbours, one for each process,
-    all are of like size, and memory runs out at once or never. The last ones are empty where rows are few.
+    own. Returns positions in `lengths`, the longest rows first: each `world` neighbours, one for each process, are of
+    like size, and memory runs out at once or never. The last ones are empty where rows are few.
     """
     found: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -68,6 +68,24 @@ def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[
         batch = found[place]
         found[place : place + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
     return found + [[]] * (-len(found) % world)
+
+
+@torch.no_grad()
+def check_head(model, prompt: dict[str, torch.Tensor]) -> None:
+    """Raises SystemExit where log-probs by the head's weight and soft cap are not those of the model's own logits:
+    some architectures also scale or shift them. prompt: any encoded one. The model is one that nothing wraps yet."""
+    response = prompt["input_ids"][-4:]
+    batch = collate([prompt], [response], device=model.device)
+    positions, predicts = position_ids(model, batch), response_positions([prompt], [response], batch["input_ids"].shape)
+    ours = Policy(model)(batch, positions, predicts.to(model.device))[0]  # [4]
+    logits = model(**batch, position_ids=positions, use_cache=False).logits[predicts].float()  # [4, V]
+    theirs = logits.log_softmax(-1).gather(-1, response.to(logits.device).unsqueeze(-1)).squeeze(-1)
+    tolerance = torch.finfo(model.dtype).eps ** 0.5
+    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+        raise SystemExit(
+            f"{model.config.model_type}: its head does more than a linear map with a soft cap (a scale? a bias?), so "
+            "its log-probs would be wrong here: choose another architecture, or teach `models.lm_head` this one"
+        )
 
 
 @dataclass

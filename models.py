@@ -87,6 +87,11 @@ def banned_token_ids(model, processor) -> list[int]:
     return sorted(i for i in ids if i is not None and i < model.get_output_embeddings().weight.shape[0])
 
 
+def has_thinking_switch(processor) -> bool:
+    """Does the chat template take enable_thinking, as Qwen's do? To others transformers warns that it is unknown."""
+    return "enable_thinking" in str(processor.chat_template)
+
+
 def encode(processor, text: str, images: Sequence = (), **template) -> dict[str, torch.Tensor]:
     """One user turn in the model's chat template, ready for a response.
 

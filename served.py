@@ -14,19 +14,28 @@ Decisions:
    rollout, a summary cut from the trace, a verdict "wrong". After as many failures in a row as requests are under way
    the call gives up the rest, and the next call asks one small thing first: a server that hangs costs one time-out.
 5. Thinking that the server has split off is put back in front of a rollout, since it is part of the trace, and left out
-   of summaries, hints and verdicts.
-6. The user's Hugging Face token is never sent to a server; the environment variable TEACHER_API_KEY is, if it is set.
+   of summaries, hints and verdicts. Those have too few tokens to think first, so enable_thinking = False goes with them
+   to the chat template, unless `check` finds that the server refuses the field.
+6. Requests run in a thread of their own, so `start` can send some before their call. The call takes over those it asks
+   for, asks again for those that had failed by then, and cancels the others that are still under way; a reply that is
+   there waits for a later round of the step. So replies are the same as without `start`, and only calls count failures.
+7. The user's Hugging Face token is never sent to a server; the environment variable TEACHER_API_KEY is, if it is set.
 """
 
 import asyncio
 import base64
 import io
 import json
+import math
 import os
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, as_completed
+from dataclasses import replace
+from functools import cache, partial
+from itertools import chain, product
 
 import httpx
 from accelerate import PartialState
@@ -37,8 +46,10 @@ from tqdm import tqdm
 
 from baselines import NEEDS
 from data import open_images
-from generate import Reply, Request, Sampling, seed_of
+from generate import Actor, Reply, Request, Sampling, seed_of
 from prompts import neutralise
+from rewards import grade
+from zppo import Recipe, count
 
 MAX_DELAY = 60.0  # seconds between two tries, also where Retry-After asks for more
 MIN_STREAK = 8  # failures in a row before a call gives up, where fewer requests are under way
@@ -73,6 +84,11 @@ def read_reply(output, thinking: bool) -> Reply:
     return Reply(text, [], finished=reason == "stop")
 
 
+def is_lost(future: Future) -> bool:
+    """Is it over, without a reply?"""
+    return future.done() and (future.cancelled() or future.exception() is not None or future.result()[1] != "")
+
+
 class ServedActor:
     """A served model that answers requests with the call of generate.Actor; replies have no tokens.
 
@@ -101,15 +117,23 @@ class ServedActor:
     ):
         self.url, self.model = url.rstrip("/"), model
         self.special_tokens, self.pixels, self.template = special_tokens, pixels, template or {}
-        self.concurrency, self.timeout, self.retries, self.delay = concurrency, timeout, retries, delay
+        self.timeout, self.retries, self.delay = timeout, retries, delay
+        self.slots = max(1, concurrency // PartialState().num_processes)
+        self.turns = asyncio.Semaphore(self.slots)
         self.seconds = {} if seconds is None else seconds
-        self.key = os.environ.get("TEACHER_API_KEY") or "none"  # without a key the client would send the hub's token
         self.takes_top_k = True  # False: a generation_config instead (decision 2)
+        self.takes_no_thinking = True  # decision 5
         self.failures = 0
         self.dead: set[tuple] = set()
+        self.streak, self.given_up = 0, ""  # failures in a row; why nothing more is asked (decision 4)
+        self.early: dict[tuple, list[Future]] = {}  # begun by `start`, n of each request (decision 6)
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
         # The hub's default client refuses all servers under HF_HUB_OFFLINE, ours too, and holds 100 connections.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         set_async_client_factory(lambda: httpx.AsyncClient(limits=limits))
+        self.key = os.environ.get("TEACHER_API_KEY") or "none"  # without a key the client would send the hub's token
+        self.client = AsyncInferenceClient(base_url=self.url, api_key=self.key)
 
     @property
     def dead_steps(self) -> int:
@@ -137,20 +161,20 @@ class ServedActor:
                 raise ServedError(f"{self.url}: name the model with --teacher_model; models served: {models}")
             self.model = models[0]
 
-        cause = asyncio.run(self.probe(self.timeout))
-        if cause.startswith(("HTTP 400", "HTTP 422")):
-            self.takes_top_k = False
-            cause = asyncio.run(self.probe(self.timeout))
+        for self.takes_no_thinking, self.takes_top_k in product((True, False), repeat=2):
+            cause = self.submit(self.probe(self.timeout)).result()
+            if not cause.startswith(("HTTP 400", "HTTP 422")):
+                break
         if cause:
             raise ServedError(f"{self.url} (model {self.model}): {cause}; models served: {models}")
 
     async def probe(self, timeout: float) -> str:
         """One small request, tried once: "" if it is answered, else the cause."""
-        async with self.client() as client:
-            return (await self.ask(client, "Say yes.", Sampling(max_new_tokens=1), 0, False, 0, timeout))[1]
+        return (await self.ask("Say yes.", Sampling(max_new_tokens=1), 0, False, 0, timeout))[1]
 
-    def client(self) -> AsyncInferenceClient:
-        return AsyncInferenceClient(base_url=self.url, api_key=self.key)
+    def submit(self, coroutine) -> Future:
+        """Run it beside the calling thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def content(self, request: Request) -> str | list[dict]:
         """What the user turn says: images first, then the text."""
@@ -161,16 +185,18 @@ class ServedActor:
         parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         return [*parts, {"type": "text", "text": text}]
 
-    def settings(self, sampling: Sampling) -> dict:
-        """The sampling settings and template arguments that are not OpenAI's (decision 2)."""
+    def settings(self, sampling: Sampling, thinking: bool) -> dict:
+        """The sampling settings and template arguments that are not OpenAI's (decisions 2 and 5)."""
         if self.takes_top_k:
             body = {"top_k": sampling.top_k or -1, "min_p": sampling.min_p, "repetition_penalty": 1.0}
         else:
             config = {"do_sample": sampling.temperature > 0, "top_k": sampling.top_k, "min_p": sampling.min_p}
             body = {"generation_config": json.dumps({**config, "repetition_penalty": 1.0})}
-        return body | ({"chat_template_kwargs": self.template} if self.template else {})
+        off = {} if thinking or not self.takes_no_thinking else {"enable_thinking": False}
+        template = self.template | off
+        return body | ({"chat_template_kwargs": template} if template else {})
 
-    async def ask(self, client, content, sampling, seed, thinking, retries, timeout) -> tuple[Reply, str]:
+    async def ask(self, content, sampling, seed, thinking, retries, timeout) -> tuple[Reply, str]:
         """(reply, ""), or (an empty unfinished reply, the cause) where all tries failed (decisions 3 and 4)."""
         cause, wait = "", 0.0
         try:
@@ -179,7 +205,7 @@ class ServedActor:
                     await asyncio.sleep(min(wait, MAX_DELAY))
                     wait = self.delay * 2**attempt
                     try:
-                        output = await client.chat_completion(
+                        output = await self.client.chat_completion(
                             [{"role": "user", "content": content}],
                             model=self.model,
                             max_tokens=sampling.max_new_tokens,
@@ -187,7 +213,7 @@ class ServedActor:
                             top_p=sampling.top_p,
                             presence_penalty=sampling.presence_penalty,
                             seed=seed,
-                            extra_body=self.settings(sampling),
+                            extra_body=self.settings(sampling, thinking),
                         )
                         return read_reply(output, thinking), ""
                     except HfHubHTTPError as error:
@@ -202,30 +228,39 @@ class ServedActor:
             cause = f"no answer within {timeout:g} s{cause and f' ({cause})'}"
         return Reply("", [], finished=False), cause
 
-    async def converse(self, requests, mine, n, sampling, key, slots, progress) -> list[tuple[int, int, Reply, str]]:
-        """(request, sample, reply, "" or why it failed) for the n samples of each of `mine`."""
-        under_way, streak = asyncio.Semaphore(slots), 0
-        given_up = await self.probe(MAX_DELAY) if self.dead else ""  # why nothing more is asked
-        content = lru_cache(slots)(lambda i: self.content(requests[i]))  # images are encoded when their turn comes
+    async def answer(self, content, sampling: Sampling, seed: int, thinking: bool) -> tuple[Reply, str]:
+        """What `ask` returns, when its turn comes. content: called then."""
+        async with self.turns:
+            if self.given_up:
+                return Reply("", [], finished=False), self.given_up
+            reply, cause = await self.ask(content(), sampling, seed, thinking, self.retries, self.timeout)
+        self.streak = self.streak + 1 if cause else 0
+        if self.streak >= max(MIN_STREAK, self.slots):
+            self.given_up = cause
+        return reply, cause
 
-        async def one(i: int, j: int) -> tuple[int, int, Reply, str]:
-            nonlocal streak, given_up
-            request, reply = requests[i], Reply("", [], finished=False)
-            seed = seed_of(*key, request.kind, request.uid, j) >> 32  # some servers take 31 bits
-            thinking = request.question is not None  # rollouts have their question with them
-            async with under_way:
-                cause = given_up
-                if not given_up:
-                    terms = sampling, seed, thinking, self.retries, self.timeout
-                    reply, cause = await self.ask(client, content(i), *terms)
-                    streak = streak + 1 if cause else 0
-                    if streak >= max(MIN_STREAK, slots):
-                        given_up = cause
-            progress()
-            return i, j, reply, cause
+    def begin(self, request: Request, n: int, sampling: Sampling, key: tuple) -> list[Future]:
+        """The n replies to come of a request; those that `start` has begun are taken over, unless they are lost."""
+        name, thinking = (*key, request.kind, request.uid), request.question is not None  # rollouts have their question
+        content = cache(partial(self.content, request))  # images are encoded once, when their turn comes
 
-        async with self.client() as client:
-            return await asyncio.gather(*(one(i, j) for i in mine for j in range(n)))
+        def ask(j: int) -> Future:
+            seed = seed_of(*name, j) >> 32  # some servers take 31 bits
+            return self.submit(self.answer(content, sampling, seed, thinking))
+
+        early = self.early.pop(name, [None] * n)
+        return [ask(j) if future is None or is_lost(future) else future for j, future in enumerate(early)]
+
+    def start(self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, limit: int) -> None:
+        """Begin what a later call will ask for with these same arguments, and return at once (decision 6).
+
+        At most `limit` requests of a key over all processes, the first that come. Processes need not call it together.
+        """
+        state = PartialState()
+        self.early = {name: futures for name, futures in self.early.items() if name[: len(key)] == key}
+        share = len(range(state.process_index, limit, state.num_processes))
+        for request in requests[: max(0, share - len(self.early))]:
+            self.early[*key, request.kind, request.uid] = self.begin(request, n, sampling, key)
 
     def __call__(
         self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
@@ -236,11 +271,18 @@ class ServedActor:
         """
         start, state = time.perf_counter(), PartialState()
         world = state.num_processes
-        mine = range(state.process_index, len(requests), world)
-        slots = max(1, self.concurrency // world)
+        self.streak, self.given_up = 0, self.submit(self.probe(MAX_DELAY)).result() if self.dead else ""
+        mine = [i for i, request in enumerate(requests) if (*key, request.kind, request.uid) in self.early]
+        started = set(gather_object(mine) if world > 1 else mine)
+        mine += [i for i in range(len(requests)) if i not in started][state.process_index :: world]
+        futures = {(i, j): future for i in mine for j, future in enumerate(self.begin(requests[i], n, sampling, key))}
+        if phase != "judge":  # the teacher may judge between the student's rollouts and its own
+            for future in chain.from_iterable(self.early.values()):
+                future.cancel()
         with tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process) as bar:
-            talk = self.converse(requests, mine, n, sampling, key, slots, lambda: bar.update(world))
-            answers = asyncio.run(talk)
+            for _ in as_completed(futures.values()):
+                bar.update(world)
+        answers = [(i, j, *future.result()) for (i, j), future in futures.items()]
         if world > 1:
             answers = gather_object(answers)
         causes = Counter(cause for *_, cause in answers if cause)
@@ -256,3 +298,28 @@ class ServedActor:
         replies = {(i, j): reply for i, j, reply, _ in answers}
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
         return [[replies[i, j] for j in range(n)] for i in range(len(requests))]
+
+
+def overlap(student: Actor, teacher: ServedActor, recipe: Recipe, new: int) -> Callable[..., list[list[Reply]]]:
+    """The student as an actor beside whose plain rollouts the teacher already works; results are the same.
+
+    Questions that a finished batch leaves all wrong are at the head of the ranking, and `teacher` is asked for them as
+    zppo.select will: for as many as its first round takes. new: |X_new|. Free-form ones wait, since the judge decides.
+    """
+    slots = count(recipe.rho_aug, new) if set(recipe.branches) - {"ncq"} else 0
+    limit = math.ceil(slots / max(1, len(recipe.branches)))
+
+    def actor(requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str) -> list[list[Reply]]:
+        def after_batch(batch: list[Request], rows: list[list[Reply]]) -> None:
+            hard = [
+                replace(request, kind="teacher")
+                for request, row in zip(batch, rows, strict=True)
+                if not request.question.free_form
+                and not any(grade(reply.text, request.question.answer) for reply in row)
+            ]
+            teacher.start(hard, recipe.teacher_group_size, sampling, key, limit)
+
+        hook = [after_batch] if phase == "rollout" and limit else []
+        return student(requests, n, sampling, key, phase, *hook)
+
+    return actor

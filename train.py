@@ -26,6 +26,7 @@ import random
 import shutil
 import sys
 import time
+from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
@@ -46,18 +47,28 @@ from buffer import ReplayBuffer
 from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fingerprint, load_questions, prompt_tokens
 from evaluate import DECODING, accuracies, evaluate, write_records
 from generate import Actor, seed_of
-from learner import Learner, Policy
+from learner import Learner, Policy, check_head
 from models import encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
-from served import ServedActor, ServedError
+from served import ServedActor, ServedError, overlap
 from zppo import Group, Recipe, collect, count, update
 
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
 MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
 MAY_CHANGE = (  # on --resume; data by its content
-    "student teacher teacher_model data output resume steps micro_tokens rollout_rows gradient_checkpointing save_every "
-    "keep_checkpoints dump_every eval_questions log_with"
+    "student teacher teacher_model data output resume steps micro_tokens rollout_rows gradient_checkpointing "
+    "save_every keep_checkpoints dump_every eval_questions log_with"
 ).split()
+
+
+class JsonObject(dict):
+    """An option that is a JSON object; in a configuration file a plain mapping."""
+
+    def __init__(self, given="{}"):
+        try:
+            super().__init__(json.loads(given) if isinstance(given, str) else given)
+        except (TypeError, ValueError) as error:
+            raise ArgumentTypeError(f"not a JSON object: {given!r}") from error
 
 
 @dataclass
@@ -76,6 +87,14 @@ class Arguments:
     )
     teacher_model: str | None = field(
         default=None, metadata={"help": "a served teacher's name on its server; none: the server is asked"}
+    )
+    chat_template_kwargs: JsonObject = field(
+        default_factory=JsonObject,
+        metadata={"help": """arguments of the student's chat template, as JSON: '{"enable_thinking": true}'"""},
+    )
+    teacher_chat_template_kwargs: JsonObject = field(
+        default_factory=JsonObject,
+        metadata={"help": "of the teacher's, for its rollouts; its summaries, hints and verdicts never think"},
     )
     data: str | None = field(default=None, metadata={"help": "questions: hub id, folder, parquet or JSON lines file"})
     split: str = field(default="train", metadata={"help": "split of --data"})
@@ -183,9 +202,10 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
     """[student, teacher, ...]. The student is trained; a teacher only ever writes text (or logits, in distillation)."""
     actors = []
     for path in (args.student, *args.teacher.split(",")):
+        template = args.teacher_chat_template_kwargs if actors else args.chat_template_kwargs
         if actors and path.startswith(("http://", "https://")):
             special, pixels = special_tokens(actors[0].processor), (args.min_pixels, args.max_pixels)
-            actors.append(ServedActor(path, args.teacher_model, special, pixels, seconds=seconds))
+            actors.append(ServedActor(path, args.teacher_model, special, pixels, template, seconds=seconds))
             try:
                 actors[-1].check(recipe.branches)
             except ServedError as error:
@@ -194,12 +214,15 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
         model, processor = load_model(path).to(accelerator.device), load_processor(path)
         if hasattr(processor, "image_processor"):
             bound_pixels(processor, args.min_pixels, args.max_pixels)
-        actors.append(Actor(model, processor, args.rollout_rows, autocast=accelerator.autocast, seconds=seconds))
+        actors.append(Actor(model, processor, args.rollout_rows, template, accelerator.autocast, seconds))
     student, *teachers = actors
     for teacher in teachers:
         if isinstance(teacher, Actor):
             teacher.model.requires_grad_(False).eval()
-    if set(recipe.branches) & set(baselines.NEEDS):
+    needs = {baselines.NEEDS[branch] for branch in recipe.branches if branch in baselines.NEEDS}
+    for actor in actors if "logits" in needs else [student]:
+        check_head(actor.model, encode(actor.processor, "blank"))
+    if needs:
         vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in actors]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
             raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
@@ -219,7 +242,9 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
     is_vlm = hasattr(student.processor, "image_processor")
     blank = encode(student.processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
     # As often as a prompt's rollouts and the I updates ask for it, but without looking at the pixels again.
-    length = lru_cache(4096)(lambda text, question: prompt_tokens(student.processor, text, question.images))
+    length = lru_cache(4096)(
+        lambda text, question: prompt_tokens(student.processor, text, question.images, **args.chat_template_kwargs)
+    )
     return Learner(policy, optimizer, accelerator, student.encode, length, blank, args.micro_tokens)
 
 
@@ -238,7 +263,8 @@ def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question],
     kept = [
         question
         for question in tqdm(questions, desc="prompt budget", leave=False)
-        if prompt_tokens(processor, plain_prompt(question.text), question.images) <= args.max_prompt_tokens
+        if prompt_tokens(processor, plain_prompt(question.text), question.images, **args.chat_template_kwargs)
+        <= args.max_prompt_tokens
     ]
     skipped["prompt over budget"] = len(questions) - len(kept)
     if len(kept) < args.new_per_step:
@@ -345,6 +371,7 @@ def main(argv: list[str]) -> None:
     seconds: dict[str, float] = {}  # of the current step, by phase
     student, *teachers = load_actors(args, recipe, accelerator, seconds)
     teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
+    roller = overlap(student, teacher, recipe, args.new_per_step) if isinstance(teacher, ServedActor) else student
     servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
     processor = student.processor
     learner = make_learner(args, accelerator, student)
@@ -402,7 +429,7 @@ def main(argv: list[str]) -> None:
             replayed = [by_uid[uid] for uid in uids]
 
         gather = collect if set(recipe.branches) <= {"bcq", "ncq"} else baselines.collect
-        groups, stats = gather(new, replayed, student, teacher, recipe, key, special_tokens(processor))
+        groups, stats = gather(new, replayed, roller, teacher, recipe, key, special_tokens(processor))
 
         update_start, learner.tokens, learner.slots = time.perf_counter(), 0, 0
         with tqdm(desc="update", leave=False, disable=not main_process) as bar:

@@ -309,3 +309,22 @@ def test_a_reply_says_whether_it_ended():
         assert reply.finished or len(reply.tokens) == LONG.max_new_tokens
         assert reply.text == tiny.TOKENIZER.decode(reply.tokens, skip_special_tokens=True)
     assert actor.seconds["rollout"] > 0
+
+
+@pytest.mark.parametrize(
+    ("template", "rollout"), [({}, "default"), ({"enable_thinking": True}, "on"), ({"enable_thinking": False}, "off")]
+)
+def test_rollouts_think_as_they_are_told_and_summaries_hints_and_verdicts_never(template, rollout):
+    """Also for an image, where transformers takes other ways; a template without the switch is not given it."""
+    question = Question("q", "q", (tiny.colour("red"),), "1")
+    for switch in (True, False):
+        processor = tiny.toy.make_processor()
+        processor.chat_template = tiny.toy.CHAT_TEMPLATE
+        if switch:
+            processor.chat_template += (
+                "{% if enable_thinking is not defined %}default{% elif enable_thinking %}on{% else %}off{% endif %}"
+            )
+        actor = Actor(tiny.make("qwen3_5"), processor, template=template if switch else {})
+        ends = [processor.tokenizer.decode(actor.encode("q", asked)["input_ids"]) for asked in (question, None)]
+        expected = [rollout, "off"] if switch else ["", ""]
+        assert [end.rpartition("assistant\n")[2] for end in ends] == expected

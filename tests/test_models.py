@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from generate import Sampling, generate
-from learner import Policy
+from learner import Policy, check_head
 from models import (
     banned_token_ids,
     collate,
@@ -63,6 +63,20 @@ def test_a_row_alone_is_the_same_row_in_a_batch(name):
         (alone,) = score(model, [prompts[i]], [RESPONSES[i]])
         torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
         torch.testing.assert_close(backwards[i], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_architecture_whose_head_does_more_than_a_linear_map_is_refused(dtype):
+    for name in ARCHITECTURES:
+        model = tiny.make(name).to(dtype)
+        check_head(model, tiny.prompts(model)[0])
+    config = {name: value for name, value in tiny.CAUSAL.items() if name != "head_dim"}
+    scaled = transformers.CohereForCausalLM(transformers.CohereConfig(**config, logit_scale=0.5))
+    divided = transformers.GraniteForCausalLM(transformers.GraniteConfig(**config, logits_scaling=2.0))
+    for model in (scaled, divided):
+        model = tiny.sharpen(model).to(dtype)
+        with pytest.raises(SystemExit, match=f"^{model.config.model_type}: its head does more"):
+            check_head(model, encode(tiny.TOKENIZER, "one"))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5"])

@@ -4,23 +4,28 @@ import base64
 import contextlib
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import baselines
 import served
 import toy
 from data import Question, open_images
 from generate import Actor, Reply, Request, Sampling, generate, seed_of
 from models import encode, load_model, load_processor
 from prompts import plain_prompt
-from served import ServedActor, ServedError
+from served import ServedActor, ServedError, overlap
 from zppo import Recipe, collect
 
 KEY = (0, 7)
@@ -59,6 +64,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.times[text].append(time.monotonic())
             ways = self.server.plan(body, text)
             way = ways[min(len(self.server.times[text]), len(ways)) - 1]
+        if way == "late":
+            self.server.gate.wait(5)
         if way == "hang":
             self.server.over.wait(5)
         elif isinstance(way, int):
@@ -76,6 +83,7 @@ def serve(plan=lambda body, text: [""], answer=lambda text, images, seed: f"echo
     with Server(("127.0.0.1", 0), Handler) as server:
         server.plan, server.answer, server.models = plan, answer, ["the-teacher"]
         server.lock, server.over, server.seen, server.times = threading.Lock(), threading.Event(), [], defaultdict(list)
+        server.gate = threading.Event()
         server.url = f"http://127.0.0.1:{server.server_port}/v1"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -113,7 +121,8 @@ def test_what_is_sent(monkeypatch):
     question = Question("q", "which <end>?", pictures, "1")
     requests = [Request("teacher", "q", question.text, question), Request("judge", "0", "right?")]
     with serve() as server:
-        actor = actor_of(server, special_tokens=["<end>"], pixels=(None, 512), template={"enable_thinking": False})
+        template = {"enable_thinking": True, "effort": 1}
+        actor = actor_of(server, special_tokens=["<end>"], pixels=(None, 512), template=template)
         first = actor(requests, 3, SHORT, KEY, "teacher")
         assert actor(requests, 3, SHORT, KEY, "teacher") == first  # same seeds again
         actor(requests, 3, Sampling(24, 0.6, 0.95, 20), (0, 8), "teacher")
@@ -124,7 +133,9 @@ def test_what_is_sent(monkeypatch):
     names = "model temperature top_p top_k min_p repetition_penalty presence_penalty max_tokens".split()
     assert [seen[0][name] for name in names] == ["the-teacher", 1, 1, -1, 0, 1, 0, 24]
     assert [seen[-1][name] for name in names] == ["the-teacher", 0.6, 0.95, 20, 0, 1, 0, 24]
-    assert {body["key"] for body in seen} == {"Bearer none"} and seen[0]["chat_template_kwargs"]
+    assert {body["key"] for body in seen} == {"Bearer none"}
+    for body in seen:  # summaries, hints and verdicts do not think
+        assert body["chat_template_kwargs"] == template | {"enable_thinking": body["text"] != "right?"}
     expected = {"which < end>?": open_images(question, None, 512), "right?": []}
     for body in seen:
         pairs = zip(body["images"], expected[body["text"]], strict=True)
@@ -138,18 +149,24 @@ def test_thinking_that_the_server_split_off_goes_back_before_a_rollout_only():
     assert (rollout[0].text, summary[0].text) == ("<think>2+2</think>so 4", "so 4")
 
 
-def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch):
+@pytest.mark.parametrize("early", [False, True])
+def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch, early):
+    """Also where each has begun one that would be the other's, and one more than its share of the limit."""
     requests = [Request("compress", str(i), f"p{i}") for i in range(3)]
     parts, meet, here = {}, threading.Barrier(2, timeout=10), threading.local()  # each thread is a process
 
     def gather(part):
         parts[here.process_index] = part
         meet.wait()
-        return parts[0] + parts[1]
+        both = parts[0] + parts[1]
+        meet.wait()
+        return both
 
     def process(rank: int):
         here.num_processes, here.process_index, here.is_main_process = 2, rank, rank == 0
         actor = actor_of(server)
+        if early:
+            actor.start([requests[1 - rank], requests[2]], 2, SHORT, KEY, limit=2)
         return actor(requests, 2, SHORT, KEY, "compress"), actor.failures
 
     monkeypatch.setattr(served, "PartialState", lambda: here)
@@ -158,6 +175,119 @@ def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch):
         one, other = pool.map(process, (0, 1))
         assert {text: len(times) for text, times in server.times.items()} == {"p0": 2, "p1": 2, "p2": 2}
     assert one == other and one[1] == 2 and [row[0].text[:7] for row in one[0]] == ["echo p0", "", "echo p2"]
+
+
+def until(done, seconds: float = 5.0) -> None:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def early_of(actor: ServedActor) -> list:
+    return [future for futures in actor.early.values() for future in futures]
+
+
+def test_what_was_begun_early_is_taken_over_and_not_asked_again():
+    plans = {"late": ["late"], "fails": [400, 400, ""], "there": [""], "unasked": [""], "beyond the limit": [""]}
+    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in plans]
+    with serve(lambda body, text: plans.get(text, [""])) as server:
+        expected = actor_of(server)(rollouts[2:4], 2, SHORT, KEY, "teacher")
+        server.times.clear()
+        actor = actor_of(server)
+        actor.start(rollouts[:2], 2, SHORT, KEY, limit=4)
+        actor.start(rollouts[2:], 2, SHORT, KEY, limit=4)
+        until(lambda: sum(future.done() for future in early_of(actor)) == 6)
+        assert {text: len(times) for text, times in server.times.items()} == dict.fromkeys(list(plans)[:4], 2)
+        assert actor.failures == 0 and "teacher" not in actor.seconds  # nobody waits, nothing has failed yet
+        actor([Request("judge", "0", "p")], 1, SHORT, KEY, "judge")
+        server.gate.set()
+        rows = actor(rollouts[:3], 2, SHORT, KEY, "teacher")
+        assert rows[2] == expected[0] and all(reply.finished for row in rows for reply in row)
+        assert actor(rollouts[3:4], 2, SHORT, KEY, "teacher") == expected[1:]  # the next round
+        counts = {text: len(server.times[text]) for text in plans}
+        assert counts == {"late": 2, "fails": 4, "there": 2, "unasked": 2, "beyond the limit": 0}
+        assert actor.failures == 0 and not early_of(actor)
+        actor.start(rollouts[4:], 2, SHORT, (0, 8), limit=4)  # another step: begun anew, and not for this one's calls
+        actor(rollouts[4:], 2, SHORT, KEY, "teacher")
+        assert len(server.times["beyond the limit"]) >= 2 and actor.failures == 0
+
+
+def test_unwanted_early_requests_leave_the_line_and_are_no_failures():
+    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in ("a", "b", "wanted")]
+    with serve(lambda body, text: [""] if text == "wanted" else ["hang"]) as server:
+        actor = actor_of(server, concurrency=2, timeout=60.0)
+        actor.start(rollouts[:2], 4, SHORT, KEY, limit=9)  # two hang, six are in line
+        until(lambda: len(server.seen) == 2)
+        assert actor(rollouts[2:], 4, SHORT, KEY, "teacher")[0][3].finished and len(server.seen) == 2 + 4
+        assert all(future.cancelled() for future in early_of(actor)) and actor.failures == 0
+        server.plan = lambda body, text: [""]
+        assert actor(rollouts[:2], 4, SHORT, KEY, "teacher")[0][0].finished  # a later round wants it after all
+        assert actor.failures == actor.dead_steps == 0
+
+
+def test_a_server_that_dies_between_early_requests_and_their_call():
+    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in ("hang", "there")]
+    with serve(lambda body, text: ["hang"] if text == "hang" else [""]) as server:
+        actor = actor_of(server)
+        actor.start(rollouts, 2, SHORT, KEY, limit=2)
+        until(lambda: sum(future.done() for future in early_of(actor)) == 2 and len(server.seen) == 4)
+    hung, there = actor(rollouts, 2, SHORT, KEY, "teacher")
+    assert hung == [Reply("", [], False)] * 2 and all(reply.finished for reply in there)
+    assert actor.failures == 2 and actor.dead_steps == 0
+    actor(rollouts, 2, SHORT, (0, 8), "teacher")
+    assert actor.failures == 6 and actor.dead_steps == 1
+
+
+def test_a_process_ends_with_early_requests_under_way():
+    code = (
+        "import sys; from generate import Request, Sampling; from served import ServedActor\n"
+        "actor = ServedActor(sys.argv[1], 'm')\n"
+        "actor.start([Request('teacher', 'q', 'p')], 2, Sampling(4), (0, 0), 1); sys.stdin.read()"
+    )
+    with serve(lambda body, text: ["hang"]) as server:
+        command, root = [sys.executable, "-c", code, server.url], Path(served.__file__).parent
+        pipes = dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with subprocess.Popen(command, cwd=root, **pipes) as process:
+            until(lambda: len(server.seen) == 2)
+            assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
+
+
+@pytest.mark.parametrize("method", ["zppo", "hint", "grpo_replay_ncq"])
+def test_a_step_with_overlap_is_the_step_without(method):
+    """The teacher has been asked before the student's last batch is done, by no more than the limit allows."""
+    questions = toy.questions()[0][:16]
+    gold = {plain_prompt(question.text): question.answer for question in questions}
+    questions[0] = replace(questions[0], free_form=True)
+    recipe = Recipe(group_size=4, teacher_group_size=3, rho_aug=0.4, method=method, max_response_tokens=32)
+    limit = 0 if method == "grpo_replay_ncq" else 3 if method == "zppo" else 6  # cap 6, over the branches
+    local = Actor(load_model(str(toy.WORLD / "student")), load_processor(str(toy.WORLD / "student")), rows=16)
+    gather = baselines.collect if method == "hint" else collect
+
+    def say(text: str, images: list, seed: int) -> str:
+        time.sleep(0.02)
+        return f"\\boxed{{{gold[text] if seed % 3 == 0 else 0}}}" if text in gold else f"<summary>{seed}</summary>"
+
+    def student(requests, n, sampling, key, phase, after_batch=None):
+        def slowly(batch, rows):
+            after_batch(batch, rows)
+            started = [future for futures in teacher.early.values() for future in futures]
+            if started:
+                until(lambda: any(body["text"] in gold for body in server.seen))
+            early.append(len(started))
+
+        return local(requests, n, sampling, key, phase, *([slowly] if after_batch else []))
+
+    results, early = [], []
+    for overlapped in (False, True):
+        with serve(answer=say) as server:
+            teacher = actor_of(server, timeout=30.0, concurrency=4)
+            roller = overlap(student, teacher, recipe, 16) if overlapped else student
+            results.append(gather(questions, [], roller, teacher, recipe, KEY))
+            assert teacher.failures == 0
+    assert results[0] == results[1] and results[0][1]["teacher_questions"] >= limit
+    assert len(early) == (4 if limit else 0) and max(early, default=0) == 3 * limit
 
 
 WAYS = {  # what the server does -> (requests it should get with two retries, answered in the end?)
@@ -248,3 +378,15 @@ def test_check():
         actor([Request("judge", "0", "p")], 1, Sampling(4, temperature=0.0), KEY, "judge")
         config = json.loads(server.seen[-1]["generation_config"])
         assert config == {"do_sample": False, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert server.seen[-1]["chat_template_kwargs"] == {"enable_thinking": False} and len(server.seen) == 3
+
+
+@pytest.mark.parametrize("unknown", [{"chat_template_kwargs"}, {"chat_template_kwargs", "top_k"}])
+def test_a_server_that_refuses_unknown_fields(unknown):
+    with serve(lambda body, text: [400] if unknown & set(body) else [""]) as server:
+        actor = actor_of(server)
+        actor.check()
+        actor([Request("judge", "0", "p")], 1, SHORT, KEY, "judge")
+        assert not unknown & set(server.seen[-1]) and actor.failures == 0
+        with pytest.raises(ServedError, match="HTTP 400"):  # what the user asked for is never left out in silence
+            actor_of(server, template={"enable_thinking": True}).check()

@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+import transformers
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from train import parse
+import toy
+from train import check_same_run, load_actors, parse
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -171,6 +176,37 @@ def test_configuration_file(tmp_path):
     file.write_text("learning_rate: 1e-5\n")
     with pytest.raises(SystemExit, match="learning_rate"):
         parse([str(file)])
+
+
+def test_template_arguments_reach_the_actors_and_count_as_results(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("teacher_chat_template_kwargs:\n  enable_thinking: true\n")
+    args, recipe, _ = parse([str(file), "--chat_template_kwargs", '{"enable_thinking":false}'])
+    student, teacher = load_actors(args, recipe, Accelerator(cpu=True), {})
+    assert (student.template, teacher.template) == ({"enable_thinking": False}, {"enable_thinking": True})
+    (tmp_path / "args.json").write_text(json.dumps(asdict(args)))
+    check_same_run(tmp_path, asdict(args))
+    with pytest.raises(SystemExit, match="--chat_template_kwargs .*False.*now {}"):
+        check_same_run(tmp_path, asdict(parse([str(file)])[0]))
+    for bad in ("{enable_thinking: true}", "[1]", "5"):
+        with pytest.raises(SystemExit):
+            parse(["--teacher_chat_template_kwargs", bad])
+        assert f"--teacher-chat-template-kwargs: not a JSON object: '{bad}'" in capsys.readouterr().err
+
+
+def test_an_architecture_with_another_head_is_refused_before_training(tmp_path):
+    config = {name: value for name, value in tiny.CAUSAL.items() if name != "head_dim"}
+    transformers.CohereForCausalLM(transformers.CohereConfig(**config, logit_scale=0.5)).save_pretrained(tmp_path)
+    tokenizer = toy.make_processor().tokenizer  # not tiny's: one that was saved with its processor asks for that again
+    tokenizer.chat_template = toy.CHAT_TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    args, recipe, _ = parse(["--student", str(tmp_path), "--teacher", str(ROOT / "world/teacher"), "--data", "d"])
+    with pytest.raises(SystemExit, match="cohere: its head does more"):
+        load_actors(args, recipe, Accelerator(cpu=True), {})
+    args = replace(args, student=str(ROOT / "world/student"), teacher=str(tmp_path))
+    load_actors(args, recipe, Accelerator(cpu=True), {})  # a teacher that only writes text may have any head
+    with pytest.raises(SystemExit, match="cohere: its head does more"):
+        load_actors(args, replace(recipe, method="on_distill"), Accelerator(cpu=True), {})
 
 
 def test_defaults_are_table_8():
