@@ -177,7 +177,7 @@ def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch, early
     assert one == other and one[1] == 2 and [row[0].text[:7] for row in one[0]] == ["echo p0", "", "echo p2"]
 
 
-def until(done, seconds: float = 5.0) -> None:
+def until(done, seconds: float = 60.0) -> None:
     """Wait for what another thread does."""
     deadline = time.monotonic() + seconds
     while not done():
