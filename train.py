@@ -54,8 +54,8 @@ from zppo import Group, Recipe, collect, count, update
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
 MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
 MAY_CHANGE = (  # on --resume; data by its content
-    "student teacher teacher_model data output resume steps micro_batch rollout_rows gradient_checkpointing save_every "
-    "keep_checkpoints dump_every eval_questions log_with"
+    "student teacher teacher_model data output resume steps micro_batch rollout_rows cuda_graphs "
+    "gradient_checkpointing save_every keep_checkpoints dump_every eval_questions log_with"
 ).split()
 
 
@@ -95,6 +95,10 @@ class Arguments:
     max_pixels: int = field(default=MAX_PIXELS, metadata={"help": "images are scaled down to this many pixels"})
     micro_batch: int = field(default=4, metadata={"help": "rollouts per forward pass of the update"})
     rollout_rows: int = field(default=64, metadata={"help": "rollouts generated at a time on one process"})
+    cuda_graphs: bool = field(
+        default=False,
+        metadata={"help": "decode with CUDA graphs: the same tokens; the capture has not been run on a GPU yet"},
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations in the update"})
     save_every: int = field(default=10, metadata={"help": "steps between checkpoints"})
     keep_checkpoints: int = field(default=2, metadata={"help": "older checkpoints are deleted"})
@@ -191,7 +195,8 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
         model, processor = load_model(path).to(accelerator.device), load_processor(path)
         if hasattr(processor, "image_processor"):
             bound_pixels(processor, args.min_pixels, args.max_pixels)
-        actors.append(Actor(model, processor, args.rollout_rows, autocast=accelerator.autocast, seconds=seconds))
+        settings = dict(autocast=accelerator.autocast, seconds=seconds, cuda_graphs=args.cuda_graphs)
+        actors.append(Actor(model, processor, args.rollout_rows, **settings))
     student, *teachers = actors
     for teacher in teachers:
         if isinstance(teacher, Actor):

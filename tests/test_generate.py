@@ -7,7 +7,17 @@ import transformers
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from data import Question
-from generate import RANDOM_BLOCK, Actor, Request, Sampling, UniformStreams, generate, sample_tokens, seed_of
+from generate import (
+    RANDOM_BLOCK,
+    Actor,
+    Request,
+    Sampling,
+    UniformStreams,
+    generate,
+    sample_tokens,
+    seed_of,
+    until_end,
+)
 from learner import Policy
 from models import banned_token_ids, collate, position_ids, response_positions
 from prompts import plain_prompt
@@ -176,6 +186,17 @@ def test_dropping_finished_rows_changes_nothing(name, monkeypatch):
         rollouts.append(generate(model, prompts, seeds, LONG, ends))
     assert all(other == rollouts[0] for other in rollouts)
     assert len({len(tokens) for group in rollouts[0] for tokens in group}) > 2
+
+
+def test_what_runs_on_behind_an_end_is_dropped(monkeypatch):
+    """As on a GPU, where the tokens are looked at now and then."""
+    assert until_end([3, 1, 2, 1], {1, 2}) == [3, 1] and until_end([3], {1}) == [3]
+    model, ends = tiny.make("qwen3_5"), list(range(0, tiny.VOCABULARY, 9))
+    prompts, seeds, rollouts = tiny.prompts(model), [[1, 2, 3], [4, 5, 6, 7], [8]], []
+    for every in (1, 5, 16):
+        monkeypatch.setattr("generate.LOOK_EVERY", {"cpu": every})
+        rollouts += [generate(model, prompts, seeds, Sampling(40), ends, (), static) for static in (0, 1)]
+    assert all(other == rollouts[0] for other in rollouts)
 
 
 def test_first_tokens_have_the_models_distribution():

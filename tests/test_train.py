@@ -103,6 +103,14 @@ def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
         assert json.loads(mine) == pytest.approx(json.loads(other), rel=1e-3, abs=1e-5)
 
 
+def test_rollouts_in_tensors_of_fixed_shape_are_the_same(reference, tmp_path):
+    run, _ = reference
+    train(tmp_path / "run", "--cuda_graphs", "--steps", "1")
+    assert (tmp_path / "run" / "eval_before.jsonl").read_bytes() == (run / "eval_before.jsonl").read_bytes()
+    lines = [(folder / "metrics.jsonl").read_text().splitlines()[0] for folder in (tmp_path / "run", run)]
+    assert json.loads(lines[0]) == pytest.approx(json.loads(lines[1]), rel=1e-3, abs=1e-5)
+
+
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_named(reference):
     run, _ = reference
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
