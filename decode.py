@@ -1,18 +1,23 @@
-"""One more token for every row of a batch.
+"""One more token for every row of a batch, and the memory that a row takes.
 
 Decisions:
 1. `Decoder` lets cache and mask grow by a column with every token. This is the default, and the faster one on a CPU.
 2. `StaticDecoder` (`cuda_graphs`) works in tensors of fixed shape, so that on a GPU one graph per shape can be captured
    and replayed; its tokens are the same. The capture itself has not been run on a GPU yet; on a CPU the steps run
    without it.
+3. The memory of a row is measured in the model at hand, not computed from its config.
 """
 
 import torch
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin, StaticLayer
 
+from models import collate, position_ids
+
 CACHE_STEP = 1024  # columns that a cache of fixed shape grows by
 WARM_UPS = 3  # steps that run on a side stream before the capture
+PROBE = 64  # tokens of the shorter of two prompts that the cache is measured with
+MEMORY_SHARE = 0.8  # of the free memory goes to rollouts; the rest is for activations and fragments
 
 
 class KVCache(DynamicCache):
@@ -138,3 +143,24 @@ class StaticDecoder(Decoder):
             self.graph = graph
         self.graph.replay()
         return self.logits
+
+
+@torch.no_grad()
+def row_bytes(model, tokens: int) -> float:
+    """Memory of one rollout of so many tokens, its prompt's included: the cache, by two real prefills, and sampling."""
+    sizes = []
+    for length in (PROBE, 2 * PROBE):
+        prompt = {"input_ids": torch.zeros(length, dtype=torch.long)}
+        batch = collate([prompt], device=model.get_output_embeddings().weight.device)
+        cache = prefill(model, batch, position_ids(model, batch)).past_key_values
+        held = [value for layer in cache.layers for value in vars(layer).values()]  # keys, values; states in dicts
+        held = [x for value in held for x in (value.values() if isinstance(value, dict) else [value])]
+        sizes.append(sum(x.nbytes for x in held if torch.is_tensor(x) and x.dim()))
+    per_token = (sizes[1] - sizes[0]) / PROBE
+    sampling = 24 * model.get_output_embeddings().weight.shape[0]  # logits, probabilities, their sum in float64
+    return sizes[0] + per_token * (tokens - PROBE) + sampling
+
+
+def rows_that_fit(model, tokens: int, free: float) -> int:
+    """How many rollouts of so many tokens at a time to keep in `free` bytes; at least 1."""
+    return max(1, int(MEMORY_SHARE * free / row_bytes(model, tokens)))

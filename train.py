@@ -34,7 +34,7 @@ import torch
 import transformers
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from PIL import Image
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -43,6 +43,7 @@ import baselines
 import toy
 from buffer import ReplayBuffer
 from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fingerprint, load_questions, prompt_tokens
+from decode import rows_that_fit
 from evaluate import DECODING, accuracies, evaluate, write_records
 from generate import Actor, seed_of
 from learner import Learner, Policy
@@ -94,7 +95,10 @@ class Arguments:
     min_pixels: int = field(default=MIN_PIXELS, metadata={"help": "images are scaled up to this many pixels"})
     max_pixels: int = field(default=MAX_PIXELS, metadata={"help": "images are scaled down to this many pixels"})
     micro_batch: int = field(default=4, metadata={"help": "rollouts per forward pass of the update"})
-    rollout_rows: int = field(default=64, metadata={"help": "rollouts generated at a time on one process"})
+    rollout_rows: int = field(
+        default=0,
+        metadata={"help": "rollouts generated at a time on one process; 0: what the GPU's memory holds (on a CPU 64)"},
+    )
     cuda_graphs: bool = field(
         default=False,
         metadata={"help": "decode with CUDA graphs: the same tokens; the capture has not been run on a GPU yet"},
@@ -180,6 +184,23 @@ def make_accelerator(args: Arguments) -> Accelerator:
     )
 
 
+def rows_from_memory(args: Arguments, recipe: Recipe, accelerator: Accelerator, actors: list, free: float) -> None:
+    """--rollout_rows 0 on a GPU: each actor takes as many rollouts of the greatest length as fit in `free` bytes beside
+    the student's gradients and AdamW's two moments. The smallest number over all processes counts for all."""
+    actors = [actor for actor in actors if isinstance(actor, Actor)]
+    copies = 3 + (accelerator.num_processes > 1)  # several processes reduce gradients in buffers of their own
+    free -= copies * sum(p.nbytes for p in actors[0].model.parameters())
+    tokens, rows = args.max_prompt_tokens + recipe.max_response_tokens, []
+    for actor in actors:
+        casts = sum(2 * p.numel() for p in actor.model.parameters() if p.dtype == torch.float32)
+        with accelerator.autocast():
+            rows.append(rows_that_fit(actor.model, tokens, free - casts * (accelerator.mixed_precision != "no")))
+    share = args.new_per_step * recipe.group_size // accelerator.num_processes  # with more, a process may go idle
+    for actor, *found in zip(actors, *gather_object([rows]), strict=True):
+        actor.rows = max(1, min(share, *found))
+    accelerator.print(f"rollouts at a time, from the GPU's memory: {[actor.rows for actor in actors]} (student first)")
+
+
 def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict[str, float]) -> list[Actor]:
     """[student, teacher, ...]. The student is trained; a teacher only ever writes text (or logits, in distillation)."""
     actors = []
@@ -196,7 +217,10 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
         if hasattr(processor, "image_processor"):
             bound_pixels(processor, args.min_pixels, args.max_pixels)
         settings = dict(autocast=accelerator.autocast, seconds=seconds, cuda_graphs=args.cuda_graphs)
-        actors.append(Actor(model, processor, args.rollout_rows, **settings))
+        actors.append(Actor(model, processor, args.rollout_rows or 64, **settings))
+    if not args.rollout_rows and accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+        rows_from_memory(args, recipe, accelerator, actors, free=torch.cuda.mem_get_info()[0])
     student, *teachers = actors
     for teacher in teachers:
         if isinstance(teacher, Actor):

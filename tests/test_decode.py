@@ -1,4 +1,4 @@
-"""Decoding in tensors of fixed shape: as with growing ones."""
+"""Decoding in tensors of fixed shape: as with growing ones; and the memory of a row."""
 
 import pytest
 import tiny
@@ -7,7 +7,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from decode import Decoder, KVCache, StaticDecoder, prefill
+from decode import MEMORY_SHARE, Decoder, KVCache, StaticDecoder, prefill, row_bytes, rows_that_fit
 from generate import Sampling, generate
 from models import banned_token_ids, collate, position_ids
 
@@ -132,3 +132,22 @@ def test_under_autocast_the_cache_is_narrow_and_nothing_changes(name, monkeypatc
             torch.testing.assert_close(static(torch.arange(6)), ours, rtol=0.1, atol=0.1)
     keys = [layer.keys for layer in decoder.cache.layers if getattr(layer, "keys", None) is not None]
     assert keys and {key.dtype for key in keys} == {torch.bfloat16}
+
+
+def test_a_rows_memory_is_what_the_config_says():
+    model = tiny.make("qwen3_5")
+    c = model.config.get_text_config()
+    full, linear = c.layer_types.count("full_attention"), c.layer_types.count("linear_attention")
+    per_token = full * 2 * c.num_key_value_heads * c.head_dim * 4
+    keys, values = (n * d for n, d in (
+        (c.linear_num_key_heads, c.linear_key_head_dim), (c.linear_num_value_heads, c.linear_value_head_dim)
+    ))  # fmt: skip
+    state = linear * 4 * (values * c.linear_key_head_dim + (2 * keys + values) * c.linear_conv_kernel_dim)
+    assert full and linear
+    for tokens in (100, 16_384):
+        row = tokens * per_token + state + 24 * tiny.VOCABULARY
+        assert row_bytes(model, tokens) == row
+        assert rows_that_fit(model, tokens, 10.5 * row / MEMORY_SHARE) == 10
+        assert rows_that_fit(model, tokens, -row) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert row_bytes(model, 2000) - row_bytes(model, 1000) == 1000 * per_token / 2

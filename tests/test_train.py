@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from train import parse
+from decode import MEMORY_SHARE, row_bytes
+from generate import Actor
+from train import parse, rows_from_memory
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -105,7 +109,7 @@ def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
 
 def test_rollouts_in_tensors_of_fixed_shape_are_the_same(reference, tmp_path):
     run, _ = reference
-    train(tmp_path / "run", "--cuda_graphs", "--steps", "1")
+    train(tmp_path / "run", "--cuda_graphs", "--rollout_rows", "0", "--steps", "1")
     assert (tmp_path / "run" / "eval_before.jsonl").read_bytes() == (run / "eval_before.jsonl").read_bytes()
     lines = [(folder / "metrics.jsonl").read_text().splitlines()[0] for folder in (tmp_path / "run", run)]
     assert json.loads(lines[0]) == pytest.approx(json.loads(lines[1]), rel=1e-3, abs=1e-5)
@@ -179,6 +183,21 @@ def test_configuration_file(tmp_path):
     file.write_text("learning_rate: 1e-5\n")
     with pytest.raises(SystemExit, match="learning_rate"):
         parse([str(file)])
+
+
+def test_rows_from_memory(capsys):
+    args, recipe, _ = parse(["--student", "s", "--teacher", "t", "--data", "d"])
+    accelerator, student = Accelerator(cpu=True), Actor(tiny.make("qwen3_5"), tiny.PROCESSOR)
+    teacher = Actor(tiny.make("qwen3"), tiny.TOKENIZER)
+    trained = 3 * 4 * sum(p.numel() for p in student.model.parameters())  # gradients and AdamW's moments, fp32
+    rows = [row_bytes(actor.model, 4096 + 12_288) for actor in (student, teacher)]
+    rows_from_memory(args, recipe, accelerator, [student, teacher, "served"], trained + 20.5 * rows[0] / MEMORY_SHARE)
+    assert (student.rows, teacher.rows) == (20, int(20.5 * rows[0] / rows[1]))
+    assert f"[20, {teacher.rows}]" in capsys.readouterr().out
+    rows_from_memory(args, recipe, accelerator, [student], 1e15)
+    assert student.rows == 384 * 8  # all of a step's plain rollouts
+    rows_from_memory(args, recipe, accelerator, [student], 0)
+    assert student.rows == 1
 
 
 def test_defaults_are_table_8():
