@@ -206,11 +206,18 @@ def asker(actor, key: tuple) -> Callable[[Sequence[str]], list[str]]:
     return ask
 
 
+def deal(items: Sequence, process: int, processes: int) -> list:
+    """One process's share: 0, 1, ..., P-1, P-1, ..., 1, 0, 0, 1, ..."""
+    turns = 2 * processes
+    return [item for i, item in enumerate(items) if min(i % turns, turns - 1 - i % turns) == process]
+
+
 class Actor:
     """A model that answers requests: the student or an in-process teacher, on all processes together.
 
     Requests are sorted by length and cut into batches of about `rows` rollouts; the batches, not the processes, decide
-    what is computed together, so the rollouts are the same on one process or many. Every process gets all replies.
+    what is computed together, so the rollouts are the same on one process or many. Batches are dealt longest first,
+    there and back, so that no process gets the longer ones throughout. Every process gets all replies.
     """
 
     def __init__(
@@ -239,9 +246,10 @@ class Actor:
         order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
         size = max(1, self.rows // n)
         batches = [order[i : i + size] for i in range(0, len(order), size)]
+        mine = deal(batches[::-1], state.process_index, state.num_processes)
         drawn: list[tuple[int, list[list[int]]]] = []
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process)
-        for batch in batches[state.process_index :: state.num_processes]:
+        for batch in mine:
             encoded = [extend(self.encode(requests[i].text, requests[i].question), requests[i].prefix) for i in batch]
             seeds = [[seed_of(*key, requests[i].kind, requests[i].uid, j) for j in range(n)] for i in batch]
             with self.autocast():

@@ -13,6 +13,7 @@ from generate import (
     Request,
     Sampling,
     UniformStreams,
+    deal,
     generate,
     sample_tokens,
     seed_of,
@@ -310,6 +311,16 @@ def test_actor_gives_the_same_replies_for_any_batch_size_and_order():
     assert actor(REQUESTS[::-1], 3, LONG, (0, 1), "rollout")[::-1] == drawn[0]
     assert actor(REQUESTS[2:3], 5, LONG, (0, 1), "rollout")[0][:3] == drawn[0][2]
     assert actor([], 3, LONG, (0, 1), "rollout") == []
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_work_is_dealt_there_and_back(processes):
+    lengths = list(range(100, 0, -1))  # longest first
+    shares = [deal(lengths, process, processes) for process in range(processes)]
+    assert sorted(x for share in shares for x in share) == lengths[::-1]
+    assert [share[0] for share in shares] == lengths[:processes]
+    assert max(map(sum, shares)) - min(map(sum, shares)) <= 100  # one item at most; dealt in rounds, one a round
+    assert all(share == sorted(share, reverse=True) for share in shares)
 
 
 def test_actor_has_one_stream_for_each_step_kind_question_and_sample():
