@@ -8,6 +8,8 @@ Decisions:
    guess from token values where a response ended.
 3. The model's generation_config never decides how to sample: `Sampling` alone does.
 4. Vision placeholder tokens have probability 0, here and when log-probs are computed.
+5. On a GPU tokens are looked at every few steps only, so that the host never waits for a single token: a row runs on
+   behind its end until then, and what it drew there is dropped.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from data import Question, open_images
+from decode import Decoder, StaticDecoder, prefill
 from models import (
     banned_token_ids,
     collate,
@@ -36,6 +39,8 @@ from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
 DROP_SHARE = 8  # finished rows are dropped once they are 1/8 of the batch (a drop copies the cache)
+STATIC_DROP_SHARE = 2  # with cuda_graphs 1/2: there a drop also means a new graph
+LOOK_EVERY = {"cpu": 1, "cuda": 16}  # steps between two looks at the tokens; elsewhere 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,11 @@ class UniformStreams:
         self.block = self.block[rows]
 
 
+def until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens up to the first end token, it included."""
+    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
+
+
 @torch.no_grad()
 def generate(
     model,
@@ -107,72 +117,61 @@ def generate(
     sampling: Sampling,
     end_ids: Sequence[int],
     banned_ids: Sequence[int] = (),
+    cuda_graphs: bool = False,
 ) -> list[list[list[int]]]:
     """Draw G rollouts for each of P prompts.
 
-    prompts: P encoded prompts (`models.encode`). seeds: P lists of G seeds, one per rollout.
+    prompts: P encoded prompts (`models.encode`). seeds: P lists of G seeds, one per rollout. cuda_graphs: decode.py.
     Returns P lists of G token lists. A list ends with its end token; one without was cut at max_new_tokens.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # gradient checkpointing in train mode would switch the KV cache off
     device = model.get_output_embeddings().weight.device
-    end = torch.tensor(list(end_ids), device=device)
-    banned = torch.tensor(list(banned_ids), device=device, dtype=torch.long)
+    ends, banned = set(end_ids), torch.tensor(list(banned_ids), device=device, dtype=torch.long)
     groups = [len(group) for group in seeds]
     streams = UniformStreams([seed for group in seeds for seed in group], device)
+    look_every = LOOK_EVERY.get(device.type, 1)
+    drop_share = STATIC_DROP_SHARE if cuda_graphs else DROP_SHARE
 
     # Prefill: one row per prompt, padded on the left.
     batch = collate(prompts, device=device)
     positions = position_ids(model, batch)  # [P, L] or [3, P, L]
-    output = model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+    output = prefill(model, batch, positions)
 
     # Share each prompt's cache out to its rollouts.
     index = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(groups, device=device))  # [B]
-    cache = output.past_key_values
-    cache.reorder_cache(index)
+    start = (model, output.past_key_values, batch["attention_mask"], positions)
+    decoder = StaticDecoder(*start, room=sampling.max_new_tokens) if cuda_graphs else Decoder(*start)
+    decoder.keep(index)
     logits = output.logits[index, -1]  # [B, V]
-    mask = batch["attention_mask"][index]  # [B, L]
-    position = positions.amax(-1)[..., index]  # [B] or [3, B]: the last position of each row
-    position = position.amax(0) if position.dim() == 2 else position  # [B]
     seen = torch.zeros_like(logits, dtype=torch.bool) if sampling.presence_penalty else None
 
     rollouts: list[list[int]] = [[] for _ in range(len(index))]
-    rows = torch.arange(len(index), device=device)  # which rollout each row of the batch is
-    done = torch.zeros(len(index), dtype=torch.bool, device=device)
-    for step in range(sampling.max_new_tokens):
-        logits[:, banned] = -torch.inf
+    rows = list(range(len(index)))  # which rollout each row of the batch is
+    drawn = []  # tokens [B] of the steps since the last look
+    for step in range(1, sampling.max_new_tokens + 1):
+        logits.index_fill_(1, banned, -torch.inf)
         if seen is not None:
             logits = logits - sampling.presence_penalty * seen
         tokens = sample_tokens(logits, streams.next(), sampling)  # [B]
         if seen is not None:
-            seen[torch.arange(len(tokens), device=device), tokens] = True
-        for row, token, finished in zip(rows.tolist(), tokens.tolist(), done.tolist(), strict=True):
-            if not finished:
-                rollouts[row].append(token)
-        done |= torch.isin(tokens, end)
-        finished = int(done.sum())
-        if finished == len(done) or step + 1 == sampling.max_new_tokens:
-            break
-        if finished * DROP_SHARE >= len(done):
-            alive = (~done).nonzero().squeeze(-1)
-            cache.reorder_cache(alive)
-            streams.keep(alive)
-            rows, done, tokens, mask, position = (x[alive] for x in (rows, done, tokens, mask, position))
-            seen = seen[alive] if seen is not None else None
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        position = position + 1
-        step_positions = position.unsqueeze(-1)  # [B, 1]
-        if positions.dim() == 3:
-            step_positions = step_positions.expand(3, -1, -1)
-        output = model(
-            input_ids=tokens.unsqueeze(-1),
-            attention_mask=mask,
-            position_ids=step_positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1]
+            seen.scatter_(1, tokens.unsqueeze(1), True)
+        drawn.append(tokens)
+        if step % look_every == 0 or step == sampling.max_new_tokens:
+            for row, new in zip(rows, torch.stack(drawn, 1).tolist(), strict=True):
+                if not (rollouts[row] and rollouts[row][-1] in ends):
+                    rollouts[row] += until_end(new, ends)
+            drawn = []
+            alive = [i for i, row in enumerate(rows) if rollouts[row][-1] not in ends]
+            if not alive or step == sampling.max_new_tokens:
+                break
+            if (len(rows) - len(alive)) * drop_share >= len(rows):
+                rows, kept = [rows[i] for i in alive], torch.tensor(alive, device=device)
+                decoder.keep(kept)
+                streams.keep(kept)
+                tokens = tokens[kept]
+                seen = seen[kept] if seen is not None else None
+        logits = decoder(tokens)
     for module, mode in modes:
         module.training = mode
 
@@ -216,11 +215,18 @@ def asker(actor, key: tuple) -> Callable[[Sequence[str]], list[str]]:
     return ask
 
 
+def deal(items: Sequence, process: int, processes: int) -> list:
+    """One process's share: 0, 1, ..., P-1, P-1, ..., 1, 0, 0, 1, ..."""
+    turns = 2 * processes
+    return [item for i, item in enumerate(items) if min(i % turns, turns - 1 - i % turns) == process]
+
+
 class Actor:
     """A model that answers requests: the student or an in-process teacher, on all processes together.
 
     Requests are sorted by length and cut into batches of about `rows` rollouts; the batches, not the processes, decide
-    what is computed together, so the rollouts are the same on one process or many. Every process gets all replies.
+    what is computed together, so the rollouts are the same on one process or many. Batches are dealt longest first,
+    there and back, so that no process gets the longer ones throughout. Every process gets all replies.
     """
 
     def __init__(
@@ -231,9 +237,10 @@ class Actor:
         template: dict | None = None,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         seconds: dict[str, float] | None = None,
+        cuda_graphs: bool = False,
     ):
         self.model, self.processor, self.rows = model, processor, rows
-        self.template, self.autocast = template or {}, autocast
+        self.template, self.autocast, self.cuda_graphs = template or {}, autocast, cuda_graphs
         # Summaries, hints and verdicts, which come without a question, have too few tokens to think first.
         self.no_thinking = {"enable_thinking": False} if has_thinking_switch(processor) else {}
         self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
@@ -263,13 +270,16 @@ class Actor:
         order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
         size = max(1, self.rows // n)
         batches = [order[i : i + size] for i in range(0, len(order), size)]
+        mine = deal(batches[::-1], state.process_index, state.num_processes)
         drawn: list[tuple[int, list[Reply]]] = []
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process)
-        for batch in batches[state.process_index :: state.num_processes]:
+        for batch in mine:
             encoded = [extend(self.encode(requests[i].text, requests[i].question), requests[i].prefix) for i in batch]
             seeds = [[seed_of(*key, requests[i].kind, requests[i].uid, j) for j in range(n)] for i in batch]
             with self.autocast():
-                groups = generate(self.model, encoded, seeds, sampling, self.end_ids, self.banned_ids)
+                groups = generate(
+                    self.model, encoded, seeds, sampling, self.end_ids, self.banned_ids, self.cuda_graphs
+                )
             asked = [requests[i] for i in batch]
             rows = [[self.reply(request, row) for row in group] for request, group in zip(asked, groups, strict=True)]
             drawn.extend(zip(batch, rows, strict=True))

@@ -36,7 +36,7 @@ import torch
 import transformers
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object
 from PIL import Image
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -45,6 +45,7 @@ import baselines
 import toy
 from buffer import ReplayBuffer
 from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fingerprint, load_questions, prompt_tokens
+from decode import rows_that_fit
 from evaluate import DECODING, accuracies, evaluate, write_records
 from generate import Actor, seed_of
 from learner import Learner, Policy, check_head
@@ -56,8 +57,8 @@ from zppo import Group, Recipe, collect, count, update
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
 MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
 MAY_CHANGE = (  # on --resume; data by its content
-    "student teacher teacher_model data output resume steps micro_tokens rollout_rows gradient_checkpointing "
-    "save_every keep_checkpoints dump_every eval_questions log_with"
+    "student teacher teacher_model data output resume steps micro_tokens rollout_rows cuda_graphs "
+    "gradient_checkpointing save_every keep_checkpoints dump_every eval_questions log_with"
 ).split()
 
 
@@ -116,7 +117,14 @@ class Arguments:
     micro_tokens: int = field(
         default=16_384, metadata={"help": "tokens per forward pass of the update, padding included; a longer row alone"}
     )
-    rollout_rows: int = field(default=64, metadata={"help": "rollouts generated at a time on one process"})
+    rollout_rows: int = field(
+        default=0,
+        metadata={"help": "rollouts generated at a time on one process; 0: what the GPU's memory holds (on a CPU 64)"},
+    )
+    cuda_graphs: bool = field(
+        default=False,
+        metadata={"help": "decode with CUDA graphs: the same tokens; the capture has not been run on a GPU yet"},
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations in the update"})
     save_every: int = field(default=10, metadata={"help": "steps between checkpoints"})
     keep_checkpoints: int = field(default=2, metadata={"help": "older checkpoints are deleted"})
@@ -198,6 +206,23 @@ def make_accelerator(args: Arguments) -> Accelerator:
     )
 
 
+def rows_from_memory(args: Arguments, recipe: Recipe, accelerator: Accelerator, actors: list, free: float) -> None:
+    """--rollout_rows 0 on a GPU: each actor takes as many rollouts of the greatest length as fit in `free` bytes beside
+    the student's gradients and AdamW's two moments. The smallest number over all processes counts for all."""
+    actors = [actor for actor in actors if isinstance(actor, Actor)]
+    copies = 3 + (accelerator.num_processes > 1)  # several processes reduce gradients in buffers of their own
+    free -= copies * sum(p.nbytes for p in actors[0].model.parameters())
+    tokens, rows = args.max_prompt_tokens + recipe.max_response_tokens, []
+    for actor in actors:
+        casts = sum(2 * p.numel() for p in actor.model.parameters() if p.dtype == torch.float32)
+        with accelerator.autocast():
+            rows.append(rows_that_fit(actor.model, tokens, free - casts * (accelerator.mixed_precision != "no")))
+    share = args.new_per_step * recipe.group_size // accelerator.num_processes  # with more, a process may go idle
+    for actor, *found in zip(actors, *gather_object([rows]), strict=True):
+        actor.rows = max(1, min(share, *found))
+    accelerator.print(f"rollouts at a time, from the GPU's memory: {[actor.rows for actor in actors]} (student first)")
+
+
 def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict[str, float]) -> list[Actor]:
     """[student, teacher, ...]. The student is trained; a teacher only ever writes text (or logits, in distillation)."""
     actors = []
@@ -214,7 +239,11 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
         model, processor = load_model(path).to(accelerator.device), load_processor(path)
         if hasattr(processor, "image_processor"):
             bound_pixels(processor, args.min_pixels, args.max_pixels)
-        actors.append(Actor(model, processor, args.rollout_rows, template, accelerator.autocast, seconds))
+        settings = dict(autocast=accelerator.autocast, seconds=seconds, cuda_graphs=args.cuda_graphs)
+        actors.append(Actor(model, processor, args.rollout_rows or 64, template, **settings))
+    if not args.rollout_rows and accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+        rows_from_memory(args, recipe, accelerator, actors, free=torch.cuda.mem_get_info()[0])
     student, *teachers = actors
     for teacher in teachers:
         if isinstance(teacher, Actor):

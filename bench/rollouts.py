@@ -7,7 +7,8 @@
    layers of linear to one of full attention) and "qwen3" (full attention) are of mid size, with long prompts and random
    weights. Those are near uniform over the vocabulary: vocabulary / mean length end tokens give very unequal lengths.
 2. "generate" is model.generate(num_return_sequences=G) on the same batch; "batching" is continuous batching,
-   model.generate_batch. It knows neither images nor linear attention, so only "qwen3" has it. Its pool is sized for the
+   model.generate_batch. "static" is ours in tensors of fixed shape: on a GPU with CUDA graphs, on a CPU without.
+   Continuous batching knows neither images nor linear attention, so only "qwen3" has it. Its pool is sized for the
    batch (by default it takes nearly all memory) and its manager is kept from round to round.
 3. Same model, prompts, G, longest response and sampling; random streams differ, so speeds are response tokens per
    second: medians; ratios within a round as min / median / max; one round before does not count.
@@ -66,28 +67,32 @@ def samplers(name: str, args) -> tuple:
                               num_return_sequences=args.group, eos_token_id=ends, suppress_tokens=banned or None)
     batch, stop = collate(asked, device=DEVICE), torch.tensor(ends, device=DEVICE)
 
-    def ours(seed: int) -> list[int]:
+    def ours(seed: int, cuda_graphs: bool = False) -> list[int]:
         seeds = [[seed_of(seed, i, j) for j in range(args.group)] for i in range(len(asked))]
-        drawn = generate(model, asked, seeds, Sampling(max_new_tokens=limit), ends, banned)
+        drawn = generate(model, asked, seeds, Sampling(max_new_tokens=limit), ends, banned, cuda_graphs)
         return [len(tokens) for group in drawn for tokens in group]
+
+    def static(seed: int) -> list[int]:
+        return ours(seed, cuda_graphs=True)
 
     def theirs(seed: int) -> list[int]:
         torch.manual_seed(seed)
         rows = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         return ((torch.isin(rows, stop).cumsum(-1) == 0).sum(-1) + 1).clamp(max=rows.shape[1]).tolist()
 
+    found = {"ours": ours, "static": static, "generate": theirs}
     if name != "qwen3":
-        return model, asked, {"ours": ours, "generate": theirs}
+        return model, asked, found
     paged, ids = copy.deepcopy(model), [x["input_ids"].tolist() for x in asked]  # it changes its model's attention
     blocks = args.group * sum((len(x) + limit) // 256 + 2 for x in ids)
     pool = ContinuousBatchingConfig(block_size=256, num_blocks=blocks, max_batch_tokens=2048)
 
     def batching(seed: int) -> list[int]:
         torch.manual_seed(seed)
-        found = paged.generate_batch(ids, config, continuous_batching_config=pool, persistent_manager=True)
-        return [len(output.generated_tokens) for output in found.values()]
+        outputs = paged.generate_batch(ids, config, continuous_batching_config=pool, persistent_manager=True)
+        return [len(output.generated_tokens) for output in outputs.values()]
 
-    return model, asked, {"ours": ours, "generate": theirs, "batching": batching}
+    return model, asked, {**found, "batching": batching}
 
 
 def bandwidth_limit(model, asked: list[dict], lengths: list[int], group: int) -> float:
@@ -110,7 +115,7 @@ def bandwidth_limit(model, asked: list[dict], lengths: list[int], group: int) ->
 
 def measure(name: str, args) -> list[str]:
     """One row of the table."""
-    (model, asked, found), speeds = samplers(name, args), {"ours": [], "generate": [], "batching": []}
+    (model, asked, found), speeds = samplers(name, args), {"ours": [], "static": [], "generate": [], "batching": []}
     for i in range(args.rounds + 1):
         for label in sorted(found, reverse=bool(i % 2)):
             start = time.perf_counter()
@@ -120,8 +125,8 @@ def measure(name: str, args) -> list[str]:
     cells = [f"{name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M", f"{len(asked)} x {args.group}"]
     cells += [f"{prompt:.0f}, {min(lengths)} / {statistics.mean(lengths):.0f} / {max(lengths)}"]
     cells += [f"{statistics.median(values):.0f}" if values else "-" for values in speeds.values()]
-    for others in (speeds["generate"], speeds["batching"]):
-        ratios = [a / b for a, b in zip(speeds["ours"], others)]
+    for mine, others in (("static", "ours"), ("ours", "generate"), ("ours", "batching")):
+        ratios = [a / b for a, b in zip(speeds[mine], speeds[others])]
         cells += [f"{min(ratios):.2f} / {statistics.median(ratios):.2f} / {max(ratios):.2f}" if ratios else "-"]
     return cells + ([f"{bandwidth_limit(model, asked, lengths, args.group):.0f}"] if CUDA else [])
 
@@ -140,8 +145,8 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     machine = torch.cuda.get_device_name() if CUDA else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     print(f"{machine}, {DTYPE}, torch {torch.__version__}, transformers {transformers.__version__}\n")
-    print("| model | prompts x G | prompt, response | ours | generate | batching | ours / generate | ours / batching |"
-          f"{' bandwidth limit |' * CUDA}\n{'|---' * (8 + CUDA)}|")  # fmt: skip
+    print("| model | prompts x G | prompt, response | ours | static | generate | batching | static / ours "
+          f"| ours / generate | ours / batching |{' bandwidth limit |' * CUDA}\n{'|---' * (10 + CUDA)}|")  # fmt: skip
     for name in args.models:
         print(f"| {' | '.join(measure(name, args))} |", flush=True)
 

@@ -7,7 +7,18 @@ import transformers
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from data import Question
-from generate import RANDOM_BLOCK, Actor, Request, Sampling, UniformStreams, generate, sample_tokens, seed_of
+from generate import (
+    RANDOM_BLOCK,
+    Actor,
+    Request,
+    Sampling,
+    UniformStreams,
+    deal,
+    generate,
+    sample_tokens,
+    seed_of,
+    until_end,
+)
 from learner import Policy
 from models import banned_token_ids, collate, position_ids, response_positions
 from prompts import plain_prompt
@@ -178,6 +189,17 @@ def test_dropping_finished_rows_changes_nothing(name, monkeypatch):
     assert len({len(tokens) for group in rollouts[0] for tokens in group}) > 2
 
 
+def test_what_runs_on_behind_an_end_is_dropped(monkeypatch):
+    """As on a GPU, where the tokens are looked at now and then."""
+    assert until_end([3, 1, 2, 1], {1, 2}) == [3, 1] and until_end([3], {1}) == [3]
+    model, ends = tiny.make("qwen3_5"), list(range(0, tiny.VOCABULARY, 9))
+    prompts, seeds, rollouts = tiny.prompts(model), [[1, 2, 3], [4, 5, 6, 7], [8]], []
+    for every in (1, 5, 16):
+        monkeypatch.setattr("generate.LOOK_EVERY", {"cpu": every})
+        rollouts += [generate(model, prompts, seeds, Sampling(40), ends, (), static) for static in (0, 1)]
+    assert all(other == rollouts[0] for other in rollouts)
+
+
 def test_first_tokens_have_the_models_distribution():
     model, n = tiny.make("qwen3_5"), 3000
     prompt = tiny.prompts(model)[0]
@@ -289,6 +311,16 @@ def test_actor_gives_the_same_replies_for_any_batch_size_and_order():
     assert actor(REQUESTS[::-1], 3, LONG, (0, 1), "rollout")[::-1] == drawn[0]
     assert actor(REQUESTS[2:3], 5, LONG, (0, 1), "rollout")[0][:3] == drawn[0][2]
     assert actor([], 3, LONG, (0, 1), "rollout") == []
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_work_is_dealt_there_and_back(processes):
+    lengths = list(range(100, 0, -1))  # longest first
+    shares = [deal(lengths, process, processes) for process in range(processes)]
+    assert sorted(x for share in shares for x in share) == lengths[::-1]
+    assert [share[0] for share in shares] == lengths[:processes]
+    assert max(map(sum, shares)) - min(map(sum, shares)) <= 100  # one item at most; dealt in rounds, one a round
+    assert all(share == sorted(share, reverse=True) for share in shares)
 
 
 def test_actor_has_one_stream_for_each_step_kind_question_and_sample():

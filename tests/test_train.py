@@ -18,7 +18,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import toy
-from train import check_same_run, load_actors, parse
+from decode import MEMORY_SHARE, row_bytes
+from generate import Actor
+from train import check_same_run, load_actors, parse, rows_from_memory
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -106,6 +108,14 @@ def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (two, run)]
     for mine, other in zip(*lines, strict=True):
         assert json.loads(mine) == pytest.approx(json.loads(other), rel=1e-3, abs=1e-5)
+
+
+def test_rollouts_in_tensors_of_fixed_shape_are_the_same(reference, tmp_path):
+    run, _ = reference
+    train(tmp_path / "run", "--cuda_graphs", "--rollout_rows", "0", "--steps", "1")
+    assert (tmp_path / "run" / "eval_before.jsonl").read_bytes() == (run / "eval_before.jsonl").read_bytes()
+    lines = [(folder / "metrics.jsonl").read_text().splitlines()[0] for folder in (tmp_path / "run", run)]
+    assert json.loads(lines[0]) == pytest.approx(json.loads(lines[1]), rel=1e-3, abs=1e-5)
 
 
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_named(reference):
@@ -207,6 +217,21 @@ def test_an_architecture_with_another_head_is_refused_before_training(tmp_path):
     load_actors(args, recipe, Accelerator(cpu=True), {})  # a teacher that only writes text may have any head
     with pytest.raises(SystemExit, match="cohere: its head does more"):
         load_actors(args, replace(recipe, method="on_distill"), Accelerator(cpu=True), {})
+
+
+def test_rows_from_memory(capsys):
+    args, recipe, _ = parse(["--student", "s", "--teacher", "t", "--data", "d"])
+    accelerator, student = Accelerator(cpu=True), Actor(tiny.make("qwen3_5"), tiny.PROCESSOR)
+    teacher = Actor(tiny.make("qwen3"), tiny.TOKENIZER)
+    trained = 3 * 4 * sum(p.numel() for p in student.model.parameters())  # gradients and AdamW's moments, fp32
+    rows = [row_bytes(actor.model, 4096 + 12_288) for actor in (student, teacher)]
+    rows_from_memory(args, recipe, accelerator, [student, teacher, "served"], trained + 20.5 * rows[0] / MEMORY_SHARE)
+    assert (student.rows, teacher.rows) == (20, int(20.5 * rows[0] / rows[1]))
+    assert f"[20, {teacher.rows}]" in capsys.readouterr().out
+    rows_from_memory(args, recipe, accelerator, [student], 1e15)
+    assert student.rows == 384 * 8  # all of a step's plain rollouts
+    rows_from_memory(args, recipe, accelerator, [student], 0)
+    assert student.rows == 1
 
 
 def test_defaults_are_table_8():
