@@ -479,19 +479,20 @@ def main(argv: list[str]) -> None:
             **summarise(groups, recipe),
             **stats,
             **losses,
-            "padding_share": 1 - learner.tokens / max(learner.slots, 1),
             **({"teacher_failures": sum(server.failures for server in servers) - failures} if servers else {}),
             "replayed": len(replayed),
             "buffer": len(buffer),
             **{name: len(uids) for name, uids in events.items()},
         }
-        times = {"step": step + 1, "total": time.perf_counter() - start, **seconds}
+        padding = 1 - learner.tokens / max(learner.slots, 1)  # depends on the number of processes, as times do
+        times = {"step": step + 1, "total": time.perf_counter() - start, "padding_share": padding, **seconds}
         if main_process:
             log(output, metrics, times)
             if (step + 1) % args.dump_every == 0 or step + 1 == args.steps:
                 dump(groups, output / "dumps" / f"step_{step + 1:05d}.jsonl")
         if args.log_with:
-            accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step + 1)
+            record = {**metrics, **{f"time/{name}": value for name, value in times.items() if name != "step"}}
+            accelerator.log({k: v for k, v in record.items() if v is not None}, step=step + 1)
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
         dead = [server.url for server in servers if server.dead_steps >= MAX_DEAD_STEPS]
@@ -523,7 +524,7 @@ def log(output: Path, metrics: dict, times: dict) -> None:
     def percent(name: str) -> str:
         return "  - " if metrics.get(name) is None else f"{100 * metrics[name]:3.0f}%"
 
-    split = " ".join(f"{name} {seconds:.1f}" for name, seconds in times.items() if name not in ("step", "total"))
+    split = " ".join(f"{name} {seconds:.1f}" for name, seconds in list(times.items())[3:])
     tqdm.write(
         f"step {metrics['step']:>4}  plain {percent('plain_accuracy')}  bcq {percent('bcq_accuracy')}  "
         f"ncq {percent('ncq_accuracy')}  active {percent('active_share')}  buffer {metrics['buffer']:>4} "
