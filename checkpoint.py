@@ -39,6 +39,7 @@ def together(write: Callable[[], None], path: Path) -> str | None:
 
 
 def replace_folder(partial: Path, folder: Path) -> None:
+    """Put a whole folder in the place of an older one, if there is one."""
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
