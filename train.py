@@ -16,6 +16,10 @@ Decisions:
 2. Step s takes the s-th slice of a seeded permutation of the questions; each further pass has its own permutation.
 3. The optimiser's learning rate is constant, without warm-up or decay (Table 8).
 4. Several gradients in a row that are not finite stop the run with its state saved.
+5. Ctrl-C or SIGTERM stops the run after its step, with its state saved; a second one stops it at once.
+6. The trained student is saved in fp32, as it was trained (checkpoint.py, decision 4).
+7. A log or checkpoint that cannot be written is tried again after the next step; what is still missing at the end makes
+   the exit status 1.
 """
 
 import json
@@ -24,6 +28,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from argparse import ArgumentTypeError
@@ -44,6 +49,7 @@ from transformers import HfArgumentParser
 import baselines
 import toy
 from buffer import ReplayBuffer
+from checkpoint import append, check_same_run, cut_back, save, save_model, together, write_all
 from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fingerprint, load_questions, prompt_tokens
 from decode import rows_that_fit
 from evaluate import DECODING, accuracies, evaluate, write_records
@@ -56,10 +62,7 @@ from zppo import Group, Recipe, collect, count, update
 
 MAX_BAD_UPDATES = 5  # gradients in a row that are not finite
 MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
-MAY_CHANGE = (  # on --resume; data by its content
-    "student teacher teacher_model data output resume steps micro_tokens rollout_rows cuda_graphs "
-    "gradient_checkpointing save_every keep_checkpoints dump_every eval_questions log_with"
-).split()
+ONE_SIGNAL = 2.0  # seconds: schedulers signal every process, and launchers pass theirs on, so one may arrive twice
 
 
 class JsonObject(dict):
@@ -335,9 +338,9 @@ def summarise(groups: list[Group], recipe: Recipe) -> dict[str, float | None]:
     }
 
 
-def dump(groups: list[Group], path: Path) -> None:
+def reformulated(groups: list[Group]) -> list[dict]:
     """BCQ and NCQ prompts with what went into them and what came out (Tables 16-17 audit these)."""
-    records = [
+    return [
         {
             "uid": group.question.uid,
             "kind": group.kind,
@@ -349,38 +352,27 @@ def dump(groups: list[Group], path: Path) -> None:
         for group in groups
         if group.kind != "plain"
     ]
-    write_records(records, path)
 
 
-def save(folder: Path, accelerator: Accelerator, state: dict, keep: int) -> None:
-    """Atomic checkpoint: written beside its place, then renamed, so that a crash leaves the last good one."""
-    partial = folder.with_name(f"partial-{folder.name}")
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-        for old in sorted(folder.parent.glob("step_*"))[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+def stop_on_signal(show: bool) -> list[str]:
+    """Catch SIGINT (Ctrl-C) and SIGTERM (schedulers). The first one's name joins the returned list, for the loop to
+    read; a second one stops the process at once. show: say so on the screen."""
+    names, first = [], 0.0
 
+    def handle(number: int, frame) -> None:
+        nonlocal first
+        if not names:
+            first = time.monotonic()
+            names.append(signal.Signals(number).name)
+            if show:  # print is not safe in a handler
+                os.write(2, f"\n{names[0]}: stopping after this step; a second one stops at once\n".encode())
+        elif time.monotonic() - first > ONE_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
-def check_same_run(output: Path, arguments: dict) -> None:
-    """Refuse to resume under arguments that would change the results."""
-    old = json.loads((output / "args.json").read_text(encoding="utf-8"))
-    changed = [k for k in arguments if k not in MAY_CHANGE and k in old and arguments[k] != old[k]]
-    if changed:
-        was = ", ".join(f"--{name} {old[name]} (now {arguments[name]})" for name in changed)
-        raise SystemExit(f"{output} was started with {was}: resume with that, or start anew in another --output")
-
-
-def truncate_lines(path: Path, steps: int) -> None:
-    """Keep the first `steps` lines: what came after the checkpoint is done again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps]
-        path.write_text("".join(lines), encoding="utf-8")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return names
 
 
 def main(argv: list[str]) -> None:
@@ -391,7 +383,8 @@ def main(argv: list[str]) -> None:
     checkpoints = sorted(output.glob("checkpoints/step_*"))
     if (output / "metrics.jsonl").exists() and not args.resume:
         raise SystemExit(f"{output} holds a run: add --resume to go on with it, or choose another --output")
-    accelerator.wait_for_everyone()
+    if problem := together(lambda: output.mkdir(parents=True, exist_ok=True), output):
+        raise SystemExit(problem)
     if is_toy:  # tied weights saved once, no CUDA kernels, two small files: nothing to warn about or wait for
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         transformers.logging.set_verbosity_error()
@@ -418,18 +411,28 @@ def main(argv: list[str]) -> None:
         accelerator.load_state(str(checkpoints[-1]))
         buffer.load_state_dict(state["buffer"])
         first_step, bad_updates = state["step"], state["bad_updates"]
+
+    def open_output() -> None:
+        if main_process:
+            arguments = json.dumps({**asdict(args), **asdict(recipe)}, indent=1)
+            (output / "args.json").write_text(arguments, encoding="utf-8")
+            for name in ("metrics.jsonl", "times.jsonl"):
+                cut_back(output / name, first_step)
+            for left in (*output.glob("partial-*"), *output.glob("checkpoints/partial-*")):  # by a crash
+                shutil.rmtree(left)
+
+    if problem := together(open_output, output):
+        raise SystemExit(problem)
     if main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "args.json").write_text(json.dumps({**asdict(args), **asdict(recipe)}, indent=1), encoding="utf-8")
-        for name in ("metrics.jsonl", "times.jsonl"):
-            truncate_lines(output / name, first_step)
         print(
             f"{recipe.method}: {len(questions)} questions{f' (rows skipped: {skipped})' if skipped else ''}, "
-            f"steps {first_step + 1} to {args.steps}, output in {output}"
+            f"steps {first_step + 1} to {args.steps} on {accelerator.num_processes} processes, output in {output}"
         )
     if args.log_with:
         config = {**asdict(args), **asdict(recipe)}
         accelerator.init_trackers("zppo", {k: v if isinstance(v, (int, float)) else str(v) for k, v in config.items()})
+
+    unwritten: list[tuple] = []  # what the next call of write_all has to write
 
     def held_out_accuracy(path: Path) -> dict[str, float]:
         if not held_out:
@@ -437,7 +440,7 @@ def main(argv: list[str]) -> None:
         sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
         records = evaluate(student, held_out, sampling, args.seed, judge=teacher)
         if main_process:
-            write_records(records, path)
+            unwritten.append((write_records, records, path))
         return accuracies(records)
 
     eval_before = output / "eval_before.jsonl"
@@ -446,6 +449,8 @@ def main(argv: list[str]) -> None:
     else:
         before = held_out_accuracy(eval_before)
 
+    reason = unsaved = None  # why the run stops early; why the last checkpoint could not be written
+    signals = stop_on_signal(main_process)
     for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=not main_process):
         start, key = time.perf_counter(), (args.seed, step)
         seconds.clear()
@@ -487,39 +492,62 @@ def main(argv: list[str]) -> None:
         padding = 1 - learner.tokens / max(learner.slots, 1)  # depends on the number of processes, as times do
         times = {"step": step + 1, "total": time.perf_counter() - start, "padding_share": padding, **seconds}
         if main_process:
-            log(output, metrics, times)
+            show(metrics, times)
+            unwritten.append((append, [finite(metrics)], output / "metrics.jsonl"))
+            unwritten.append((append, [finite(times)], output / "times.jsonl"))
             if (step + 1) % args.dump_every == 0 or step + 1 == args.steps:
-                dump(groups, output / "dumps" / f"step_{step + 1:05d}.jsonl")
+                unwritten.append((write_records, reformulated(groups), output / "dumps" / f"step_{step + 1:05d}.jsonl"))
+            if problem := write_all(unwritten):
+                tqdm.write(problem)
         if args.log_with:
             record = {**metrics, **{f"time/{name}": value for name, value in times.items() if name != "step"}}
             accelerator.log({k: v for k, v in record.items() if v is not None}, step=step + 1)
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
-        dead = [server.url for server in servers if server.dead_steps >= MAX_DEAD_STEPS]
-        stop = dead or bad_updates >= MAX_BAD_UPDATES
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps or stop:
+        caught = gather_object(signals[:1])  # by any process
+        if dead := [server.url for server in servers if server.dead_steps >= MAX_DEAD_STEPS]:
+            reason = f"no answer from {dead} for {MAX_DEAD_STEPS} steps"
+        elif bad_updates >= MAX_BAD_UPDATES:
+            reason = f"{bad_updates} gradients in a row were not finite"
+        elif caught:
+            reason = f"{caught[0]} stopped the run after step {step + 1}"
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps or reason or unsaved:
             state = {"step": step + 1, "data": data_id, "bad_updates": bad_updates, "buffer": buffer.state_dict()}
-            save(output / "checkpoints" / f"step_{step + 1:05d}", accelerator, state, args.keep_checkpoints)
-        if dead:
-            raise SystemExit(f"no answer from {dead} for {MAX_DEAD_STEPS} steps; the state is saved in {output}")
-        if stop:
-            raise SystemExit(f"{bad_updates} gradients in a row were not finite; the state is saved in {output}")
+            unsaved = save(output / "checkpoints" / f"step_{step + 1:05d}", accelerator, state, args.keep_checkpoints)
+            if unsaved and main_process:
+                tqdm.write(unsaved)
+        if reason:
+            break
 
-    after = held_out_accuracy(output / "eval_after.jsonl")
-    if main_process:
-        student.model.save_pretrained(output / "model")
-        processor.save_pretrained(output / "model")
-        close(before, after, buffer, output)
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is saved: from here on a signal may stop the run at once
+        signal.signal(number, signal.SIG_DFL)
+    problems = [reason, unsaved]
+    if not reason:
+        problems.append(save_model(output / "model", accelerator, student.model, processor))
+        after = held_out_accuracy(output / "eval_after.jsonl")
+        if main_process:
+            close(before, after, buffer)
+    problems.append(write_all(unwritten))
     accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
+    # DDP goes before the process group: destroyed last, it would hold Python's lock while it waits for Gloo's thread,
+    # which may be waiting for that lock.
+    del learner
+    accelerator.free_memory()
     accelerator.end_training()
+    if any(problems):
+        saved = None if unsaved else f"the state is saved in {output}: --resume goes on from there"
+        raise SystemExit("; ".join(filter(None, [*problems, saved])) if main_process else 1)
+    if main_process:
+        print(f"\nthe trained student is in {output / 'model'}")
 
 
-def log(output: Path, metrics: dict, times: dict) -> None:
-    """metrics.jsonl, times.jsonl and the step's line on the screen."""
-    for name, record in (("metrics.jsonl", metrics), ("times.jsonl", times)):
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with open(output / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+def finite(record: dict) -> dict:
+    """JSON knows no NaN and no infinity: None stands for them."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def show(metrics: dict, times: dict) -> None:
+    """The step's line on the screen."""
 
     def percent(name: str) -> str:
         return "  - " if metrics.get(name) is None else f"{100 * metrics[name]:3.0f}%"
@@ -533,16 +561,15 @@ def log(output: Path, metrics: dict, times: dict) -> None:
     )
 
 
-def close(before: dict[str, float], after: dict[str, float], buffer: ReplayBuffer, output: Path) -> None:
+def close(before: dict[str, float], after: dict[str, float], buffer: ReplayBuffer) -> None:
     """The closing table."""
-    if before:
+    if before and after:
         print(f"\n{'held-out questions':<22}{'before':>8}{'after':>8}")
         for family in before:
             print(f"{family:<22}{before[family]:>7.1f}%{after[family]:>7.1f}%")
     print(f"\n{'accuracy at admission':<22}{'admitted':>9}{'graduated':>10}")
     for accuracy, (graduated, admitted) in buffer.graduation_by_admission().items():
         print(f"{100 * accuracy:>20.1f}% {admitted:>9}{graduated:>10}")
-    print(f"\nthe trained student is in {output / 'model'}")
 
 
 if __name__ == "__main__":

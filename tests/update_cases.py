@@ -1,6 +1,6 @@
-"""Driver of test_processes.py: `zppo.update` on hand-made groups, under any number of processes.
+"""Driver of test_processes.py: `zppo.update` on hand-made groups, and rollouts of an `Actor`, on many processes.
 
-usage: update_cases.py FOLDER   (weights and metrics of each case go there)
+usage: update_cases.py FOLDER   (each case's weights, first gradients and metrics go there, and rollouts.json)
 """
 
 import json
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import toy
 from data import Question, prompt_tokens
+from generate import Actor, Request, Sampling
 from learner import Learner, Policy
 from models import banned_token_ids, encode
 from zppo import Group, Recipe, Rollout, update
@@ -45,6 +46,13 @@ def run(case: str, accelerator: Accelerator, folder: Path) -> None:
     model = toy.make_model(processor, 32, 2, seed=0).train()
     policy = Policy(model, banned_token_ids(model, processor))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.1)
+    gradients: dict = {}  # of the first step: from there on, Adam makes full steps of what was rounding noise
+
+    def keep(*_) -> None:
+        if not gradients:
+            gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    optimizer.register_step_pre_hook(keep)
     policy, optimizer = accelerator.prepare(policy, optimizer)
     if case == "nan":  # the gradient of one parameter is poisoned on one process only
         bad = model.model.language_model.norm.weight
@@ -60,18 +68,35 @@ def run(case: str, accelerator: Accelerator, folder: Path) -> None:
     learner = Learner(policy, optimizer, accelerator, encode_prompt, length, blank, micro_tokens=200)
     for step in range(2):
         groups = make_groups(case, processor.tokenizer)
-        metrics = update(learner, groups, Recipe(updates_per_step=2), (0, step))
+        updates = 4 if case == "single" else 2  # single: one active row in each update
+        metrics = update(learner, groups, Recipe(updates_per_step=updates), (0, step))
     if accelerator.is_main_process:
         weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
         save_file(weights, folder / f"{case}.safetensors")
+        save_file(gradients, folder / f"{case}-gradients.safetensors")
         metrics["processes"] = accelerator.num_processes
         metrics["optimizer_states"] = len(optimizer.state_dict()["state"])
         (folder / f"{case}.json").write_text(json.dumps(metrics))
     accelerator.wait_for_everyone()
 
 
+def sample(accelerator: Accelerator, folder: Path) -> None:
+    """Three requests in batches of one to three rows: with the largest, most processes have no batch of their own."""
+    processor = toy.make_processor()
+    model = toy.make_model(processor, 32, 2, seed=0)
+    requests = [Request("plain", uid, f"question {uid}") for uid in ("a", "bb", "ccc")]
+    replies = {}
+    for rows in (2, 4, 6):
+        drawn = Actor(model, processor, rows)(requests, 2, Sampling(max_new_tokens=12), (0, 0), "plain")
+        replies[rows] = [[reply.tokens for reply in group] for group in drawn]
+    if accelerator.is_main_process:
+        (folder / "rollouts.json").write_text(json.dumps(replies))
+
+
 if __name__ == "__main__":
     accelerator = Accelerator(cpu=True)
     for case in CASES:
         run(case, accelerator, Path(sys.argv[1]))
+    sample(accelerator, Path(sys.argv[1]))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
