@@ -66,15 +66,20 @@ def save(folder: Path, accelerator: Accelerator, state: dict, keep: int) -> str 
     return problem
 
 
-def save_model(folder: Path, accelerator: Accelerator, model, processor) -> str | None:
-    """The trained student as an ordinary model folder. Returns what went wrong, the same on all processes, or None."""
-    partial = folder.with_name(f"partial-{folder.name}")
+def save_model(folder: Path, accelerator: Accelerator, policy, processor) -> str | None:
+    """The trained student as an ordinary model folder. policy: a prepared learner.Policy.
+
+    Returns what went wrong, the same on all processes, or None."""
+    partial, model = folder.with_name(f"partial-{folder.name}"), accelerator.unwrap_model(policy).model
+    weights = accelerator.get_state_dict(policy)  # whole, also of shards
+    once = (*model.named_parameters(), *model.named_buffers())  # a head that is tied to the embeddings: only those
+    weights = {name: weights[f"model.{name}"] for name, _ in once if f"model.{name}" in weights}
 
     def write() -> None:
         if accelerator.is_main_process:
             # save_pretrained refuses generation settings that hub models come with (do_sample=false, temperature=0.6).
             generation_config, model.generation_config = model.generation_config, GenerationConfig()
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
             model.generation_config = generation_config
             generation_config.to_json_file(partial / "generation_config.json")
             processor.save_pretrained(partial)

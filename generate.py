@@ -245,6 +245,7 @@ class Actor:
         self.no_thinking = {"enable_thinking": False} if has_thinking_switch(processor) else {}
         self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
         self.seconds = {} if seconds is None else seconds  # wall-clock time by phase, for the time split
+        self.whole: Callable[[], AbstractContextManager] = nullcontext  # in it the model's parameters are all here
 
     def encode(self, text: str, question: Question | None) -> dict[str, torch.Tensor]:
         template = self.template if question else self.template | self.no_thinking
@@ -254,6 +255,14 @@ class Actor:
         """What these sampled tokens say."""
         text = tokenizer_of(self.processor).decode([*request.prefix, *tokens], skip_special_tokens=True)
         return Reply(text, tokens, finished=bool(tokens) and tokens[-1] in self.end_ids)
+
+    def draw(self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple) -> list[list[Reply]]:
+        """One batch, on this process."""
+        prompts = [extend(self.encode(request.text, request.question), request.prefix) for request in requests]
+        seeds = [[seed_of(*key, request.kind, request.uid, j) for j in range(n)] for request in requests]
+        with self.autocast():
+            drawn = generate(self.model, prompts, seeds, sampling, self.end_ids, self.banned_ids, self.cuda_graphs)
+        return [[self.reply(request, row) for row in group] for request, group in zip(requests, drawn, strict=True)]
 
     def __call__(
         self,
@@ -273,19 +282,13 @@ class Actor:
         mine = deal(batches[::-1], state.process_index, state.num_processes)
         drawn: list[tuple[int, list[Reply]]] = []
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process)
-        for batch in mine:
-            encoded = [extend(self.encode(requests[i].text, requests[i].question), requests[i].prefix) for i in batch]
-            seeds = [[seed_of(*key, requests[i].kind, requests[i].uid, j) for j in range(n)] for i in batch]
-            with self.autocast():
-                groups = generate(
-                    self.model, encoded, seeds, sampling, self.end_ids, self.banned_ids, self.cuda_graphs
-                )
-            asked = [requests[i] for i in batch]
-            rows = [[self.reply(request, row) for row in group] for request, group in zip(asked, groups, strict=True)]
-            drawn.extend(zip(batch, rows, strict=True))
-            after_batch(asked, rows)
-            bar.update(len(batch) * n * state.num_processes)
-        bar.close()
+        with self.whole(), bar:
+            for batch in mine:
+                asked = [requests[i] for i in batch]
+                rows = self.draw(asked, n, sampling, key)
+                drawn.extend(zip(batch, rows, strict=True))
+                after_batch(asked, rows)
+                bar.update(len(batch) * n * state.num_processes)
         if state.num_processes > 1:
             drawn = gather_object(drawn)
         replies = dict(drawn)

@@ -34,7 +34,7 @@ import time
 from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -48,13 +48,14 @@ from transformers import HfArgumentParser
 
 import baselines
 import toy
+from adamw import BF16AdamW
 from buffer import ReplayBuffer
 from checkpoint import append, check_same_run, cut_back, save, save_model, together, write_all
 from data import MAX_PIXELS, MIN_PIXELS, DataError, Question, bound_pixels, fingerprint, load_questions, prompt_tokens
 from decode import rows_that_fit
 from evaluate import DECODING, accuracies, evaluate, write_records
 from generate import Actor, seed_of
-from learner import Learner, Policy, check_head
+from learner import Learner, Policy, check_head, gathered
 from models import encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
 from served import ServedActor, ServedError, overlap
@@ -114,6 +115,9 @@ class Arguments:
     new_per_step: int = field(default=384, metadata={"help": "|X_new|, new questions per rollout step"})
     lr: float = field(default=1e-6, metadata={"help": "AdamW learning rate, constant"})
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay"})
+    bf16_moments: bool = field(
+        default=False, metadata={"help": "AdamW's moments in bf16, rounded at random: 4 bytes less per parameter"}
+    )
     max_prompt_tokens: int = field(default=4096, metadata={"help": "questions with a longer plain prompt are skipped"})
     min_pixels: int = field(default=MIN_PIXELS, metadata={"help": "images are scaled up to this many pixels"})
     max_pixels: int = field(default=MAX_PIXELS, metadata={"help": "images are scaled down to this many pixels"})
@@ -198,7 +202,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
             "train.py: the launcher was asked for several processes and started one. "
             "On a CPU: torchrun --nproc_per_node 2 train.py"
         )
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=started > 1 and not torch.accelerator.is_available(),
         log_with=args.log_with,
         project_dir=args.output,
@@ -207,13 +211,18 @@ def make_accelerator(args: Arguments) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # a process may wait that long for another's rollouts
         ],
     )
+    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin and plugin.mixed_precision_policy:  # log-probs leave the model in fp32, and gradients are added up in it
+        policy = replace(plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32)
+        plugin.mixed_precision_policy = policy
+    return accelerator
 
 
 def rows_from_memory(args: Arguments, recipe: Recipe, accelerator: Accelerator, actors: list, free: float) -> None:
     """--rollout_rows 0 on a GPU: each actor takes as many rollouts of the greatest length as fit in `free` bytes beside
     the student's gradients and AdamW's two moments. The smallest number over all processes counts for all."""
     actors = [actor for actor in actors if isinstance(actor, Actor)]
-    copies = 3 + (accelerator.num_processes > 1)  # several processes reduce gradients in buffers of their own
+    copies = 3 - args.bf16_moments + (accelerator.num_processes > 1)  # the last: gradients on their way, with DDP
     free -= copies * sum(p.nbytes for p in actors[0].model.parameters())
     tokens, rows = args.max_prompt_tokens + recipe.max_response_tokens, []
     for actor in actors:
@@ -227,8 +236,9 @@ def rows_from_memory(args: Arguments, recipe: Recipe, accelerator: Accelerator, 
 
 
 def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict[str, float]) -> list[Actor]:
-    """[student, teacher, ...]. The student is trained; a teacher only ever writes text (or logits, in distillation)."""
-    actors = []
+    """[student, teacher, ...]. The student is trained, in fp32; a teacher only ever writes text (or logits, in
+    distillation), in bf16 under that mixed precision."""
+    actors, frozen = [], torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     for path in (args.student, *args.teacher.split(",")):
         template = args.teacher_chat_template_kwargs if actors else args.chat_template_kwargs
         if actors and path.startswith(("http://", "https://")):
@@ -239,7 +249,8 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
             except ServedError as error:
                 raise SystemExit(f"--teacher: {error}") from error
             continue
-        model, processor = load_model(path).to(accelerator.device), load_processor(path)
+        model, processor = load_model(path, frozen if actors else torch.float32), load_processor(path)
+        model.to(accelerator.device)
         if hasattr(processor, "image_processor"):
             bound_pixels(processor, args.min_pixels, args.max_pixels)
         settings = dict(autocast=accelerator.autocast, seconds=seconds, cuda_graphs=args.cuda_graphs)
@@ -267,9 +278,8 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
 def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> Learner:
     """AdamW with a constant learning rate (Table 8) on the student, prepared for all processes."""
     policy = Policy(student.model, student.banned_ids)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay
-    )
+    adamw = BF16AdamW if args.bf16_moments else torch.optim.AdamW
+    optimizer = adamw(policy.parameters(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay)
     policy, optimizer = accelerator.prepare(policy, optimizer)
     is_vlm = hasattr(student.processor, "image_processor")
     blank = encode(student.processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
@@ -277,7 +287,11 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
     length = lru_cache(4096)(
         lambda text, question: prompt_tokens(student.processor, text, question.images, **args.chat_template_kwargs)
     )
-    return Learner(policy, optimizer, accelerator, student.encode, length, blank, args.micro_tokens)
+    learner = Learner(policy, optimizer, accelerator, student.encode, length, blank, args.micro_tokens)
+    with torch.no_grad():
+        learner.forward([])  # what runs first is FSDP2's root
+    student.whole = partial(gathered, policy)
+    return learner
 
 
 def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]], dict]:
@@ -523,7 +537,7 @@ def main(argv: list[str]) -> None:
         signal.signal(number, signal.SIG_DFL)
     problems = [reason, unsaved]
     if not reason:
-        problems.append(save_model(output / "model", accelerator, student.model, processor))
+        problems.append(save_model(output / "model", accelerator, learner.policy, processor))
         after = held_out_accuracy(output / "eval_after.jsonl")
         if main_process:
             close(before, after, buffer)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from logprobs import token_jsd, token_logprobs  # noqa: E402
 
-VOCAB, ROW = 248_320, 2_048 + 12_288  # a prompt and the longest response of Table 8
+VOCAB, ROW = 248_320, 4_096 + 12_288  # the longest prompt and the longest response of Table 8
 GPUS, CUDA = (24, 48, 80, 141), torch.cuda.is_available()  # GB
 PLACE = {"device": "cuda", "dtype": torch.bfloat16} if CUDA else {"device": "cpu", "dtype": torch.float32}
 FIELDS = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
@@ -74,14 +74,17 @@ def saved_per_token(config: Qwen3_5TextConfig, tokens: int = 512) -> float:
 def compute() -> None:
     chunk = token_logprobs.__defaults__[-1]
     print(f"""
-Computed, not measured: `--micro_batch` / `--rollout_rows` that should fit in 90% of one GPU with checkpointing if
-every row has {ROW:,} tokens. P parameters of b bytes, L layers, hidden H, V = {VOCAB:,}, s saved per token and layer:
+Computed, not measured: the greatest `--micro_tokens` / `--rollout_rows` (rows of {ROW:,} tokens) in 90% of each GPU, in
+bf16 with fp32 weights and --gradient_checkpointing; "no": one row of {ROW:,} tokens is too much. P parameters, over n
+GPUs (FSDP2); m bytes of moments, a bytes of an activation (4; 2 under FSDP2); L layers, hidden H, V = {VOCAB:,}, s saved per
+token and layer:
 
-- update: P (2b + 2b AdamW + casts) + rows * tokens (L H b + 2s) + 4 * 4 V * chunk {chunk} + 2 V H b (head's gradients)
-- rollouts: P (b + 2b AdamW + casts) + rows (tokens * KV + state + 24 V to sample); KV bf16, state fp32; casts to bf16 2
+- update: P (8 + m) / n + casts + tokens (L H a + 2s) + 4 * 4 V * chunk {chunk} + (4 + 2) V H (head: gradient, cast)
+- rollouts: P (4 + m) / n + 2 P (whole, in bf16) + rows (tokens * KV + state + 24 V to sample)
+- casts: 2 P on one GPU; under FSDP2 of embeddings and head, and 10 P / L for the layers under way
 
-| student | weights, AdamW | s | KV per token | state per row | {" | ".join(f"{gpu} GB" for gpu in GPUS)} |
-{"|---" * (5 + len(GPUS))}|""")
+| student | GPUs | moments | s | KV per token | state per row | {" | ".join(f"{gpu} GB" for gpu in GPUS)} |
+{"|---" * (6 + len(GPUS))}|""")
     for size, shape in SHAPES.items():
         c = Qwen3_5TextConfig(**dict(zip(FIELDS, shape)))
         with torch.device("meta"):
@@ -89,14 +92,17 @@ every row has {ROW:,} tokens. P parameters of b bytes, L layers, hidden H, V = {
         saved, linear, layers = saved_per_token(c), c.layer_types.count("linear_attention"), c.num_hidden_layers
         cache = 2 * 2 * c.num_key_value_heads * c.head_dim * (layers - linear)
         state = 4 * linear * c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
-        for b, casts in ((4, 2), (2, 0)):
-            cells = [size, "fp32" if b == 4 else "bf16", *(f"{x / 1e3:,.0f} kB" for x in (saved, cache, state))]
+        head, outer = VOCAB * (16 * chunk + 6 * c.hidden_size), VOCAB * c.hidden_size * (1 + (not shape[-2]))
+        for n, m in ((1, 8), (1, 4), (8, 8), (8, 4)):
+            casts = 2 * parameters if n == 1 else 2 * outer + 10 * (parameters - outer) / layers
+            cells = [size, n, "bf16" if m == 4 else "fp32", *(f"{x / 1e3:,.0f} kB" for x in (saved, cache, state))]
             for free in (0.9e9 * gpu for gpu in GPUS):
-                update = free - parameters * (4 * b + casts) - VOCAB * (16 * chunk + 2 * c.hidden_size * b)
-                rows = update / ROW / (layers * c.hidden_size * b + 2 * saved)
-                more = (free - parameters * (3 * b + casts)) / (ROW * cache + state + 24 * VOCAB)
-                cells.append(f"{int(rows)} / {int(more)}" if min(rows, more) >= 1 else "no")
-            print(f"| {' | '.join(cells)} |")
+                update = free - parameters * (8 + m) / n - casts - head
+                tokens = update / (layers * c.hidden_size * (4 if n == 1 else 2) + 2 * saved)
+                rows = (free - parameters * ((4 + m) / n + 2)) / (ROW * cache + state + 24 * VOCAB)
+                fits = tokens >= ROW and rows >= 1
+                cells.append(f"{int(tokens / 1024)}k / {int(rows)}" if fits else "no")
+            print(f"| {' | '.join(map(str, cells))} |")
 
 
 def main() -> None:
