@@ -76,8 +76,8 @@ def compute() -> None:
     print(f"""
 Computed, not measured: the greatest `--micro_tokens` / `--rollout_rows` (rows of {ROW:,} tokens) in 90% of each GPU, in
 bf16 with fp32 weights and --gradient_checkpointing; "no": one row of {ROW:,} tokens is too much. P parameters, over n
-GPUs (FSDP2); m bytes of moments, a bytes of an activation (4; 2 under FSDP2); L layers, hidden H, V = {VOCAB:,}, s saved per
-token and layer:
+GPUs (FSDP2); m bytes of moments, a bytes of an activation (4; 2 under FSDP2); L layers, hidden H, V = {VOCAB:,}, s
+saved per token and layer:
 
 - update: P (8 + m) / n + casts + tokens (L H a + 2s) + 4 * 4 V * chunk {chunk} + (4 + 2) V H (head: gradient, cast)
 - rollouts: P (4 + m) / n + 2 P (whole, in bf16) + rows (tokens * KV + state + 24 V to sample)
