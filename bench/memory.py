@@ -93,7 +93,7 @@ saved per token and layer:
         cache = 2 * 2 * c.num_key_value_heads * c.head_dim * (layers - linear)
         state = 4 * linear * c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
         head, outer = VOCAB * (16 * chunk + 6 * c.hidden_size), VOCAB * c.hidden_size * (1 + (not shape[-2]))
-        for n, m in ((1, 8), (1, 4), (8, 8), (8, 4)):
+        for n, m in ((1, 8), (1, 4), (8, 8)):
             casts = 2 * parameters if n == 1 else 2 * outer + 10 * (parameters - outer) / layers
             cells = [size, n, "bf16" if m == 4 else "fp32", *(f"{x / 1e3:,.0f} kB" for x in (saved, cache, state))]
             for free in (0.9e9 * gpu for gpu in GPUS):
