@@ -2,8 +2,9 @@
 
 With beta2 = 0.999 the second moment changes by a thousandth and less in a step, and bf16 tells numbers apart by 1/128:
 rounded to the nearest it would never move. So moments are rounded at random, up or down with the probability that keeps
-their mean (stochastic rounding). Weights stay in fp32. The random bits derive from step and parameter: every process
-draws the same ones, and a resumed run goes on exactly. This file imports only torch: copy it.
+their mean (stochastic rounding). Weights stay in fp32. The random bits derive from step and parameter: copies draw the
+same ones on every process, and a resumed run goes on exactly; shards draw theirs, so that another number of processes
+rounds in another way. This file imports only torch: copy it.
 """
 
 import torch

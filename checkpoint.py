@@ -2,10 +2,11 @@
 
 Decisions:
 1. A folder is written beside its place and renamed when it is whole, so that a crash or a full disk leaves the last
-   good one.
+   good one. (Only where one of that name stood before is there a moment without.)
 2. A write that fails does not end the run by itself: logs and checkpoints are tried again after the next step. All
    processes hear of it (`together`), so that nobody waits for one that failed.
-3. A checkpoint depends on no number of processes: it holds no random state.
+3. A checkpoint depends on no number of processes, since it holds no random state, but on their kind: sharded ones are
+   for FSDP2.
 4. The trained student is saved in fp32, as it was trained: most single updates at the paper's learning rate are smaller
    than what bf16 can tell apart. Load it with dtype=torch.bfloat16 where half the memory counts for more.
 """
@@ -13,17 +14,16 @@ Decisions:
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from tqdm import tqdm
 from transformers import GenerationConfig
 
-from evaluate import write_records
-
 MAY_CHANGE = (  # on --resume; data by its content
-    "student teacher teacher_model data output resume steps micro_tokens rollout_rows cuda_graphs "
+    "student teacher teacher_model data split config columns output resume steps micro_tokens rollout_rows cuda_graphs "
     "gradient_checkpointing save_every keep_checkpoints dump_every eval_questions log_with"
 ).split()
 
@@ -71,15 +71,17 @@ def save_model(folder: Path, accelerator: Accelerator, policy, processor) -> str
 
     Returns what went wrong, the same on all processes, or None."""
     partial, model = folder.with_name(f"partial-{folder.name}"), accelerator.unwrap_model(policy).model
-    weights = accelerator.get_state_dict(policy)  # whole, also of shards
-    once = (*model.named_parameters(), *model.named_buffers())  # a head that is tied to the embeddings: only those
-    weights = {name: weights[f"model.{name}"] for name, _ in once if f"model.{name}" in weights}
+    weights = accelerator.get_state_dict(policy)  # whole, also of shards; under FSDP2 on the main process only
 
     def write() -> None:
         if accelerator.is_main_process:
+            tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            tied -= {name for name, _ in model.named_parameters()}  # a head that is the embeddings: those only
+            whole = {name.removeprefix("model."): value for name, value in weights.items()}
+            whole = {name: value for name, value in whole.items() if name not in tied}
             # save_pretrained refuses generation settings that hub models come with (do_sample=false, temperature=0.6).
             generation_config, model.generation_config = model.generation_config, GenerationConfig()
-            model.save_pretrained(partial, state_dict=weights)
+            model.save_pretrained(partial, state_dict=whole)
             model.generation_config = generation_config
             generation_config.to_json_file(partial / "generation_config.json")
             processor.save_pretrained(partial)
@@ -98,6 +100,14 @@ def check_same_run(output: Path, arguments: dict) -> None:
     if changed:
         was = ", ".join(f"--{name} {old[name]} (now {arguments[name]})" for name in changed)
         raise SystemExit(f"{output} was started with {was}: resume with that, or start anew in another --output")
+
+
+def write_records(records: Sequence[dict], path: Path) -> None:
+    """One JSON object per line; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    os.replace(partial, path)
 
 
 def append(records: list[dict], path: Path) -> None:
@@ -132,3 +142,77 @@ def cut_back(path: Path, steps: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         write_records([record for record in records if record["step"] <= steps], path)
+
+
+class Output:
+    """The folder of a run. All processes call its methods together; the main one writes.
+
+    What cannot be written is tried again with the next write. unsaved: why the last checkpoint is missing, or None.
+    Raises SystemExit where the folder cannot be written, or holds a run that these arguments do not go on with.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, arguments: dict, resume: bool):
+        self.folder, self.accelerator, self.arguments = folder, accelerator, arguments
+        self.unwritten: list[tuple] = []
+        self.unsaved: str | None = None
+        if (folder / "metrics.jsonl").exists() and not resume:
+            raise SystemExit(f"{folder} holds a run: add --resume to go on with it, or choose another --output")
+        if problem := together(lambda: folder.mkdir(parents=True, exist_ok=True), folder):
+            raise SystemExit(problem)
+        self.newest = max(folder.glob("checkpoints/step_*"), default=None) if resume else None
+        if self.newest:
+            check_same_run(folder, arguments)
+            if (self.newest / "model.safetensors").exists() == accelerator.is_fsdp2:
+                kinds = ("whole", "sharded (FSDP2)")[:: -1 if accelerator.is_fsdp2 else 1]
+                raise SystemExit(f"{self.newest} is {kinds[1]}, this run is {kinds[0]}: launch it as it was started")
+
+    def load(self, state: dict) -> dict:
+        """The newest checkpoint: weights and optimiser in place. Returns its state, or `state` where there is none."""
+        if self.newest:
+            saved = json.loads((self.newest / "state.json").read_text(encoding="utf-8"))
+            if saved["data"] != state["data"]:
+                raise SystemExit(f"{self.newest} was made with other questions than these: check --data")
+            self.accelerator.load_state(str(self.newest))
+            state = saved
+        if problem := together(lambda: self.accelerator.is_main_process and self.tidy(state["step"]), self.folder):
+            raise SystemExit(problem)
+        if self.accelerator.log_with:
+            plain = {k: v if isinstance(v, (int, float)) else str(v) for k, v in self.arguments.items()}
+            self.accelerator.init_trackers("zppo", plain)
+        return state
+
+    def tidy(self, step: int) -> None:
+        """Logs as they were at the checkpoint; nothing half written."""
+        partial = self.folder / "args.json.partial"
+        partial.write_text(json.dumps(self.arguments, indent=1), encoding="utf-8")
+        os.replace(partial, self.folder / "args.json")
+        for name in ("metrics.jsonl", "times.jsonl"):
+            cut_back(self.folder / name, step)
+        for left in (*self.folder.glob("partial-*"), *self.folder.glob("checkpoints/partial-*")):  # by a crash
+            shutil.rmtree(left)
+
+    def write(self, *writes: tuple[Callable, list[dict], str]) -> str | None:
+        """(function, records, file name) each, after what is still to be written. Returns what went wrong, or None."""
+        if not self.accelerator.is_main_process:
+            return None
+        self.unwritten += [(function, records, self.folder / name) for function, records, name in writes]
+        problem = write_all(self.unwritten)
+        if problem and writes:
+            tqdm.write(problem)
+        return problem
+
+    def read(self, name: str) -> list[dict]:
+        path = self.folder / name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def track(self, metrics: dict, times: dict) -> None:
+        """To the trackers of --log_with, if there are any."""
+        record = {**metrics, **{f"time/{name}": value for name, value in times.items() if name != "step"}}
+        self.accelerator.log({k: v for k, v in record.items() if v is not None}, step=metrics["step"])
+
+    def save(self, state: dict, keep: int) -> None:
+        """A checkpoint; `unsaved` says what went wrong, the same on all processes."""
+        folder = self.folder / "checkpoints" / f"step_{state['step']:05d}"
+        self.unsaved = save(folder, self.accelerator, state, keep)
+        if self.unsaved and self.accelerator.is_main_process:
+            tqdm.write(self.unsaved)

@@ -5,8 +5,6 @@
 answers the held-out questions of the embedded world, one response each, and writes every result to disk.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from transformers import HfArgumentParser
 
 import prompts
 import toy
+from checkpoint import write_records
 from data import Question
 from generate import Actor, Request, Sampling, asker
 from models import load_model, load_processor
@@ -60,14 +59,6 @@ def accuracies(records: Sequence[dict]) -> dict[str, float]:
     for record in records:
         rewards.setdefault(record["family"], []).append(record["reward"])
     return {family: 100 * sum(values) / len(values) for family, values in rewards.items()}
-
-
-def write_records(records: Sequence[dict], path: Path) -> None:
-    """One JSON object per line; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    os.replace(partial, path)
 
 
 @dataclass

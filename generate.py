@@ -245,7 +245,7 @@ class Actor:
         self.no_thinking = {"enable_thinking": False} if has_thinking_switch(processor) else {}
         self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
         self.seconds = {} if seconds is None else seconds  # wall-clock time by phase, for the time split
-        self.whole: Callable[[], AbstractContextManager] = nullcontext  # in it the model's parameters are all here
+        self.whole: Callable[[], AbstractContextManager] = nullcontext  # entered for a call: learner.gathered
 
     def encode(self, text: str, question: Question | None) -> dict[str, torch.Tensor]:
         template = self.template if question else self.template | self.no_thinking
@@ -289,8 +289,6 @@ class Actor:
                 drawn.extend(zip(batch, rows, strict=True))
                 after_batch(asked, rows)
                 bar.update(len(batch) * n * state.num_processes)
-        if state.num_processes > 1:
-            drawn = gather_object(drawn)
-        replies = dict(drawn)
+        replies = dict(gather_object(drawn))
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
         return [replies[i] for i in range(len(requests))]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
+from tqdm import tqdm
 
 from data import Question
 from logprobs import token_jsd, token_logprobs
@@ -49,7 +50,7 @@ class Policy(torch.nn.Module):
 @contextmanager
 def gathered(policy: torch.nn.Module):
     """Under FSDP2: all parameters whole on every process for a while, in the type that they compute in. One gather in
-    place, no copy, and none waits for another meanwhile. Anywhere else: nothing. All processes enter together."""
+    place, no copy, and none waits for another meanwhile. All processes enter together."""
     units = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -111,7 +112,7 @@ class Learner:
     policy: a `Policy` that went through accelerator.prepare, with its optimizer. encode: (prompt, question) ->
     `models.encode`d prompt. length: the same arguments -> its number of tokens. blank: an encoded prompt that joins
     micro-batches with weight 0 (decision 1), with an image if the student is a VLM. micro_tokens: budget of a
-    `micro_batches` cut; changes nothing but memory and speed.
+    `micro_batches` cut; changes memory and speed, and results by rounding alone.
 
     tokens, slots: of all micro-batches of all processes so far; what is no token of a row is padding.
     """
@@ -123,7 +124,6 @@ class Learner:
     length: Callable[[str, Question], int]
     blank: dict[str, torch.Tensor]
     micro_tokens: int = 16_384
-    progress: Callable[[int], None] = lambda rows: None
     tokens: int = 0
     slots: int = 0
 
@@ -156,14 +156,20 @@ class Learner:
         """One optimiser step on rows that all processes agree on. backward: forward and backward of one micro-batch,
         its loss scaled so that the mean over processes is the loss. Returns the gradient norm, None if not finite."""
         micros = self.split(rows)
-        for i, micro in enumerate(micros):
+        quiet = not self.accelerator.is_main_process
+        for i, micro in enumerate(tqdm(micros, desc="update", leave=False, disable=quiet)):
             last = i + 1 == len(micros) or self.accelerator.is_fsdp2  # FSDP2 would hold whole gradients between syncs
             with nullcontext() if last else self.accelerator.no_sync(self.policy):
                 backward(micro)
-            self.progress(len(micro))
         norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), max_grad_norm))
         finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm if finite else None
+
+    def padding_share(self) -> float:
+        """Share of padding in what `split` has cut since the last call."""
+        share = 1 - self.tokens / max(self.slots, 1)
+        self.tokens = self.slots = 0
+        return share

@@ -19,7 +19,8 @@ class ChunkedHead(torch.autograd.Function):
 
     of_logits: (logits [n, V], *others [n, ...]) -> (values [n], log-probs [n, V]), both fp32. Returns the values [N],
     with gradient to hidden [N, H] and weight [V, H], and the entropies [N] of the log-probs, without. The logits are in
-    bf16 under such an autocast, as a Linear's are; the weight's gradient is always added up in fp32.
+    bf16 under such an autocast, as a Linear's are; the weight's gradient is always added up in fp32. (The backward pass
+    runs outside autocast, as PyTorch wants it.)
     """
 
     @staticmethod

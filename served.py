@@ -273,7 +273,7 @@ class ServedActor:
         world = state.num_processes
         self.streak, self.given_up = 0, self.submit(self.probe(MAX_DELAY)).result() if self.dead else ""
         mine = [i for i, request in enumerate(requests) if (*key, request.kind, request.uid) in self.early]
-        started = set(gather_object(mine) if world > 1 else mine)
+        started = set(gather_object(mine))
         mine += [i for i in range(len(requests)) if i not in started][state.process_index :: world]
         futures = {(i, j): future for i in mine for j, future in enumerate(self.begin(requests[i], n, sampling, key))}
         if phase != "judge":  # the teacher may judge between the student's rollouts and its own
@@ -283,8 +283,7 @@ class ServedActor:
             for _ in as_completed(futures.values()):
                 bar.update(world)
         answers = [(i, j, *future.result()) for (i, j), future in futures.items()]
-        if world > 1:
-            answers = gather_object(answers)
+        answers = gather_object(answers)
         causes = Counter(cause for *_, cause in answers if cause)
         failed = causes.total()
         self.failures += failed

@@ -8,6 +8,7 @@ import sys
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+import build
 import train
 
 
@@ -24,5 +25,5 @@ class Sharded(Accelerator):
 
 
 if __name__ == "__main__":
-    train.Accelerator = Sharded
+    build.Accelerator = Sharded
     train.main(sys.argv[1:])

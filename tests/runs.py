@@ -22,13 +22,15 @@ def torchrun(processes: int) -> list[str]:
     return launch if processes > 1 else []
 
 
-def command(output: Path, *args: str, launch: Sequence[str] = ()) -> list[str]:
-    return [sys.executable, *launch, str(ROOT / "train.py"), "--output", str(output), *SMALL, *args]
+def command(output: Path, *args: str, launch: Sequence[str] = (), script: str = "train.py") -> list[str]:
+    return [sys.executable, *launch, str(ROOT / script), "--output", str(output), *SMALL, *args]
 
 
-def train(output: Path, *args: str, launch: Sequence[str] = (), check: bool = True) -> subprocess.CompletedProcess:
-    line = command(output, *args, launch=launch)
-    done = subprocess.run(line, env=ENV, capture_output=True, text=True, timeout=300)
+def train(
+    output: Path, *args: str, launch: Sequence[str] = (), script: str = "train.py", check: bool = True, **env: str
+) -> subprocess.CompletedProcess:
+    line = command(output, *args, launch=launch, script=script)
+    done = subprocess.run(line, env={**ENV, **env}, capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

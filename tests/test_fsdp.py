@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,20 +9,17 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from runs import ENV, ROOT, SMALL, read_metrics, torchrun
+from runs import ROOT, read_metrics, torchrun, train
 from safetensors.torch import load_file
 
-
-def train(output: Path, *args: str, processes: int = 2, script: str = "tests/fsdp_run.py", **env: str) -> Path:
-    line = [sys.executable, *torchrun(processes), str(ROOT / script), "--output", str(output), *SMALL, *args]
-    done = subprocess.run(line, env={**ENV, **env}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return output
+SHARDED = dict(launch=torchrun(2), script="tests/fsdp_run.py")
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("sharded") / "run")
+    run = tmp_path_factory.mktemp("sharded") / "run"
+    train(run, **SHARDED)
+    return run
 
 
 def test_shards_make_the_rollouts_and_weights_of_one_process(reference, sharded):
@@ -45,7 +40,9 @@ def test_resumed_from_shards_equals_never_stopped(sharded, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(sharded, run)
     shutil.rmtree(run / "checkpoints" / "step_00004")
-    train(run, "--resume")
+    done = train(run, "--resume", check=False)
+    assert done.returncode != 0 and "sharded (FSDP2), this run is whole" in done.stderr
+    train(run, "--resume", **SHARDED)
     for file in ("metrics.jsonl", "eval_after.jsonl", "dumps/step_00004.jsonl"):
         assert (run / file).read_bytes() == (sharded / file).read_bytes(), file
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, sharded))
@@ -55,8 +52,9 @@ def test_resumed_from_shards_equals_never_stopped(sharded, tmp_path):
 def test_bf16_with_bf16_moments_sharded_and_whole(tmp_path):
     """Each rounds in its own way: the first step alone, and loosely."""
     short = "--steps", "1", "--bf16_moments", "true"
-    whole = train(tmp_path / "whole", *short, processes=1, script="train.py", ACCELERATE_MIXED_PRECISION="bf16")
-    sharded = train(tmp_path / "sharded", *short, ACCELERATE_MIXED_PRECISION="bf16")
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    train(whole, *short, ACCELERATE_MIXED_PRECISION="bf16")
+    train(sharded, *short, **SHARDED, ACCELERATE_MIXED_PRECISION="bf16")
     (one,), (two,) = read_metrics(whole), read_metrics(sharded)
     for name in ("plain_accuracy", "teacher_accuracy", "active_share", "grad_norm", "entropy"):
         assert two[name] == pytest.approx(one[name], rel=0.2), name

@@ -1,18 +1,16 @@
 """One, two and three real gloo processes: the same rollouts and gradients, and nobody waits for anybody."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from runs import ENV, ROOT, torchrun
 from safetensors.torch import load_file
 
 import toy
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +20,8 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     for processes in (1, 2, 3):
         folders[processes] = tmp_path_factory.mktemp(f"processes{processes}")
         # accelerate launch --cpu starts one process whatever --num_processes says; torchrun starts them
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command += [str(ROOT / "tests" / "update_cases.py"), str(folders[processes])]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+        command = [sys.executable, *torchrun(processes), str(ROOT / "tests/update_cases.py"), str(folders[processes])]
+        env = {**ENV, "ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     return folders

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -12,10 +14,11 @@ from runs import ROOT, assert_close, torchrun, train
 from safetensors.torch import load_file
 
 import toy
+from arguments import parse
+from build import load_actors, rows_from_memory
 from checkpoint import check_same_run
 from decode import MEMORY_SHARE, row_bytes
 from generate import Actor
-from train import load_actors, parse, rows_from_memory
 
 
 def test_a_run_leaves_what_the_docstring_says(reference):
@@ -73,6 +76,7 @@ def test_a_run_is_not_overwritten(reference):
         (["--group_sise", "4"], "--group_sise"),
         (["--new_per_step", "5000"], "fewer than one step needs"),
         (["--student", "somewhere"], "--teacher"),
+        (["--data", "somewhere"], "--student"),
         (["--norm", "zscore"], "norm_wo_zero"),
     ],
 )
@@ -168,6 +172,13 @@ def test_rows_from_memory(capsys):
     assert student.rows == 384 * 8  # all of a step's plain rollouts
     rows_from_memory(args, recipe, accelerator, [student], 0)
     assert student.rows == 1
+    # FSDP2 over 8: of weights, gradients and moments an eighth stays, and the rest of what is here now gets free
+    sharded = SimpleNamespace(
+        num_processes=8, is_fsdp2=True, mixed_precision="no", autocast=nullcontext, print=accelerator.print
+    )
+    left = trained / 3 * (4 / 8 + 1) - trained / 3  # and once the whole weights, for the rollouts
+    rows_from_memory(args, recipe, sharded, [student], left + 20.5 * rows[0] / MEMORY_SHARE)
+    assert student.rows == 20
 
 
 def test_defaults_are_table_8():
