@@ -1,6 +1,7 @@
 """From arguments to what a run works with: processes, actors, the learner, questions."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -42,6 +43,8 @@ def make_accelerator(args: Arguments) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # a process may wait that long for another's rollouts
         ],
     )
+    if args.cuda_graphs and accelerator.is_fsdp2:
+        raise SystemExit("--cuda_graphs: not with FSDP2, whose hooks use streams of their own: leave one of them out")
     plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
     if plugin and plugin.mixed_precision_policy:  # log-probs leave the model in fp32, and gradients are added up in it
         policy = replace(plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32)
@@ -99,8 +102,9 @@ def load_actors(
         if isinstance(teacher, Actor):
             teacher.model.requires_grad_(False).eval()
     needs = {baselines.NEEDS[branch] for branch in recipe.branches if branch in baselines.NEEDS}
-    for actor in actors if "logits" in needs else [student]:
-        check_head(actor.model, encode(actor.processor, "blank"))
+    with accelerator.autocast():  # some kernels refuse fp32
+        for actor in actors if "logits" in needs else [student]:
+            check_head(actor.model, encode(actor.processor, "blank"))
     if needs:
         vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in actors]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
@@ -114,7 +118,8 @@ def load_actors(
 def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> Learner:
     """AdamW with a constant learning rate (Table 8) on the student, prepared for all processes."""
     policy = Policy(student.model, student.banned_ids)
-    adamw = BF16AdamW if args.bf16_moments else torch.optim.AdamW
+    fused = True if accelerator.device.type == "cuda" else None
+    adamw = BF16AdamW if args.bf16_moments else partial(torch.optim.AdamW, fused=fused)
     optimizer = adamw(policy.parameters(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay)
     policy, optimizer = accelerator.prepare(policy, optimizer)
     is_vlm = hasattr(student.processor, "image_processor")
@@ -127,7 +132,7 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
     if accelerator.is_fsdp2:
         with torch.no_grad():
             learner.forward([])  # what runs first is FSDP2's root
-        student.whole = partial(gathered, policy)
+        student.whole, student.autocast = partial(gathered, policy), nullcontext  # FSDP2 casts by itself
     return learner
 
 

@@ -6,11 +6,15 @@ Decisions:
    and replayed; its tokens are the same. The capture itself has not been run on a GPU yet; on a CPU the steps run
    without it.
 3. The memory of a row is measured in the model at hand, not computed from its config.
+4. Where several query heads share their keys, transformers copies the keys for each of them, at every token. For one
+   new token they are one matrix instead (`grouped_attention`): the same numbers to rounding, without the copies.
 """
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from models import collate, position_ids
 
@@ -18,6 +22,21 @@ CACHE_STEP = 1024  # columns that a cache of fixed shape grows by
 WARM_UPS = 3  # steps that run on a side stream before the capture
 PROBE = 64  # tokens of the shorter of two prompts that the cache is measured with
 MEMORY_SHARE = 0.8  # of the free memory goes to rollouts; the rest is for activations and fragments
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """transformers' sdpa attention, without copies where one new token meets a cache (decision 4).
+
+    query: [B, heads, L, D], key and value: [B, kv heads, columns, D]. Returns ([B, L, heads, D], None)."""
+    shared = query.shape[1] // key.shape[1]
+    if query.shape[2] > 1 or shared == 1 or attention_mask is None or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    together = query.reshape(len(query), -1, shared, query.shape[-1])  # [B, kv heads, shared, D]
+    output = scaled_dot_product_attention(together, key, value, attention_mask, scale=scaling)
+    return output.reshape(len(query), query.shape[1], 1, -1).transpose(1, 2), None
+
+
+AttentionInterface.register("sdpa", grouped_attention)
 
 
 class KVCache(DynamicCache):
@@ -89,6 +108,7 @@ class StaticDecoder(Decoder):
             what = f"{type(model).__name__} with {', '.join(sorted(others))}"
             raise ValueError(f"no decoding in tensors of fixed shape for {what}: leave cuda_graphs out")
         self.length, self.limit = mask.shape[1], mask.shape[1] + room  # columns in use, and at most
+        self.side: torch.cuda.Stream | None = None
 
     def keep(self, rows: torch.Tensor) -> None:
         self.graph, self.logits, self.warm_ups = None, None, 0
@@ -126,7 +146,8 @@ class StaticDecoder(Decoder):
         """The step as a graph. The warm-ups that a capture needs are the first steps of each shape."""
         if self.warm_ups < WARM_UPS:
             self.warm_ups += 1
-            side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+            side, current = self.side or torch.cuda.Stream(), torch.cuda.current_stream()
+            self.side = side  # one for all: each stream has memory of its own
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 logits = self.step()

@@ -8,7 +8,7 @@ Decisions:
    guess from token values where a response ended.
 3. The model's generation_config never decides how to sample: `Sampling` alone does.
 4. Vision placeholder tokens have probability 0, here and when log-probs are computed.
-5. On a GPU tokens are looked at every few steps only, so that the host never waits for a single token: a row runs on
+5. On a GPU tokens are looked at every few steps only, so that the host need not wait for each of them: a row runs on
    behind its end until then, and what it drew there is dropped.
 """
 

@@ -1,13 +1,25 @@
 """Decoding in tensors of fixed shape: as with growing ones; and the memory of a row."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.integrations import sdpa_attention
 
-from decode import MEMORY_SHARE, Decoder, KVCache, StaticDecoder, prefill, row_bytes, rows_that_fit
+from decode import (
+    MEMORY_SHARE,
+    Decoder,
+    KVCache,
+    StaticDecoder,
+    grouped_attention,
+    prefill,
+    row_bytes,
+    rows_that_fit,
+)
 from generate import Sampling, generate
 from models import banned_token_ids, collate, position_ids
 
@@ -151,3 +163,30 @@ def test_a_rows_memory_is_what_the_config_says():
         assert rows_that_fit(model, tokens, -row) == 1
     with torch.autocast("cpu", torch.bfloat16):
         assert row_bytes(model, 2000) - row_bytes(model, 1000) == 1000 * per_token / 2
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
+def test_grouped_attention_is_transformers_attention(kv_heads):
+    """One new token against a cache, several or a single query head to a key head, with and without free columns."""
+    torch.manual_seed(0)
+    module = SimpleNamespace(num_key_value_groups=8 // kv_heads, is_causal=True)
+    query, (key, value) = torch.randn(3, 8, 1, 16), torch.randn(2, 3, kv_heads, 20, 16)
+    mask = torch.rand(3, 1, 1, 20) < 0.7
+    mask[..., 0] = True
+    for keep in (mask, torch.zeros(3, 1, 1, 20).masked_fill(~mask, -torch.inf), None):
+        both = grouped_attention, sdpa_attention.sdpa_attention_forward
+        ours, theirs = (attend(module, query, key, value, keep, scaling=0.3) for attend in both)
+        assert ours[0].shape == theirs[0].shape == (3, 1, 8, 16)
+        torch.testing.assert_close(ours[0], theirs[0])
+
+
+def test_no_keys_are_copied_for_a_new_token(monkeypatch):
+    copies = []
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda x, n: copies.append(x.shape) or x.repeat_interleave(n, 1))
+    model = tiny.make("qwen3")
+    batch = collate(tiny.prompts(model))
+    positions = position_ids(model, batch)
+    output = prefill(model, batch, positions)
+    before = len(copies)
+    Decoder(model, output.past_key_values, batch["attention_mask"], positions)(torch.tensor([5, 6, 7]))
+    assert before > 0 and len(copies) == before
