@@ -49,6 +49,17 @@ def test_resumed_from_shards_equals_never_stopped(sharded, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_resumed_on_another_number_of_shards(sharded, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(sharded, run)
+    shutil.rmtree(run / "checkpoints" / "step_00004")
+    train(run, "--resume", launch=torchrun(3), script="tests/fsdp_run.py")
+    assert len(list((run / "checkpoints/step_00004/optimizer_0").glob("*.distcp"))) == 3
+    assert (run / "dumps/step_00004.jsonl").read_bytes() == (sharded / "dumps/step_00004.jsonl").read_bytes()
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, sharded))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
+
+
 def test_bf16_with_bf16_moments_sharded_and_whole(tmp_path):
     """Each rounds in its own way: the first step alone, and loosely."""
     short = "--steps", "1", "--bf16_moments", "true"
