@@ -33,17 +33,10 @@ NEEDS = {"on_distill": "logits", "off_distill": "logits", "prefix": "tokens", "t
 
 
 def collect(
-    new: Sequence[Question],
-    replayed: Sequence[Question],
-    student: Actor,
-    teacher: Actor,
-    recipe: Recipe,
-    key: tuple,
-    special_tokens: Sequence[str] = (),
+    step: Step, new: Sequence[Question], replayed: Sequence[Question]
 ) -> tuple[list[Group], dict[str, float]]:
     """What zppo.collect is to ZPPO, for a row of this file: all groups, plain ones first, and counters."""
-    step = Step(student, teacher, recipe, key, special_tokens)
-    (branch,) = recipe.branches
+    recipe, (branch,) = step.recipe, step.recipe.branches
     questions = [*new, *replayed]
     if branch == "on_distill":  # Algorithm 3: the student's own rollouts are all there is
         return plain_groups(step, questions), {}

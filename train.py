@@ -48,7 +48,7 @@ from generate import seed_of
 from models import special_tokens
 from report import close, finite, reformulated, show, summarise
 from served import ServedActor, overlap
-from zppo import Group, Recipe, collect, count, update
+from zppo import Group, Recipe, Step, collect, count, update
 
 MAX_BAD_UPDATES = 5  # gradients that are not finite, in steps one after another
 MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
 
         new = new_questions(questions, args, step)
         replayed = replayed_questions(buffer, by_uid, new, recipe, key)
-        groups, counters = gather(new, replayed, roll_out, teacher, recipe, key, special)  # stages 1-5
+        groups, counters = gather(Step(roll_out, teacher, recipe, key, special), new, replayed)  # stages 1-5
         updating = time.perf_counter()
         losses = learn(groups, recipe, key)  # stage 6
         seconds["update"] = time.perf_counter() - updating

@@ -185,7 +185,8 @@ Actor = Callable[..., list[list]]
 
 @dataclass(frozen=True)
 class Step:
-    """What the stages of one step share. key: (seed, step), the root of all randomness."""
+    """What the stages of one step share. key: (seed, step), the root of all randomness. special_tokens: the student's,
+    neutralised in candidates."""
 
     student: Actor
     teacher: Actor
@@ -217,22 +218,15 @@ class Step:
 
 
 def collect(
-    new: Sequence[Question],
-    replayed: Sequence[Question],
-    student: Actor,
-    teacher: Actor,
-    recipe: Recipe,
-    key: tuple,
-    special_tokens: Sequence[str] = (),
+    step: Step, new: Sequence[Question], replayed: Sequence[Question]
 ) -> tuple[list[Group], dict[str, float]]:
     """Everything before the update: plain, teacher and reformulated rollouts (Algorithm 1, stages 1-5).
 
-    new, replayed: X_new and X_replay, no question twice. The other arguments: see `Step`.
+    new, replayed: X_new and X_replay, no question twice.
     Returns all groups, the plain ones of new + replayed first, and counters for the metrics.
     """
-    step = Step(student, teacher, recipe, key, special_tokens)
     plain = plain_groups(step, [*new, *replayed])  # stage 1
-    instances, stats = select(step, plain, cap=count(recipe.rho_aug, len(new)))  # stages 2, 3 and the post-cap
+    instances, stats = select(step, plain, cap=count(step.recipe.rho_aug, len(new)))  # stages 2, 3, the post-cap
     requests, candidates, counts = reformulate(step, instances)  # stage 4
     # Stage 5: the student answers; the teacher's text is only in the prompt.
     reformulated = step.student_groups(requests, "reformulate")

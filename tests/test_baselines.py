@@ -14,7 +14,7 @@ import baselines
 from baselines import distill, pool
 from learner import Learner, Policy
 from models import banned_token_ids, collate, extend, position_ids
-from zppo import METHODS, Recipe, collect, mini_batches, update
+from zppo import METHODS, Recipe, Step, collect, mini_batches, update
 
 QUESTIONS = [ask(uid) for uid in "abcde"]
 RIGHT = {"a": 1, "b": 6, "c": 0, "d": 3, "e": 8}  # of 8: a, c, d are hard
@@ -25,7 +25,7 @@ def drawn(method: str, rho_aug: float = 1.0, **changes):
     recipe = Recipe(method=method, rho_aug=rho_aug, **changes)
     student, teacher = actors(RIGHT, ABLE, recipe)
     gather = collect if set(recipe.branches) <= {"bcq", "ncq"} else baselines.collect
-    groups, stats = gather(QUESTIONS, [], student, teacher, recipe, KEY)
+    groups, stats = gather(Step(student, teacher, recipe, KEY), QUESTIONS, [])
     return recipe, groups, stats, student, teacher
 
 
@@ -100,7 +100,7 @@ def test_a_hint_goes_after_the_question_and_one_with_a_box_is_refused():
         return says(ABLE, 4, "teacher")(request, j)
 
     student, _ = actors(RIGHT, ABLE, recipe)
-    groups, stats = baselines.collect(QUESTIONS, [], student, Script(2, text), recipe, KEY)
+    groups, stats = baselines.collect(Step(student, Script(2, text), recipe, KEY), QUESTIONS, [])
     (hinted,) = [group for group in groups if group.kind == "hint"]
     assert stats["hints_refused"] == 1 and hinted.question.uid == "c"
     assert hinted.prompt.startswith("question c?\n\n<hint>\nlook [hint]twice[/hint]\n</hint>\n\nYou FIRST")
@@ -130,7 +130,7 @@ def test_prefix_is_forty_percent_of_a_correct_rollout_and_carries_no_loss():
                 reply.tokens = list(tokens)
         return rows
 
-    groups, _ = baselines.collect(QUESTIONS, [], student, call, recipe, KEY)
+    groups, _ = baselines.collect(Step(student, call, recipe, KEY), QUESTIONS, [])
     prefixed = [group for group in groups if group.kind == "prefix"]
     assert len(prefixed) == 2 and all(group.prefix == tuple(range(4)) for group in prefixed)  # floor(0.4 * 11)
     for rows, _ in mini_batches(groups, recipe, KEY):
@@ -242,7 +242,7 @@ def test_several_teachers_make_one_pool():
 
     teachers = [Script(2, says({"a": 2}, 2, "first")), Script(3, says({"c": 2}, 2, "second"))]
     student, _ = actors(RIGHT, {}, recipe)
-    groups, stats = collect(QUESTIONS, [], student, pool([spying(t) for t in teachers]), recipe, KEY)
+    groups, stats = collect(Step(student, pool([spying(t) for t in teachers]), recipe, KEY), QUESTIONS, [])
     for group in groups[5:]:
         names[group.question.uid] += 1
         assert ("first" if group.question.uid == "a" else "second") in group.prompt
@@ -257,7 +257,7 @@ def test_one_teacher_rollout_is_drawn_at_random():
     for seed in range(60):
         recipe = Recipe(method="teacher_response", rho_aug=0.2)
         student, teacher = actors(RIGHT, ABLE, recipe)
-        groups, _ = baselines.collect(QUESTIONS, [], student, teacher, recipe, (seed, 0))
+        groups, _ = baselines.collect(Step(student, teacher, recipe, (seed, 0)), QUESTIONS, [])
         (rollout,) = [r for group in groups for r in group.rollouts if r.by_teacher]
         picks[rollout.tokens[1]] += 1
     assert len(picks) == 4

@@ -26,7 +26,7 @@ from generate import Actor, Reply, Request, Sampling, generate, seed_of
 from models import encode, load_model, load_processor
 from prompts import plain_prompt
 from served import ServedActor, ServedError, overlap
-from zppo import Recipe, collect
+from zppo import Recipe, Step, collect
 
 KEY = (0, 7)
 SHORT = Sampling(max_new_tokens=24)
@@ -284,7 +284,7 @@ def test_a_step_with_overlap_is_the_step_without(method):
         with serve(answer=say) as server:
             teacher = actor_of(server, timeout=30.0, concurrency=4)
             roller = overlap(student, teacher, recipe, 16) if overlapped else student
-            results.append(gather(questions, [], roller, teacher, recipe, KEY))
+            results.append(gather(Step(roller, teacher, recipe, KEY), questions, []))
             assert teacher.failures == 0
     assert results[0] == results[1] and results[0][1]["teacher_questions"] >= limit
     assert len(early) == (4 if limit else 0) and max(early, default=0) == 3 * limit
@@ -345,8 +345,9 @@ def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
 
     new = [Question(f"q{i}", f"question {i}", (), "4", free_form=i == 3) for i in range(8)]
     recipe, dead = Recipe(group_size=4, rho_aug=0.5), ServedActor(CLOSED, "m", retries=1, delay=0.01)
-    groups, stats = collect(new, [], student, dead, recipe, KEY)
-    silent = collect(new, [], student, lambda asked, n, *_: [[Reply("", [], False)] * n for _ in asked], recipe, KEY)
+    groups, stats = collect(Step(student, dead, recipe, KEY), new, [])
+    mute = Step(student, lambda asked, n, *_: [[Reply("", [], False)] * n for _ in asked], recipe, KEY)
+    silent = collect(mute, new, [])
     assert (groups, stats) == silent
     assert [group.question for group in groups[:8]] == new and {group.kind for group in groups[8:]} == {"ncq"}
     assert stats["compression_fallbacks"] == stats["compressed"] > 0 == stats["bcq_possible"]

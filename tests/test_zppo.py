@@ -23,6 +23,7 @@ from zppo import (
     Group,
     Recipe,
     Rollout,
+    Step,
     advantages,
     collect,
     compress,
@@ -225,7 +226,7 @@ def test_caps_walk_in_ascending_accuracy_bcq_before_ncq(rho_aug, expected):
     """c 0/8, a 1/8, d 3/8 are hard, b 4/8 is exactly tau and is not; the teacher fails on d."""
     recipe = Recipe(rho_aug=rho_aug)
     student, teacher = actors({"a": 1, "b": 4, "c": 0, "d": 3}, {"a": 1, "b": 4, "c": 4, "d": 0}, recipe)
-    groups, stats = collect(FOUR, [], student, teacher, recipe, KEY)
+    groups, stats = collect(Step(student, teacher, recipe, KEY), FOUR, [])
     assert instances(groups) == expected
     assert [group.question.uid for group in groups[:4]] == list("abcd")
     assert [group.accuracy for group in groups[:4]] == [1 / 8, 4 / 8, 0.0, 3 / 8]
@@ -255,7 +256,7 @@ def test_counts_are_floors_whatever_floating_point_makes_of_the_product():
 def test_branches_and_threshold(changes, expected):
     recipe = Recipe(rho_aug=2.0, **changes)
     student, teacher = actors({"a": 1, "b": 4, "c": 0, "d": 3}, {"a": 1, "b": 4, "c": 4, "d": 0}, recipe)
-    groups, _ = collect(FOUR, [], student, teacher, recipe, KEY)
+    groups, _ = collect(Step(student, teacher, recipe, KEY), FOUR, [])
     assert instances(groups) == expected
     if "bcq" not in recipe.branches:
         assert teacher.asked("teacher") == []
@@ -264,7 +265,7 @@ def test_branches_and_threshold(changes, expected):
 def test_cap_counts_new_questions_only_and_replayed_ones_take_part():
     recipe = Recipe(rho_aug=0.5)
     student, teacher = actors({"a": 3, "b": 3, "x": 0, "y": 1}, {}, recipe)
-    groups, _ = collect([ask("a"), ask("b")], [ask("x"), ask("y")], student, teacher, recipe, KEY)
+    groups, _ = collect(Step(student, teacher, recipe, KEY), [ask("a"), ask("b")], [ask("x"), ask("y")])
     assert [group.question.uid for group in groups[:4]] == ["a", "b", "x", "y"]
     assert instances(groups) == [("ncq", "x")]
     assert {request.uid for request in teacher.asked("teacher")} >= {"x"}  # fresh, also for a replayed question
@@ -300,7 +301,7 @@ def test_lazy_walk_is_the_literal_algorithm():
         able = {q.uid: rng.choice([0, 0, 1, 4]) for q in questions}
         new = rng.randint(0, count)
         student, teacher = actors(right, able, recipe)
-        groups, _ = collect(questions[:new], questions[new:], student, teacher, recipe, (case, 0))
+        groups, _ = collect(Step(student, teacher, recipe, (case, 0)), questions[:new], questions[new:])
         expected = literal({uid: k / n for uid, k in right.items()}, able, recipe, new)
         assert instances(groups) == expected
         sizes[len(expected)] += 1
@@ -316,7 +317,7 @@ def test_drawing_the_teacher_for_all_hard_questions_gives_the_same_groups(method
     for everything in (False, True):
         recipe = Recipe(teacher_on_all_hard=everything, method=method)
         student, teacher = actors(right, able, recipe)
-        groups, stats = collect(questions[:20], questions[20:], student, teacher, recipe, KEY)
+        groups, stats = collect(Step(student, teacher, recipe, KEY), questions[:20], questions[20:])
         drawn[everything] = groups, len(teacher.asked("teacher")), stats
     assert drawn[False][0] == drawn[True][0] and len(instances(drawn[True][0])) == 5
     if method == "zppo":
@@ -329,7 +330,7 @@ def test_ties_are_broken_at_random_and_not_by_position():
     new, replayed = [ask(f"n{i}") for i in range(16)], [ask(f"r{i}") for i in range(4)]
     for step in range(100):
         student, teacher = actors({}, {}, recipe)
-        groups, _ = collect(new, replayed, student, teacher, recipe, (0, step))
+        groups, _ = collect(Step(student, teacher, recipe, (0, step)), new, replayed)
         picks.update(uid for _, uid in instances(groups))
     assert sum(picks.values()) == 400 and len(picks) == 20
     assert all(abs(count - 20) < 18 for count in picks.values())  # each has chance 4/20: 20 +- 4
@@ -339,7 +340,7 @@ def test_ties_are_broken_at_random_and_not_by_position():
 def test_no_hard_question_asks_the_teacher_nothing():
     recipe = Recipe()
     student, teacher = actors(dict.fromkeys("abcd", 8), {}, recipe)
-    groups, stats = collect(FOUR, [], student, teacher, recipe, KEY)
+    groups, stats = collect(Step(student, teacher, recipe, KEY), FOUR, [])
     assert len(groups) == 4 and not any(call.requests for call in teacher.calls) and not any(stats.values())
 
 
@@ -349,7 +350,7 @@ def test_no_hard_question_asks_the_teacher_nothing():
 def test_everything_in_a_group_was_sampled_by_the_student():
     recipe = Recipe(rho_aug=2.0)
     student, teacher = actors({"a": 1, "b": 2}, dict.fromkeys("abcd", 2), recipe)
-    groups, _ = collect(FOUR, [], student, teacher, recipe, KEY)
+    groups, _ = collect(Step(student, teacher, recipe, KEY), FOUR, [])
     assert len(groups) == 12
     for group in groups:
         for j, rollout in enumerate(group.rollouts):
@@ -367,7 +368,7 @@ def test_traces_in_the_prompts():
     of the teacher. All of them compressed, each once."""
     recipe = Recipe(rho_aug=2.0)
     student, teacher = actors({"a": 1, "b": 2}, dict.fromkeys("abcd", 2), recipe)
-    groups, stats = collect(FOUR, [], student, teacher, recipe, KEY)
+    groups, stats = collect(Step(student, teacher, recipe, KEY), FOUR, [])
     plain = {group.question.uid: group for group in groups if group.kind == "plain"}
     for group in groups[4:]:
         uid, prompt = group.question.uid, group.prompt
@@ -395,7 +396,7 @@ def test_candidates_are_drawn_uniformly_in_an_order_that_tells_nothing():
     recipe, first, right, wrong = Recipe(rho_aug=1.0, method="grpo_replay_bcq"), 0, Counter(), Counter()
     for step in range(200):
         student, teacher = actors({"a": 2}, {"a": 2}, recipe)
-        groups, _ = collect([ask("a")], [], student, teacher, recipe, (0, step))
+        groups, _ = collect(Step(student, teacher, recipe, (0, step)), [ask("a")], [])
         prompt = groups[-1].prompt
         first += prompt.index("teacher-") < prompt.index("student-")
         right[re.search(r"teacher-a-(\d)", prompt)[1]] += 1
@@ -409,11 +410,11 @@ def test_wrong_rollouts_without_an_answer_still_give_their_trace():
     recipe = Recipe(rho_aug=1.0, method="grpo_replay_ncq", group_size=3)
     texts = ["<think>student-a-0 never ends", "<think>student-a-1</think>\\boxed{7}", "student-a-2 \\boxed{7}"]
     summaries = Script(2, says({}, 3, "teacher"))
-    groups, stats = collect([ask("a")], [], Script(1, lambda request, j: texts[j]), summaries, recipe, KEY)
+    groups, stats = collect(Step(Script(1, lambda request, j: texts[j]), summaries, recipe, KEY), [ask("a")], [])
     prompt = groups[-1].prompt
     assert "are all WRONG: \\boxed{7}. Below" in prompt and "short student-a-0\n" in prompt
     assert prompt.count("\n<candidate>\n") == 3 and stats["compression_fallbacks"] == 0
-    groups, _ = collect([ask("a")], [], Script(1, lambda request, j: texts[0]), summaries, recipe, KEY)
+    groups, _ = collect(Step(Script(1, lambda request, j: texts[0]), summaries, recipe, KEY), [ask("a")], [])
     assert "WRONG" not in groups[-1].prompt
 
 
@@ -425,7 +426,7 @@ def test_model_text_cannot_leave_its_candidate_block():
         return f"<summary>{evil} \\boxed{{9}}</summary>" if request.kind == "compress" else f"{evil} \\boxed{{9}}"
 
     teacher = Script(2, lambda request, j: text(request, j) if request.kind == "compress" else f"{evil} \\boxed{{1}}")
-    groups, stats = collect([ask("a")], [], Script(1, text), teacher, recipe, KEY, ["<|im_end|>", "<|im_start|>"])
+    groups, stats = collect(Step(Script(1, text), teacher, recipe, KEY, ["<|im_end|>", "<|im_start|>"]), [ask("a")], [])
     assert [group.kind for group in groups] == ["plain", "bcq", "ncq"] and stats["compression_fallbacks"] == 1
     for prompt in [group.prompt for group in groups[1:]] + [request.text for request in teacher.asked("compress")]:
         assert "<|im_" not in prompt and prompt.count("<think>") <= 1
@@ -443,7 +444,7 @@ def test_the_teacher_judges_free_form_golds_and_only_those():
         return says({"a": 2}, 2, "teacher")(request, j)
 
     student, teacher = Script(1, says({"b": 1}, 2, "student")), Script(2, text)
-    groups, _ = collect([essay, ask("b")], [], student, teacher, recipe, KEY)
+    groups, _ = collect(Step(student, teacher, recipe, KEY), [essay, ask("b")], [])
     judged = [call for call in teacher.calls if call.phase == "judge"]
     assert [len(call.requests) for call in judged] == [2, 2, 4]  # plain, teacher, reformulated: never question b
     assert all(call.sampling == Sampling(512, temperature=0.0) and call.n == 1 for call in judged)
@@ -458,10 +459,10 @@ def test_collect_is_deterministic_and_changes_none_of_its_inputs():
     results = []
     for _ in range(2):
         student, teacher = actors({"a": 1, "b": 4, "d": 2}, {"a": 1, "c": 3}, recipe)
-        results.append(collect(new, replayed, student, teacher, recipe, KEY))
+        results.append(collect(Step(student, teacher, recipe, KEY), new, replayed))
     assert results[0] == results[1] and (new, replayed, recipe) == before
     student, teacher = actors({"a": 1, "b": 4, "d": 2}, {"a": 1, "c": 3}, recipe)
-    assert collect(new, replayed, student, teacher, recipe, (0, 4))[0] != results[0][0]
+    assert collect(Step(student, teacher, recipe, (0, 4)), new, replayed)[0] != results[0][0]
 
 
 # ---------------------------------------------------------------- compression
