@@ -151,10 +151,8 @@ class Learner:
         predicts = response_positions(encoded, responses, batch["input_ids"].shape).to(device)
         positions = position_ids(student, batch)
         # Rows are padded on the right, and attention is causal: no token sees the padding, and without a mask attention
-        # has faster kernels. Positions have to run on there: repeated ones would say that rows are packed.
+        # has faster kernels.
         del batch["attention_mask"]
-        if positions.dim() == 2:
-            positions = torch.arange(positions.shape[1], device=device).expand_as(positions)
         first, second = self.policy(batch, positions, predicts, **extra)
         lengths = torch.tensor([len(row.tokens) for row in rows], dtype=torch.long)
         weights = torch.tensor([row.weight for row in rows]).repeat_interleave(lengths).to(first)  # [N]

@@ -158,9 +158,13 @@ def extend(prompt: dict[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, 
 
 
 def position_ids(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Explicit position ids: [B, L], or [3, B, L] for models with multimodal rope."""
+    """Explicit position ids: [B, L], or [3, B, L] for models with multimodal rope.
+
+    They count from a row's first token, and run on through padding on the right: where a mask is left out, repeated
+    ones would say that rows are packed."""
     mask = batch["attention_mask"]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # [B, L]
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    positions = (columns - mask.argmax(-1, keepdim=True)).clamp(min=0)  # [B, L]
     rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
     if rope_index is None:
         return positions
