@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from buffer import Entry, ReplayBuffer
+from records import read_records
 from rewards import answers_match
 
 
@@ -96,14 +97,10 @@ class Run:
         return [*self.buffer.history, *self.buffer.entries.values()]
 
 
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def family_accuracies(path: Path) -> dict[str, float]:
-    """Accuracy in percent by family (eval_before.jsonl, eval_after.jsonl)."""
+def accuracies(records: Iterable[dict]) -> dict[str, float]:
+    """Accuracy in percent by family, in order of appearance (eval_before.jsonl, eval_after.jsonl)."""
     rewards = defaultdict(list)
-    for record in read_lines(path):
+    for record in records:
         rewards[record["family"]].append(record["reward"])
     return {family: 100 * sum(values) / len(values) for family, values in rewards.items()}
 
@@ -117,8 +114,8 @@ def read_run(path: Path) -> Run:
         state = json.loads(states[-1].read_text(encoding="utf-8"))
         buffer.load_state_dict(state["buffer"])
         steps = state["step"]
-    before, after = (family_accuracies(path / f"eval_{name}.jsonl") for name in ("before", "after"))
-    return Run(path, args, read_lines(path / "metrics.jsonl"), before, after, buffer, steps)
+    before, after = (accuracies(read_records(path / f"eval_{name}.jsonl")) for name in ("before", "after"))
+    return Run(path, args, read_records(path / "metrics.jsonl"), before, after, buffer, steps)
 
 
 def by_method(runs: Iterable[Run]) -> dict[str, dict[int, Run]]:
@@ -361,7 +358,7 @@ def print_tables(runs: dict[str, dict[int, Run]], reference: str, dumps: int) ->
         fates = fates_by_visits(entry for run in seeds.values() for entry in run.entries)
         visits += [(row, count, *cells.values()) for count, cells in fates.items()]
         files = [file for run in seeds.values() for file in sorted(run.path.glob("dumps/*.jsonl"))[-dumps:]]
-        for kind, counts in audit(record for file in files for record in read_lines(file)).items():
+        for kind, counts in audit(record for file in files for record in read_records(file)).items():
             total = sum(counts.values())
             audits += [(row, kind.upper(), answer, n, 100 * n / total) for answer, n in counts.items() if total]
     print("Graduation by plain accuracy at admission (Fig. 4)\n")

@@ -29,8 +29,7 @@ class Arguments:
 
     Which batch size is which: one step takes `new_per_step` new questions, up to rho_replay times as many replayed
     ones and rho_aug times as many reformulated prompts, each with `group_size` rollouts, and makes `updates_per_step`
-    gradient updates. micro_tokens and rollout_rows change memory and speed, and results by
-    rounding alone.
+    gradient updates. micro_tokens and rollout_rows change memory and speed, and results by rounding alone.
     """
 
     student: str | None = field(default=None, metadata={"help": "model folder or hub id; none: the embedded world"})

@@ -16,7 +16,7 @@ import baselines
 import toy
 from adamw import BF16AdamW
 from arguments import Arguments
-from data import DataError, Question, bound_pixels, load_questions, prompt_tokens
+from data import DataError, Question, bound_pixels, load_questions
 from decode import rows_that_fit
 from generate import Actor
 from learner import Learner, Policy, check_head, gathered
@@ -124,10 +124,7 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
     policy, optimizer = accelerator.prepare(policy, optimizer)
     is_vlm = hasattr(student.processor, "image_processor")
     blank = encode(student.processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
-    # As often as a prompt's rollouts and the I updates ask for it, but without looking at the pixels again.
-    length = lru_cache(4096)(
-        lambda text, question: prompt_tokens(student.processor, text, question.images, **args.chat_template_kwargs)
-    )
+    length = lru_cache(4096)(student.length)  # all rollouts of a prompt and all I updates ask for it
     learner = Learner(policy, optimizer, accelerator, student.encode, length, blank, args.micro_tokens)
     if accelerator.is_fsdp2:
         with torch.no_grad():
@@ -136,7 +133,7 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
     return learner
 
 
-def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]], dict]:
+def load_data(args: Arguments, student: Actor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]], dict]:
     """(training questions within the prompt budget, held-out questions by family, skipped rows by reason)."""
     if is_toy:
         questions, held_out = toy.questions()
@@ -151,8 +148,7 @@ def load_data(args: Arguments, processor, is_toy: bool) -> tuple[list[Question],
     kept = [
         question
         for question in tqdm(questions, desc="prompt budget", leave=False, disable=not PartialState().is_main_process)
-        if prompt_tokens(processor, plain_prompt(question.text), question.images, **args.chat_template_kwargs)
-        <= args.max_prompt_tokens
+        if student.length(plain_prompt(question.text), question) <= args.max_prompt_tokens
     ]
     skipped["prompt over budget"] = len(questions) - len(kept)
     if len(kept) < args.new_per_step:

@@ -14,13 +14,15 @@ Decisions:
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import GenerationConfig
+
+from records import cut_back, write_whole
 
 MAY_CHANGE = (  # on --resume; data by its content
     "student teacher teacher_model data split config columns output resume steps micro_tokens rollout_rows cuda_graphs "
@@ -38,61 +40,6 @@ def together(write: Callable[[], None], path: Path) -> str | None:
     return next(iter(filter(None, gather_object([problem]))), None)
 
 
-def replace_folder(partial: Path, folder: Path) -> None:
-    """Put a whole folder in the place of an older one, if there is one."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
-
-
-def save(folder: Path, accelerator: Accelerator, state: dict, keep: int) -> str | None:
-    """Weights, optimiser and `state` (JSON) into `folder`; only the newest `keep` checkpoints stay.
-
-    Returns what went wrong, the same on all processes, or None."""
-    partial = folder.with_name(f"partial-{folder.name}")
-
-    def finish() -> None:
-        if accelerator.is_main_process:
-            for file in partial.glob("random_states_*"):
-                file.unlink()
-            (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            replace_folder(partial, folder)
-            for old in sorted(folder.parent.glob("step_*"))[:-keep]:
-                shutil.rmtree(old, ignore_errors=True)
-
-    problem = together(lambda: accelerator.save_state(str(partial)), folder) or together(finish, folder)
-    if problem and accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    return problem
-
-
-def save_model(folder: Path, accelerator: Accelerator, policy, processor) -> str | None:
-    """The trained student as an ordinary model folder. policy: a prepared learner.Policy.
-
-    Returns what went wrong, the same on all processes, or None."""
-    partial, model = folder.with_name(f"partial-{folder.name}"), accelerator.unwrap_model(policy).model
-    weights = accelerator.get_state_dict(policy)  # whole, also of shards; under FSDP2 on the main process only
-
-    def write() -> None:
-        if accelerator.is_main_process:
-            tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-            tied -= {name for name, _ in model.named_parameters()}  # a head that is the embeddings: those only
-            whole = {name.removeprefix("model."): value for name, value in weights.items()}
-            whole = {name: value for name, value in whole.items() if name not in tied}
-            # save_pretrained refuses generation settings that hub models come with (do_sample=false, temperature=0.6).
-            generation_config, model.generation_config = model.generation_config, GenerationConfig()
-            model.save_pretrained(partial, state_dict=whole)
-            model.generation_config = generation_config
-            generation_config.to_json_file(partial / "generation_config.json")
-            processor.save_pretrained(partial)
-            replace_folder(partial, folder)
-
-    problem = together(write, folder)
-    if problem and accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    return problem
-
-
 def check_same_run(output: Path, arguments: dict) -> None:
     """Refuse to resume under arguments that would change the results."""
     old = json.loads((output / "args.json").read_text(encoding="utf-8"))
@@ -100,26 +47,6 @@ def check_same_run(output: Path, arguments: dict) -> None:
     if changed:
         was = ", ".join(f"--{name} {old[name]} (now {arguments[name]})" for name in changed)
         raise SystemExit(f"{output} was started with {was}: resume with that, or start anew in another --output")
-
-
-def write_records(records: Sequence[dict], path: Path) -> None:
-    """One JSON object per line; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def append(records: list[dict], path: Path) -> None:
-    """Lines at the end of a log, all of them or none."""
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
-    except OSError:
-        if path.exists():
-            os.truncate(path, size)
-        raise
 
 
 def write_all(writes: list[tuple]) -> str | None:
@@ -134,14 +61,6 @@ def write_all(writes: list[tuple]) -> str | None:
             return f"cannot write {path} (is there space?): {error}"
         del writes[0]
     return None
-
-
-def cut_back(path: Path, steps: int) -> None:
-    """Keep a log's first `steps` steps: what came after the checkpoint is done again. A line cut short is dropped."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        write_records([record for record in records if record["step"] <= steps], path)
 
 
 class Output:
@@ -162,9 +81,10 @@ class Output:
         self.newest = max(folder.glob("checkpoints/step_*"), default=None) if resume else None
         if self.newest:
             check_same_run(folder, arguments)
-            if (self.newest / "model.safetensors").exists() == accelerator.is_fsdp2:
-                kinds = ("whole", "sharded (FSDP2)")[:: -1 if accelerator.is_fsdp2 else 1]
-                raise SystemExit(f"{self.newest} is {kinds[1]}, this run is {kinds[0]}: launch it as it was started")
+            sharded = not (self.newest / "model.safetensors").exists()
+            if sharded != accelerator.is_fsdp2:
+                old, new = ("sharded (FSDP2)", "whole") if sharded else ("whole", "sharded (FSDP2)")
+                raise SystemExit(f"{self.newest} is {old}, this run is {new}: launch it as it was started")
 
     def load(self, state: dict) -> dict:
         """The newest checkpoint: weights and optimiser in place. Returns its state, or `state` where there is none."""
@@ -183,9 +103,7 @@ class Output:
 
     def tidy(self, step: int) -> None:
         """Logs as they were at the checkpoint; nothing half written."""
-        partial = self.folder / "args.json.partial"
-        partial.write_text(json.dumps(self.arguments, indent=1), encoding="utf-8")
-        os.replace(partial, self.folder / "args.json")
+        write_whole(json.dumps(self.arguments, indent=1), self.folder / "args.json")
         for name in ("metrics.jsonl", "times.jsonl"):
             cut_back(self.folder / name, step)
         for left in (*self.folder.glob("partial-*"), *self.folder.glob("checkpoints/partial-*")):  # by a crash
@@ -201,18 +119,63 @@ class Output:
             tqdm.write(problem)
         return problem
 
-    def read(self, name: str) -> list[dict]:
-        path = self.folder / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
     def track(self, metrics: dict, times: dict) -> None:
         """To the trackers of --log_with, if there are any."""
         record = {**metrics, **{f"time/{name}": value for name, value in times.items() if name != "step"}}
         self.accelerator.log({k: v for k, v in record.items() if v is not None}, step=metrics["step"])
 
+    def put(self, folder: Path, fill: Callable[[Path], None], finish: Callable[[Path], None]) -> str | None:
+        """What `fill`, on all processes, and then `finish`, on the main one, write into a folder beside `folder`; when
+        it is whole, it takes that place. Returns what went wrong, the same on all processes, or None."""
+        partial, main = folder.with_name(f"partial-{folder.name}"), self.accelerator.is_main_process
+
+        def place() -> None:
+            if main:
+                finish(partial)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                os.replace(partial, folder)
+
+        problem = together(lambda: fill(partial), folder) or together(place, folder)
+        if problem and main:
+            shutil.rmtree(partial, ignore_errors=True)
+        return problem
+
     def save(self, state: dict, keep: int) -> None:
-        """A checkpoint; `unsaved` says what went wrong, the same on all processes."""
+        """A checkpoint: weights, optimiser and `state` (JSON). Only the newest `keep` stay. See `unsaved`."""
         folder = self.folder / "checkpoints" / f"step_{state['step']:05d}"
-        self.unsaved = save(folder, self.accelerator, state, keep)
-        if self.unsaved and self.accelerator.is_main_process:
+
+        def finish(partial: Path) -> None:
+            for file in partial.glob("random_states_*"):
+                file.unlink()
+            (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+        self.unsaved = self.put(folder, lambda partial: self.accelerator.save_state(str(partial)), finish)
+        if not self.accelerator.is_main_process:
+            return
+        if self.unsaved:
             tqdm.write(self.unsaved)
+        else:
+            for old in sorted(folder.parent.glob("step_*"))[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def save_model(self, policy, processor) -> str | None:
+        """The trained student as an ordinary model folder. policy: a prepared learner.Policy.
+
+        Returns what went wrong, the same on all processes, or None."""
+        model = self.accelerator.unwrap_model(policy).model
+        weights = self.accelerator.get_state_dict(policy)  # whole, also of shards; under FSDP2 on the main process only
+
+        def finish(partial: Path) -> None:
+            tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+            tied -= {name for name, _ in model.named_parameters()}  # a head that is the embeddings: those only
+            whole = {name.removeprefix("model."): value for name, value in weights.items()}
+            whole = {name: value for name, value in whole.items() if name not in tied}
+            # save_pretrained refuses generation settings that hub models come with (do_sample=false, temperature=0.6).
+            generation_config, model.generation_config = model.generation_config, GenerationConfig()
+            model.save_pretrained(partial, state_dict=whole)
+            model.generation_config = generation_config
+            generation_config.to_json_file(partial / "generation_config.json")
+            processor.save_pretrained(partial)
+
+        return self.put(self.folder / "model", lambda partial: None, finish)

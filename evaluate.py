@@ -14,10 +14,11 @@ from transformers import HfArgumentParser
 
 import prompts
 import toy
-from checkpoint import write_records
+from analysis import accuracies
 from data import Question
 from generate import Actor, Request, Sampling, asker
 from models import load_model, load_processor
+from records import write_records
 from rewards import score
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
@@ -51,14 +52,6 @@ def evaluate(
         }
         for (family, question), (reply,), reward in zip(asked, replies, rewards, strict=True)
     ]
-
-
-def accuracies(records: Sequence[dict]) -> dict[str, float]:
-    """Accuracy in percent by family, in order of appearance."""
-    rewards: dict[str, list[float]] = {}
-    for record in records:
-        rewards.setdefault(record["family"], []).append(record["reward"])
-    return {family: 100 * sum(values) / len(values) for family, values in rewards.items()}
 
 
 @dataclass

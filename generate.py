@@ -23,7 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from data import Question, open_images
+from data import Question, open_images, prompt_tokens
 from decode import Decoder, StaticDecoder, prefill
 from models import (
     banned_token_ids,
@@ -40,7 +40,7 @@ from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
 DROP_SHARE = 8  # finished rows are dropped once they are 1/8 of the batch (a drop copies the cache)
 STATIC_DROP_SHARE = 2  # with cuda_graphs 1/2: there a drop also means a new graph
-LOOK_EVERY = {"cpu": 1, "cuda": 16}  # steps between two looks at the tokens; elsewhere 1
+LOOK_EVERY = {"cuda": 16}  # steps between two looks at the tokens; elsewhere 1
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,10 @@ class Actor:
     def encode(self, text: str, question: Question | None) -> dict[str, torch.Tensor]:
         template = self.template if question else self.template | self.no_thinking
         return encode(self.processor, text, open_images(question) if question else (), **template)
+
+    def length(self, text: str, question: Question) -> int:
+        """The number of tokens that `encode` would give, without looking at the pixels."""
+        return prompt_tokens(self.processor, text, question.images, **self.template)
 
     def reply(self, request: Request, tokens: list[int]) -> Reply:
         """What these sampled tokens say."""

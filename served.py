@@ -282,8 +282,7 @@ class ServedActor:
         with tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process) as bar:
             for _ in as_completed(futures.values()):
                 bar.update(world)
-        answers = [(i, j, *future.result()) for (i, j), future in futures.items()]
-        answers = gather_object(answers)
+        answers = gather_object([(i, j, *future.result()) for (i, j), future in futures.items()])
         causes = Counter(cause for *_, cause in answers if cause)
         failed = causes.total()
         self.failures += failed

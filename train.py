@@ -1,6 +1,6 @@
 """Train a student with ZPPO: `accelerate launch train.py`.
 
-Without --student this runs the embedded world (toy.py) on any laptop, with the preset `toy_preset` below. With
+Without --student this runs the embedded world (toy.py) on any laptop, with the preset `arguments.toy_preset`. With
 --student and --teacher (model folders or hub ids) and --data the defaults are Table 8 of the paper.
 
 What a run leaves in --output:
@@ -38,14 +38,16 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import baselines
+from analysis import accuracies
 from arguments import Arguments, parse
 from buffer import ReplayBuffer
 from build import load_actors, load_data, make_accelerator, make_learner
-from checkpoint import Output, append, save_model, write_records
+from checkpoint import Output
 from data import Question, fingerprint
-from evaluate import DECODING, accuracies, evaluate
+from evaluate import DECODING, evaluate
 from generate import seed_of
 from models import special_tokens
+from records import append, read_records, write_records
 from report import close, finite, reformulated, show, summarise
 from served import ServedActor, overlap
 from zppo import Group, Recipe, Step, collect, count, update
@@ -127,10 +129,10 @@ def main(argv: list[str]) -> None:
     teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
     servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
     learner = make_learner(args, accelerator, student)
-    questions, held_out, skipped = load_data(args, student.processor, is_toy)
+    questions, held_out, skipped = load_data(args, student, is_toy)
     by_uid, buffer = {question.uid: question for question in questions}, ReplayBuffer(recipe.buffer_capacity)
-    state = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
-    state = output.load(state)
+    fresh = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
+    state = output.load(fresh)
     buffer.load_state_dict(state["buffer"])
     first_step, bad_updates = state["step"], state["bad_updates"]
 
@@ -150,10 +152,11 @@ def main(argv: list[str]) -> None:
     def held_out_accuracy(name: str) -> dict[str, float]:
         sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
         records = evaluate(student, held_out, sampling, args.seed, judge=teacher) if held_out else []
-        output.write(*[(write_records, records, name)] * bool(records))
+        if records:
+            output.write((write_records, records, name))
         return accuracies(records)
 
-    before = output.read("eval_before.jsonl") if first_step else []  # a resumed run knows it
+    before = read_records(output.folder / "eval_before.jsonl") if first_step else []  # a resumed run knows it
     before = accuracies(before) if before else held_out_accuracy("eval_before.jsonl")
 
     reason, signals = None, stop_on_signal(main_process)
@@ -195,7 +198,7 @@ def main(argv: list[str]) -> None:
         signal.signal(number, signal.SIG_DFL)
     problems = [reason, output.unsaved]
     if not reason:
-        problems.append(save_model(output.folder / "model", accelerator, learner.policy, student.processor))
+        problems.append(output.save_model(learner.policy, student.processor))
         after = held_out_accuracy("eval_after.jsonl")
         if main_process:
             close(before, after, buffer)

@@ -2,6 +2,7 @@
 
 Read `collect` for stages 1-5 and `update` for stage 6; the pure functions above them are the equations. What turns
 rows into micro-batches and takes the optimiser's step is in learner.py, log-probs without full logits in logprobs.py.
+The two ends of Algorithm 1, questions from the buffer and its refresh [Z3], are buffer.py's, called by train.py's loop.
 Tags in brackets are the paper's: [G1, G2] GRPO, [Da1-Da3] DAPO, [R1] REINFORCE++, [Z0-Z4] ZPPO's own.
 `advantages` and `policy_loss` import nothing from the rest of the project: copy them.
 

@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 import analysis  # noqa: E402
 from analysis import ROWS, markdown, plus_minus  # noqa: E402
+from records import read_records  # noqa: E402
 
 REFERENCE = "grpo_replay"
 PAPER = {  # macro averages over 16 VLM benchmarks at 0.8B and 2B: Tables 1-3, 10-13, 19-21
@@ -122,7 +123,7 @@ def gather(folder: Path) -> dict:
             {
                 "method": run.args["method"],
                 "seed": run.args["seed"],
-                "minutes": round(sum(line["total"] for line in analysis.read_lines(run.path / "times.jsonl")) / 60, 1),
+                "minutes": round(sum(line["total"] for line in read_records(run.path / "times.jsonl")) / 60, 1),
                 "before": {family: round(value, 2) for family, value in run.before.items()},
                 "after": {family: round(value, 2) for family, value in run.after.items()},
                 "graduation": {str(key): counts for key, counts in run.buffer.graduation_by_admission().items()},

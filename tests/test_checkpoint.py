@@ -18,8 +18,9 @@ from runs import ENV, ROOT, assert_close, assert_same, command, read_metrics, re
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 import toy
-from checkpoint import append, cut_back, write_all, write_records
+from checkpoint import write_all
 from models import encode, load_model, load_processor
+from records import append, cut_back, write_records
 
 SIGNAL = "stopping after this step"
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import evaluate
+from analysis import accuracies
 from data import Question
-from evaluate import DECODING, accuracies
+from evaluate import DECODING
 
 ROOT = Path(__file__).parent.parent
 

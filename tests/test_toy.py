@@ -7,7 +7,8 @@ from PIL import ImageChops
 
 import prompts
 import toy
-from evaluate import accuracies, evaluate
+from analysis import accuracies
+from evaluate import evaluate
 from generate import Actor, Request, Sampling
 from models import encode, load_model, load_processor
 from rewards import extract_boxed, grade
