@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-import toy
-from data import MAX_PIXELS, MIN_PIXELS
+from engine.questions import MAX_PIXELS, MIN_PIXELS
+from world import table as world
 from zppo import Recipe
 
 
@@ -62,9 +62,6 @@ class Arguments:
     new_per_step: int = field(default=384, metadata={"help": "|X_new|, new questions per rollout step"})
     lr: float = field(default=1e-6, metadata={"help": "AdamW learning rate, constant"})
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW weight decay"})
-    bf16_moments: bool = field(
-        default=False, metadata={"help": "AdamW's moments in bf16, rounded at random: 4 bytes less per parameter"}
-    )
     max_prompt_tokens: int = field(default=4096, metadata={"help": "questions with a longer plain prompt are skipped"})
     min_pixels: int = field(default=MIN_PIXELS, metadata={"help": "images are scaled up to this many pixels"})
     max_pixels: int = field(default=MAX_PIXELS, metadata={"help": "images are scaled down to this many pixels"})
@@ -92,16 +89,16 @@ class Arguments:
 def toy_preset() -> dict:
     """Defaults of the embedded world: two passes over its 1920 questions, a few minutes on two cores."""
     return dict(
-        student=str(toy.WORLD / "student"),
-        teacher=str(toy.WORLD / "teacher"),
+        student=str(world.WORLD / "student"),
+        teacher=str(world.WORLD / "teacher"),
         output="runs/toy",
         steps=120,
         new_per_step=32,
         lr=3e-4,
         micro_tokens=8192,
         rollout_rows=128,
-        min_pixels=toy.CELL**2,
-        max_pixels=64 * toy.CELL**2,
+        min_pixels=world.CELL**2,
+        max_pixels=64 * world.CELL**2,
         max_response_tokens=32,
         save_every=30,
         dump_every=20,

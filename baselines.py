@@ -21,10 +21,11 @@ from dataclasses import replace
 import torch
 
 import prompts
-from data import Question
+from engine.questions import Question
+from engine.update import Row
 from generate import Request, Sampling
 from rewards import extract_boxed
-from zppo import Actor, Group, Recipe, Rollout, Row, Step, count, plain_groups, select
+from zppo import Actor, Group, Recipe, Rollout, Step, count, plain_groups, select
 
 PREFIX_SHARE = 0.4  # Algorithm 6
 HINT_TOKENS = 512

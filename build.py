@@ -13,16 +13,15 @@ from PIL import Image
 from tqdm import tqdm
 
 import baselines
-import toy
-from adamw import BF16AdamW
 from arguments import Arguments
-from data import DataError, Question, bound_pixels, load_questions
-from decode import rows_that_fit
+from engine.decode import rows_that_fit
+from engine.models import encode, load_model, load_processor, special_tokens, tokenizer_of
+from engine.questions import DataError, Question, bound_pixels, load_questions
+from engine.update import Learner, Policy, check_head, gathered
+from extras.served import ServedActor, ServedError
 from generate import Actor
-from learner import Learner, Policy, check_head, gathered
-from models import encode, load_model, load_processor, special_tokens, tokenizer_of
 from prompts import plain_prompt
-from served import ServedActor, ServedError
+from world import table as world
 from zppo import Recipe
 
 
@@ -58,7 +57,7 @@ def rows_from_memory(args: Arguments, recipe: Recipe, accelerator: Accelerator, 
     actors = [actor for actor in actors if isinstance(actor, Actor)]
     student = sum(p.nbytes for p in actors[0].model.parameters())  # whole and here, until FSDP2 makes shards of it
     shards = accelerator.num_processes if accelerator.is_fsdp2 else 1
-    copies = 3 - args.bf16_moments + (accelerator.num_processes > shards)  # the last: gradients on their way, with DDP
+    copies = 3 + (accelerator.num_processes > shards)  # the last: gradients on their way, with DDP
     free += student * (1 - (1 + copies) / shards)
     free -= student * (shards > 1 and accelerator.mixed_precision == "no")  # whole again for rollouts; bf16: cast below
     tokens, rows = args.max_prompt_tokens + recipe.max_response_tokens, []
@@ -119,8 +118,8 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
     """AdamW with a constant learning rate (Table 8) on the student, prepared for all processes."""
     policy = Policy(student.model, student.banned_ids)
     fused = True if accelerator.device.type == "cuda" else None
-    adamw = BF16AdamW if args.bf16_moments else partial(torch.optim.AdamW, fused=fused)
-    optimizer = adamw(policy.parameters(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay)
+    settings = dict(lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(policy.parameters(), fused=fused, **settings)
     policy, optimizer = accelerator.prepare(policy, optimizer)
     is_vlm = hasattr(student.processor, "image_processor")
     blank = encode(student.processor, "blank", [Image.new("RGB", (64, 64))] if is_vlm else [])
@@ -136,7 +135,7 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
 def load_data(args: Arguments, student: Actor, is_toy: bool) -> tuple[list[Question], dict[str, list[Question]], dict]:
     """(training questions within the prompt budget, held-out questions by family, skipped rows by reason)."""
     if is_toy:
-        questions, held_out = toy.questions()
+        questions, held_out = world.questions()
         held_out = {family: asked[: args.eval_questions] for family, asked in held_out.items() if args.eval_questions}
         skipped = {}
     else:

@@ -13,13 +13,13 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 import prompts
-import toy
-from analysis import accuracies
-from data import Question
+from engine.models import load_model, load_processor
+from engine.questions import Question
+from engine.run import write_records
+from extras.analysis import accuracies
 from generate import Actor, Request, Sampling, asker
-from models import load_model, load_processor
-from records import write_records
 from rewards import score
+from world import table as world
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
 DECODING = Sampling(max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5)
@@ -58,7 +58,7 @@ def evaluate(
 class Arguments:
     """Held-out accuracy of a model folder on the embedded world."""
 
-    model: str = field(default=str(toy.WORLD / "student"), metadata={"help": "model folder"})
+    model: str = field(default=str(world.WORLD / "student"), metadata={"help": "model folder"})
     out: str = field(default="results.jsonl", metadata={"help": "where the per-question results go"})
     seed: int = field(default=0, metadata={"help": "seed of the sampled responses"})
     max_new_tokens: int = field(default=64, metadata={"help": "response length (the paper's benchmarks use 12288)"})
@@ -70,7 +70,7 @@ def main(args: Arguments) -> None:
     processor = load_processor(args.model)
     actor = Actor(load_model(args.model).to(state.device), processor, rows=args.rows)
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
-    records = evaluate(actor, toy.questions()[1], sampling, args.seed)
+    records = evaluate(actor, world.questions()[1], sampling, args.seed)
     if state.is_main_process:
         write_records(records, Path(args.out))
         for family, accuracy in accuracies(records).items():

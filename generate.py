@@ -23,9 +23,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from data import Question, open_images, prompt_tokens
-from decode import Decoder, StaticDecoder, prefill
-from models import (
+from engine.decode import Decoder, StaticDecoder, prefill
+from engine.models import (
     banned_token_ids,
     collate,
     encode,
@@ -35,6 +34,7 @@ from models import (
     position_ids,
     tokenizer_of,
 )
+from engine.questions import Question, open_images, prompt_tokens
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream

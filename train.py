@@ -11,8 +11,8 @@ What a run leaves in --output:
   eval_before.jsonl, eval_after.jsonl, model/   held-out results and the trained student
 
 Decisions:
-1. All randomness derives from (seed, step, question, sample), and with --bf16_moments from (update, parameter): a
-   checkpoint holds no random state, and the number of processes changes no rollout.
+1. All randomness derives from (seed, step, question, sample): a checkpoint holds no
+   random state, and the number of processes changes no rollout.
 2. Step s takes the s-th slice of a seeded permutation of the questions; each further pass has its own permutation.
 3. The optimiser's learning rate is constant, without warm-up or decay (Table 8).
 4. Gradients that are not finite, in steps one after another, stop the run with its state saved.
@@ -38,18 +38,17 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import baselines
-from analysis import accuracies
 from arguments import Arguments, parse
 from buffer import ReplayBuffer
 from build import load_actors, load_data, make_accelerator, make_learner
-from checkpoint import Output
-from data import Question, fingerprint
+from engine.models import special_tokens
+from engine.questions import Question, fingerprint
+from engine.run import Output, append, read_records, write_records
 from evaluate import DECODING, evaluate
+from extras.analysis import accuracies
+from extras.served import ServedActor, overlap
 from generate import seed_of
-from models import special_tokens
-from records import append, read_records, write_records
 from report import close, finite, reformulated, show, summarise
-from served import ServedActor, overlap
 from zppo import Group, Recipe, Step, collect, count, update
 
 MAX_BAD_UPDATES = 5  # gradients that are not finite, in steps one after another

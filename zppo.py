@@ -35,7 +35,8 @@ from dataclasses import dataclass, field
 import torch
 
 import prompts
-from data import Question
+from engine.questions import Question
+from engine.update import Row
 from generate import Request, Sampling, asker, seed_of
 from rewards import extract_boxed, score
 
@@ -344,18 +345,6 @@ def read_summary(reply: str, trace: Rollout) -> tuple[str, bool]:
 
 
 # ---------------------------------------------------------------- Algorithm 1, stage 6
-
-
-@dataclass
-class Row:
-    """One rollout on its way through the update."""
-
-    prompt: str
-    question: Question
-    tokens: list[int]
-    weight: float  # its advantage
-    prefix: Sequence[int] = ()  # response tokens that come before `tokens` and carry no loss
-    old_logp: torch.Tensor | None = None  # [tokens]
 
 
 def mini_batches(groups: Sequence[Group], recipe: Recipe, key: tuple) -> list[tuple[list[Row], int]]:

@@ -25,7 +25,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from logprobs import token_jsd, token_logprobs  # noqa: E402
+from engine.logprobs import token_jsd, token_logprobs  # noqa: E402
 
 VOCAB, ROW = 248_320, 4_096 + 12_288  # the longest prompt and the longest response of Table 8
 GPUS, CUDA = (24, 48, 80, 141), torch.cuda.is_available()  # GB

@@ -31,9 +31,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import analysis  # noqa: E402
-from analysis import ROWS, markdown, plus_minus  # noqa: E402
-from records import read_records  # noqa: E402
+from engine.run import read_records  # noqa: E402
+from extras import analysis  # noqa: E402
+from extras.analysis import ROWS, markdown, plus_minus  # noqa: E402
 
 REFERENCE = "grpo_replay"
 PAPER = {  # macro averages over 16 VLM benchmarks at 0.8B and 2B: Tables 1-3, 10-13, 19-21

@@ -32,10 +32,10 @@ from transformers.generation import ContinuousBatchingConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import toy  # noqa: E402
+from engine.models import banned_token_ids, collate, encode, end_token_ids, load_model, load_processor  # noqa: E402
 from generate import Sampling, generate, seed_of  # noqa: E402
-from models import banned_token_ids, collate, encode, end_token_ids, load_model, load_processor  # noqa: E402
 from prompts import plain_prompt  # noqa: E402
+from world import table as world
 
 VOCAB, CUDA = 32_768, torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
@@ -44,8 +44,8 @@ DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
 def setting(name: str, args) -> tuple:
     """(model, encoded prompts, end ids, banned ids, longest response)."""
     if name == "world":
-        model, processor = load_model(str(toy.WORLD / "student"), DTYPE), load_processor(str(toy.WORLD / "student"))
-        asked = [encode(processor, plain_prompt(x.text), x.images) for x in toy.questions()[0][:16]]
+        model, processor = load_model(str(world.WORLD / "student"), DTYPE), load_processor(str(world.WORLD / "student"))
+        asked = [encode(processor, plain_prompt(x.text), x.images) for x in world.questions()[0][:16]]
         return model, asked, end_token_ids(model, processor), banned_token_ids(model, processor), 64
     torch.manual_seed(0)
     shape = dict(vocab_size=VOCAB, hidden_size=args.hidden, intermediate_size=3 * args.hidden, num_attention_heads=8,

@@ -39,9 +39,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import Question  # noqa: E402
-from learner import Learner, Policy  # noqa: E402
 from toy import make_processor  # noqa: E402
+
+from engine.questions import Question  # noqa: E402
+from engine.update import Learner, Policy  # noqa: E402
 from zppo import Group, Recipe, Rollout, advantages, mini_batches, update  # noqa: E402
 
 VOCAB, G, KEY = 8192, 8, (0, 0)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import analysis
 from bench import replicate
 from buffer import ReplayBuffer
+from extras import analysis
 
 FAMILIES = ("image/known", "image/hard", "text/known", "text/hard")
 

@@ -12,8 +12,8 @@ from test_zppo import BLANK, KEY, Script, actors, ask, encoder, groups_of, lengt
 
 import baselines
 from baselines import distill, pool
-from learner import Learner, Policy
-from models import banned_token_ids, collate, extend, position_ids
+from engine.models import banned_token_ids, collate, extend, position_ids
+from engine.update import Learner, Policy
 from zppo import METHODS, Recipe, Step, collect, mini_batches, update
 
 QUESTIONS = [ask(uid) for uid in "abcde"]

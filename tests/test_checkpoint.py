@@ -17,10 +17,9 @@ import torch
 from runs import ENV, ROOT, assert_close, assert_same, command, read_metrics, read_state, torchrun, train
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-import toy
-from checkpoint import write_all
-from models import encode, load_model, load_processor
-from records import append, cut_back, write_records
+from engine.models import encode, load_model, load_processor
+from engine.run import append, cut_back, write_all, write_records
+from world import pretrain
 
 SIGNAL = "stopping after this step"
 
@@ -211,7 +210,7 @@ def assert_trained(model, student: Path, run: Path, step: int, prompt: dict, mov
 def test_the_model_of_the_world_opens_as_what_it_was(reference):
     folder, student = reference[0] / "model", ROOT / "world" / "student"
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), load_processor(folder)
-    assert processor.chat_template == toy.make_processor().chat_template
+    assert processor.chat_template == pretrain.make_processor().chat_template
     original = load_model(str(student))
     assert type(model) is type(original) and model.generation_config.eos_token_id == 256
     assert model.generation_config.to_dict() == original.generation_config.to_dict()
@@ -232,7 +231,7 @@ def test_the_model_of_a_text_only_student_that_had_nothing_to_learn_from(tmp_pat
     (metrics,) = read_metrics(run)
     assert metrics["active_share"] == 0 == metrics["grad_norm"] and metrics["updates_without_signal"] == 2  # all wrong
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run / "model"), AutoTokenizer.from_pretrained(run / "model")
-    assert type(model).__name__ == "Qwen3ForCausalLM" and tokenizer.chat_template == toy.CHAT_TEMPLATE
+    assert type(model).__name__ == "Qwen3ForCausalLM" and tokenizer.chat_template == pretrain.CHAT_TEMPLATE
     saved = json.loads((run / "model" / "generation_config.json").read_text())
     assert {key: saved.get(key, False) for key in settings} == settings
     assert_trained(model, student, run, 1, encode(tokenizer, "3+1"), moved=False)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.integrations import sdpa_attention
 
-from decode import (
+from engine.decode import (
     MEMORY_SHARE,
     Decoder,
     KVCache,
@@ -20,8 +20,8 @@ from decode import (
     row_bytes,
     rows_that_fit,
 )
+from engine.models import banned_token_ids, collate, position_ids
 from generate import Sampling, generate
-from models import banned_token_ids, collate, position_ids
 
 NEVER = [tiny.VOCABULARY]  # an end token that is never sampled
 ARCHITECTURES = ["qwen3", "gemma2", "qwen3_5", "qwen2_5_vl"]

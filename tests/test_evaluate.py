@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import evaluate
-from analysis import accuracies
-from data import Question
+from engine.questions import Question
 from evaluate import DECODING
+from extras.analysis import accuracies
 
 ROOT = Path(__file__).parent.parent
 

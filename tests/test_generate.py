@@ -6,7 +6,9 @@ import torch
 import transformers
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from data import Question
+from engine.models import banned_token_ids, collate, position_ids, response_positions
+from engine.questions import Question
+from engine.update import Policy
 from generate import (
     RANDOM_BLOCK,
     Actor,
@@ -19,8 +21,6 @@ from generate import (
     seed_of,
     until_end,
 )
-from learner import Policy
-from models import banned_token_ids, collate, position_ids, response_positions
 from prompts import plain_prompt
 
 NEVER = [tiny.VOCABULARY]  # an end token that is never sampled
@@ -350,8 +350,8 @@ def test_rollouts_think_as_they_are_told_and_summaries_hints_and_verdicts_never(
     """Also for an image, where transformers takes other ways; a template without the switch is not given it."""
     question = Question("q", "q", (tiny.colour("red"),), "1")
     for switch in (True, False):
-        processor = tiny.toy.make_processor()
-        processor.chat_template = tiny.toy.CHAT_TEMPLATE
+        processor = tiny.pretrain.make_processor()
+        processor.chat_template = tiny.pretrain.CHAT_TEMPLATE
         if switch:
             processor.chat_template += (
                 "{% if enable_thinking is not defined %}default{% elif enable_thinking %}on{% else %}off{% endif %}"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-import logprobs
-from logprobs import token_jsd, token_logprobs
+from engine import logprobs
+from engine.logprobs import token_jsd, token_logprobs
 
 
 def float_jsd(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,7 @@ import tiny
 import torch
 import transformers
 
-from generate import Sampling, generate
-from learner import Policy, check_head
-from models import (
+from engine.models import (
     banned_token_ids,
     collate,
     disable_dropout,
@@ -19,6 +17,8 @@ from models import (
     response_positions,
     special_tokens,
 )
+from engine.update import Policy, check_head
+from generate import Sampling, generate
 
 ARCHITECTURES = ["qwen3", "gemma2", "qwen3_5", "qwen2_5_vl"]
 RESPONSES = [[40, 41, 42, 43, tiny.END], [70], [50, 51, 52]]
@@ -230,7 +230,7 @@ def test_encode_is_one_unpadded_row_with_its_images_in_order():
 
 
 def test_encode_hands_extra_arguments_to_the_template():
-    tokenizer = tiny.toy.make_processor().tokenizer
+    tokenizer = tiny.pretrain.make_processor().tokenizer
     tokenizer.chat_template = "{{ messages[0].content }}{% if enable_thinking %}<think>{% endif %}"
     assert tokenizer.decode(encode(tokenizer, "q", enable_thinking=True)["input_ids"]) == "q<think>"
     assert tokenizer.decode(encode(tokenizer, "q", enable_thinking=False)["input_ids"]) == "q"

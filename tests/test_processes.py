@@ -10,7 +10,7 @@ import torch
 from runs import ENV, ROOT, torchrun
 from safetensors.torch import load_file
 
-import toy
+from world import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def read(folders: dict[int, Path], processes: int, case: str) -> tuple[dict, dic
 
 @pytest.fixture(scope="module")
 def start() -> dict:
-    return dict(toy.make_model(toy.make_processor(), 32, 2, seed=0).named_parameters())
+    return dict(pretrain.make_model(pretrain.make_processor(), 32, 2, seed=0).named_parameters())
 
 
 # mixed: images on some rows only, and a dead group; text: no image at all on a VLM; single: an update has one active

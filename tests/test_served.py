@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 import baselines
-import served
-import toy
-from data import Question, open_images
+from engine.models import encode, load_model, load_processor
+from engine.questions import Question, open_images
+from extras import served
+from extras.served import ServedActor, ServedError, overlap
 from generate import Actor, Reply, Request, Sampling, generate, seed_of
-from models import encode, load_model, load_processor
 from prompts import plain_prompt
-from served import ServedActor, ServedError, overlap
+from world import table as world
 from zppo import Recipe, Step, collect
 
 KEY = (0, 7)
@@ -96,7 +96,7 @@ def actor_of(server, **settings) -> ServedActor:
 
 
 def test_the_worlds_teacher_behind_a_url_says_what_it_says_in_process():
-    model, processor = load_model(str(toy.WORLD / "teacher")), load_processor(str(toy.WORLD / "teacher"))
+    model, processor = load_model(str(world.WORLD / "teacher")), load_processor(str(world.WORLD / "teacher"))
     actor, lock = Actor(model, processor), threading.Lock()
 
     def say(text: str, images: list, seed: int) -> str:
@@ -105,7 +105,7 @@ def test_the_worlds_teacher_behind_a_url_says_what_it_says_in_process():
             tokens = generate(model, [prompt], [[seed]], SHORT, actor.end_ids, actor.banned_ids)[0][0]
             return processor.tokenizer.decode(tokens, skip_special_tokens=True)
 
-    asked = toy.questions()[1]["image/known"][0]
+    asked = world.questions()[1]["image/known"][0]
     request = Request("teacher", asked.uid, plain_prompt(asked.text), asked)
     with serve(answer=say) as server:
         replies = actor_of(server, timeout=30.0)([request], 2, SHORT, KEY, "teacher")
@@ -257,12 +257,12 @@ def test_a_process_ends_with_early_requests_under_way():
 @pytest.mark.parametrize("method", ["zppo", "hint", "grpo_replay_ncq"])
 def test_a_step_with_overlap_is_the_step_without(method):
     """The teacher has been asked before the student's last batch is done, by no more than the limit allows."""
-    questions = toy.questions()[0][:16]
+    questions = world.questions()[0][:16]
     gold = {plain_prompt(question.text): question.answer for question in questions}
     questions[0] = replace(questions[0], free_form=True)
     recipe = Recipe(group_size=4, teacher_group_size=3, rho_aug=0.4, method=method, max_response_tokens=32)
     limit = 0 if method == "grpo_replay_ncq" else 3 if method == "zppo" else 6  # cap 6, over the branches
-    local = Actor(load_model(str(toy.WORLD / "student")), load_processor(str(toy.WORLD / "student")), rows=16)
+    local = Actor(load_model(str(world.WORLD / "student")), load_processor(str(world.WORLD / "student")), rows=16)
     gather = baselines.collect if method == "hint" else collect
 
     def say(text: str, images: list, seed: int) -> str:

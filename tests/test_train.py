@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from runs import ROOT, assert_close, torchrun, train
 from safetensors.torch import load_file
 
-import toy
 from arguments import parse
 from build import load_actors, rows_from_memory
-from checkpoint import check_same_run
-from decode import MEMORY_SHARE, row_bytes
+from engine.decode import MEMORY_SHARE, row_bytes
+from engine.run import check_same_run
 from generate import Actor
+from world import pretrain
 
 
 def test_a_run_leaves_what_the_docstring_says(reference):
@@ -147,8 +147,9 @@ def test_template_arguments_reach_the_actors_and_count_as_results(tmp_path, caps
 def test_an_architecture_with_another_head_is_refused_before_training(tmp_path):
     config = {name: value for name, value in tiny.CAUSAL.items() if name != "head_dim"}
     transformers.CohereForCausalLM(transformers.CohereConfig(**config, logit_scale=0.5)).save_pretrained(tmp_path)
-    tokenizer = toy.make_processor().tokenizer  # not tiny's: one that was saved with its processor asks for that again
-    tokenizer.chat_template = toy.CHAT_TEMPLATE
+    # not tiny's: one that was saved with its processor asks for that again
+    tokenizer = pretrain.make_processor().tokenizer
+    tokenizer.chat_template = pretrain.CHAT_TEMPLATE
     tokenizer.save_pretrained(tmp_path)
     args, recipe, _ = parse(["--student", str(tmp_path), "--teacher", str(ROOT / "world/teacher"), "--data", "d"])
     with pytest.raises(SystemExit, match="cohere: its head does more"):

@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 
 import zppo
-from data import Question
+from engine.models import banned_token_ids, collate, encode, load_model
+from engine.questions import Question
+from engine.update import Learner, Policy, micro_batches
 from generate import Sampling
-from learner import Learner, Policy, micro_batches
-from models import banned_token_ids, collate, encode, load_model
 from rewards import extract_boxed
 from zppo import (
     Group,

@@ -13,9 +13,9 @@ import pytest
 from test_data import RAW_IMAGE, TEXT, cell, cut, save, tiny_processor
 from transformers import HfArgumentParser
 
-import data
-import zppo77k
-from data import DataError, load_questions, open_images
+from engine import questions as data
+from engine.questions import DataError, load_questions, open_images
+from extras import zppo77k
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ import torch
 import transformers
 from PIL import Image
 
-import toy
-from models import encode
+from engine.models import encode
+from world import pretrain
 
 torch.set_num_threads(1)
 
-PROCESSOR = toy.make_processor()
+PROCESSOR = pretrain.make_processor()
 TOKENIZER = PROCESSOR.tokenizer
-TOKENIZER.chat_template = toy.CHAT_TEMPLATE
+TOKENIZER.chat_template = pretrain.CHAT_TEMPLATE
 END = TOKENIZER.eos_token_id
 VOCABULARY = len(TOKENIZER)
 IMAGE = TOKENIZER.convert_tokens_to_ids("<|image_pad|>")
@@ -43,7 +43,7 @@ def make(name: str, seed: int = 0, **config):
     """A model by the name of its architecture, all with one vocabulary."""
     torch.manual_seed(seed)
     if name == "qwen3_5":
-        return sharpen(toy.make_model(PROCESSOR, 32, 2, seed))
+        return sharpen(pretrain.make_model(PROCESSOR, 32, 2, seed))
     if name == "qwen3":
         return sharpen(transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**CAUSAL, **config)))
     if name == "gemma2":  # soft-capped logits, sliding windows

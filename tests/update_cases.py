@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 
-import toy
-from data import Question, prompt_tokens
+from engine.models import banned_token_ids, encode
+from engine.questions import Question, prompt_tokens
+from engine.update import Learner, Policy
 from generate import Actor, Request, Sampling
-from learner import Learner, Policy
-from models import banned_token_ids, encode
+from world import pretrain
 from zppo import Group, Recipe, Rollout, update
 
 CASES = ("mixed", "text", "single", "dead", "nan")
@@ -42,8 +42,8 @@ def make_groups(case: str, tokenizer) -> list[Group]:
 
 
 def run(case: str, accelerator: Accelerator, folder: Path) -> None:
-    processor = toy.make_processor()
-    model = toy.make_model(processor, 32, 2, seed=0).train()
+    processor = pretrain.make_processor()
+    model = pretrain.make_model(processor, 32, 2, seed=0).train()
     policy = Policy(model, banned_token_ids(model, processor))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.1)
     gradients: dict = {}  # of the first step: from there on, Adam makes full steps of what was rounding noise
@@ -82,8 +82,8 @@ def run(case: str, accelerator: Accelerator, folder: Path) -> None:
 
 def sample(accelerator: Accelerator, folder: Path) -> None:
     """Three requests in batches of one to three rows: with the largest, most processes have no batch of their own."""
-    processor = toy.make_processor()
-    model = toy.make_model(processor, 32, 2, seed=0)
+    processor = pretrain.make_processor()
+    model = pretrain.make_model(processor, 32, 2, seed=0)
     requests = [Request("plain", uid, f"question {uid}") for uid in ("a", "bb", "ccc")]
     replies = {}
     for rows in (2, 4, 6):

@@ -18,10 +18,21 @@ from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
-from data import Question
-from logprobs import token_jsd, token_logprobs
-from models import collate, extend, lm_head, position_ids, response_positions
-from zppo import Row
+from engine.logprobs import token_jsd, token_logprobs
+from engine.models import collate, extend, lm_head, position_ids, response_positions
+from engine.questions import Question
+
+
+@dataclass
+class Row:
+    """One rollout on its way through the update."""
+
+    prompt: str
+    question: Question
+    tokens: list[int]
+    weight: float  # its advantage
+    prefix: Sequence[int] = ()  # response tokens that come before `tokens` and carry no loss
+    old_logp: torch.Tensor | None = None  # [tokens]
 
 
 class Policy(torch.nn.Module):

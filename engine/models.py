@@ -17,8 +17,6 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import is_torchvision_available
 
-from prompts import neutralise
-
 # Tensors with one row per token; all other tensors of a prompt (pixel values, grids) have one row per image or patch.
 TOKEN_KEYS = ("input_ids", "mm_token_type_ids", "token_type_ids")
 
@@ -73,6 +71,15 @@ def special_tokens(processor) -> list[str]:
     return sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
 
 
+def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
+    """`<|im_end|>` becomes `< |im_end|>`: text of a user turn must not start a new one (decision 3)."""
+    for token in special_tokens:
+        # A space after the first character (in place of a one-character token) breaks the match for good:
+        # inserting never joins two pieces into a new token.
+        text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
+    return text
+
+
 def end_token_ids(model, processor) -> list[int]:
     """Every token that ends a response: generation_config's (often several) and the tokenizer's."""
     ids = model.generation_config.eos_token_id
@@ -98,7 +105,7 @@ def encode(processor, text: str, images: Sequence = (), **template) -> dict[str,
     template: extra arguments of the chat template (for example enable_thinking).
     Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut.
     """
-    text = neutralise(text, special_tokens(processor), tags=())
+    text = break_tokens(text, special_tokens(processor))
     content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": text}]
     encoded = processor.apply_chat_template(
         [{"role": "user", "content": content if images else text}],

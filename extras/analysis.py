@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from buffer import Entry, ReplayBuffer
-from records import read_records
+from engine.run import read_records
 from rewards import answers_match
 
 

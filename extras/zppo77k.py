@@ -35,7 +35,8 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 import prompts
-from data import (
+from engine.models import load_processor
+from engine.questions import (
     MAX_ANSWER_CHARS,
     MAX_PIXELS,
     MIN_PIXELS,
@@ -49,7 +50,6 @@ from data import (
     parse_columns,
     prompt_tokens,
 )
-from models import load_processor
 
 VERO, FINE = "vero", "mmfinereason"
 RECIPE = {  # source -> (tier 1, tier 2), canonical names

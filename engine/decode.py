@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin, StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from models import collate, position_ids
+from engine.models import collate, position_ids
 
 CACHE_STEP = 1024  # columns that a cache of fixed shape grows by
 WARM_UPS = 3  # steps that run on a side stream before the capture

@@ -45,7 +45,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tqdm import tqdm
 
 from baselines import NEEDS
-from data import open_images
+from engine.questions import open_images
 from generate import Actor, Reply, Request, Sampling, seed_of
 from prompts import neutralise
 from rewards import grade

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen3VLProcessor
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import data
 import prompts
-from data import DataError, Question, load_questions, open_images
+from engine import questions as data
+from engine.questions import DataError, Question, load_questions, open_images
 
 TEXT, RAW_IMAGE = datasets.Value("string"), datasets.Image(decode=False)
 

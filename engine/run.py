@@ -14,7 +14,7 @@ Decisions:
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -22,12 +22,48 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from records import cut_back, write_whole
-
 MAY_CHANGE = (  # on --resume; data by its content
     "student teacher teacher_model data split config columns output resume steps micro_tokens rollout_rows cuda_graphs "
     "gradient_checkpointing save_every keep_checkpoints dump_every eval_questions log_with"
 ).split()
+
+
+def write_whole(text: str, path: Path) -> None:
+    """A file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_records(records: Sequence[dict], path: Path) -> None:
+    """A file of these records; it appears whole or not at all."""
+    write_whole("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), path)
+
+
+def read_records(path: Path) -> list[dict]:
+    """All records of a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def append(records: Sequence[dict], path: Path) -> None:
+    """Records at the end of a log, all of them or none."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
+
+
+def cut_back(path: Path, steps: int) -> None:
+    """Keep a log's first `steps` steps: what came after the checkpoint is done again. A line cut short is dropped."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        write_records([record for record in records if record["step"] <= steps], path)
 
 
 def together(write: Callable[[], None], path: Path) -> str | None:
