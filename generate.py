@@ -140,40 +140,41 @@ def generate(
     streams = UniformStreams([seed for group in seeds for seed in group], device)
     look_every = LOOK_EVERY.get(device.type, 1)
 
-    # One row per prompt, whose cache is then shared out to its rollouts.
-    logits, *prefilled = prefill(model, prompts, device)
-    decoder = Decoder(model, *prefilled, room=sampling.max_new_tokens)
-    index = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(groups, device=device))  # [B]
-    decoder.keep(index)
-    logits = logits[index]  # [B, V]
-    seen = torch.zeros_like(logits, dtype=torch.bool) if sampling.presence_penalty else None
+    with evaluating(model):
+        # One row per prompt, whose cache is then shared out to its rollouts.
+        logits, *prefilled = prefill(model, prompts, device)
+        decoder = Decoder(model, *prefilled, room=sampling.max_new_tokens)
+        index = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(groups, device=device))  # [B]
+        decoder.keep(index)
+        logits = logits[index]  # [B, V]
+        seen = torch.zeros_like(logits, dtype=torch.bool) if sampling.presence_penalty else None
 
-    rollouts: list[list[int]] = [[] for _ in range(len(index))]
-    rows = list(range(len(index)))  # which rollout each row of the batch is
-    drawn = []  # tokens [B] of the steps since the last look
-    for step in range(1, sampling.max_new_tokens + 1):
-        logits.index_fill_(1, banned, -torch.inf)
-        if seen is not None:
-            logits = logits - sampling.presence_penalty * seen
-        tokens = sample_tokens(logits, streams.next(), sampling)  # [B]
-        if seen is not None:
-            seen.scatter_(1, tokens.unsqueeze(1), True)
-        drawn.append(tokens)
-        if step % look_every == 0 or step == sampling.max_new_tokens:
-            for row, new in zip(rows, torch.stack(drawn, 1).tolist(), strict=True):
-                if not (rollouts[row] and rollouts[row][-1] in ends):
-                    rollouts[row] += until_end(new, ends)
-            drawn = []
-            alive = [i for i, row in enumerate(rows) if rollouts[row][-1] not in ends]
-            if not alive or step == sampling.max_new_tokens:
-                break
-            if (len(rows) - len(alive)) * DROP_SHARE >= len(rows):
-                rows, kept = [rows[i] for i in alive], torch.tensor(alive, device=device)
-                decoder.keep(kept)
-                streams.keep(kept)
-                tokens = tokens[kept]
-                seen = seen[kept] if seen is not None else None
-        logits = decoder(tokens)
+        rollouts: list[list[int]] = [[] for _ in range(len(index))]
+        rows = list(range(len(index)))  # which rollout each row of the batch is
+        drawn = []  # tokens [B] of the steps since the last look
+        for step in range(1, sampling.max_new_tokens + 1):
+            logits.index_fill_(1, banned, -torch.inf)
+            if seen is not None:
+                logits = logits - sampling.presence_penalty * seen
+            tokens = sample_tokens(logits, streams.next(), sampling)  # [B]
+            if seen is not None:
+                seen.scatter_(1, tokens.unsqueeze(1), True)
+            drawn.append(tokens)
+            if step % look_every == 0 or step == sampling.max_new_tokens:
+                for row, new in zip(rows, torch.stack(drawn, 1).tolist(), strict=True):
+                    if not (rollouts[row] and rollouts[row][-1] in ends):
+                        rollouts[row] += until_end(new, ends)
+                drawn = []
+                alive = [i for i, row in enumerate(rows) if rollouts[row][-1] not in ends]
+                if not alive or step == sampling.max_new_tokens:
+                    break
+                if (len(rows) - len(alive)) * DROP_SHARE >= len(rows):
+                    rows, kept = [rows[i] for i in alive], torch.tensor(alive, device=device)
+                    decoder.keep(kept)
+                    streams.keep(kept)
+                    tokens = tokens[kept]
+                    seen = seen[kept] if seen is not None else None
+            logits = decoder(tokens)
 
     grouped, start = [], 0
     for size in groups:
@@ -266,7 +267,7 @@ class Actor:
         prompts = [extend(self.encoder(request.text, request.question), request.prefix) for request in requests]
         seeds = [[seed_of(*key, request.kind, request.uid, j) for j in samples] for request in requests]
         try:
-            with self.autocast(), evaluating(self.model):
+            with self.autocast():
                 drawn = generate(self.model, prompts, seeds, sampling, self.end_ids, self.banned_ids)
         except RuntimeError as error:
             if rows == 1 or not should_reduce_batch_size(error):
