@@ -5,14 +5,17 @@ selection of hard questions, optimiser and schedule with zppo.py; each row chang
 The divergence itself is logprobs.token_jsd.
 
 Decisions where the paper is silent:
-1. Hint, Prefix and teacher response take hard questions by ascending accuracy, ties at random, up to the cap
-   rho_aug * |X_new|, those with a correct teacher rollout, one of which is drawn.
+1. Hint, Prefix and teacher response take the first rho_aug * |X_new| hard questions, by ascending accuracy, ties at
+   random. Those without a correct teacher rollout are skipped, and nobody takes their place (Algorithms 5 and 6).
+   One of the correct rollouts is drawn.
 2. A hint that holds a \\boxed{} breaks its own rule: the question gets no hint group, and a metric counts it. So does
    an empty one.
 3. Prefix: the first floor(0.4 * length) tokens of the teacher's rollout. The continuation has the whole budget.
 4. JSD: both halves of equal weight, natural logarithm, full vocabulary, averaged over the response tokens of the batch
    of all processes. In Off-Distill a rollout weighs 1 / (kept rollouts of its question).
-5. Prefix, teacher response and distillation put the teacher's tokens before the student: the tokenizers must be equal.
+5. Prefix, teacher response and distillation put the teacher's tokens behind the student's prompt. The tokenizers must
+   be equal, and both chat templates must render a question alike, the start of the response included.
+6. Off-Distill without the buffer draws no student rollouts: nothing would look at them.
 """
 
 from collections.abc import Sequence
@@ -44,7 +47,7 @@ def collect(ctx: Context, new: Sequence[Question], replayed: Sequence[Question])
     plain = roll_out(ctx, plain_groups(questions), "rollout")
     if branch == "on_distill":  # Algorithm 3: the student's own rollouts are all there is
         return plain
-    instances = select(ctx, plain, quota(recipe.rho_aug, len(new)))
+    instances = select(ctx, plain, quota(recipe.rho_aug, len(new)), refill=False)
     if branch == "teacher_response":
         return substitute(ctx, plain, instances)
     extra = hint_groups(ctx, instances) if branch == "hint" else prefix_groups(instances)

@@ -13,6 +13,7 @@ Decisions:
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -221,9 +222,9 @@ def deal(items: Sequence, process: int, processes: int) -> list:
 class Actor:
     """A model that answers requests: the student or an in-process teacher, on all processes together.
 
-    Requests are sorted by length and cut into batches of about `rows` rollouts; the batches, not the processes, decide
-    what is computed together, so the rollouts are the same on one process or many. Batches are dealt longest first,
-    there and back, so that no process gets the longer ones throughout. Every process gets all replies.
+    Requests are sorted by length and cut into batches of at most `rows` rollouts, of one size and as many for every
+    process. They are dealt longest first, there and back, so that no process gets the longer ones throughout. Which
+    rollouts share a batch changes them by rounding alone. Every process gets all replies.
 
     template: arguments of the chat template. seconds: wall-clock time by phase is added there.
     """
@@ -285,8 +286,9 @@ class Actor:
         """This process's share, batch by batch: (places in `requests`, n replies to each)."""
         start, state = time.perf_counter(), PartialState()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
-        size = max(1, self.rows // n)
-        cut = [order[i : i + size] for i in range(0, len(order), size)]
+        rounds = math.ceil(len(order) / (state.num_processes * max(1, self.rows // n)))  # batches on each process
+        size = math.ceil(len(order) / (state.num_processes * max(1, rounds)))
+        cut = [order[i : i + size] for i in range(0, len(order), max(1, size))]
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process or None)
         with self.whole(), bar:
             for batch in deal(cut[::-1], state.process_index, state.num_processes):

@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 import baselines
 from buffer import ReplayBuffer
-from engine.models import encode, special_tokens, tokenizer_of
+from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
 from engine.options import JsonObject, option, parse
 from engine.questions import MAX_PIXELS, MIN_PIXELS, DataError, Question, fingerprint, load_questions
 from engine.run import Output, append, read_records, write_records
@@ -141,9 +141,13 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
     with accelerator.autocast():  # some kernels refuse fp32
         for actor in actors if "logits" in needs else [student]:
             check_head(actor.model, encode(actor.processor, "blank"))
-    vocabularies = [tokenizer_of(actor.processor).get_vocab() for actor in actors] if needs else []
-    if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
-        raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
+    for actor in actors[1:] if needs else ():  # the teacher's tokens go behind the student's prompt
+        if tokenizer_of(actor.processor).get_vocab() != tokenizer_of(student.processor).get_vocab():
+            raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
+        ours, theirs = (render(x.processor, "Why?", **args.chat_template_kwargs) for x in (student, actor))
+        if ours != theirs:
+            raise SystemExit(f"--method {recipe.method} needs one rendering of prompts: {ours!r} is not {theirs!r}")
+        actor.encoder = Encoder(actor.processor, args.chat_template_kwargs)  # the two think alike
     if args.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     student.model.train()

@@ -12,7 +12,9 @@ Decisions where the paper is silent, and shortcuts that change no result:
     slot, so asking about all of them would give the same instances. `teacher_on_all_hard` asks about all (Fig. 5a).
  3. Only traces that end up in a prompt are compressed. A trace that BCQ and NCQ share is compressed once.
  4. A compressed trace must end in the same answer, verbatim, as its response. If it does not, the last lines of the
-    response with its own box take its place, and a metric counts it. A wrong candidate must never become right.
+    response with its own box take its place, and a metric counts it. A wrong candidate must never become right. A
+    trace without an answer keeps its summary, with any box taken out: raw lines beside a tidy candidate would be a
+    label.
  5. Wrong rollouts without a parsed answer still give their trace to NCQ.
  6. Rollouts with advantage 0 count in the token denominator, but the update does not run them through the model:
     their numerator, and so their gradient, is exactly zero.
@@ -21,12 +23,19 @@ Decisions where the paper is silent, and shortcuts that change no result:
  8. The optimiser does not step on a mini-batch without any non-zero advantage.
  9. Log-probs are of the distribution that was sampled: temperature 1, vision placeholders banned. The logged entropy
     is the mean over the tokens that went through the update.
+10. Eq. 3 speaks of the groups of a mini-batch. We take those of the whole rollout step, so that the I mini-batches
+    share one scale.
+11. GRPO† + BCQ walks on past questions on which the teacher fails until its cap is full, as Algorithm 1's words
+    "that admit at least one enabled branch" say.
+12. Compression waits for the student's rollouts, since it needs a whole group's wrong ones. A served teacher's rollouts
+    do not wait (extras/served.py).
 """
 
 from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,6 +51,7 @@ from rewards import extract_boxed, score
 
 COMPRESSION_TOKENS = 512  # Table 8
 SUMMARY_LINES = 5  # Fig. 16
+BOX = re.compile(r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")  # with braces inside, two deep
 
 
 # ---------------------------------------------------------------- the equations
@@ -120,16 +130,18 @@ def quota(rho: float, new: int) -> int:
     return math.floor(rho * new + 1e-9)
 
 
-def select(ctx: Context, plain: Sequence[Group], cap: int) -> list[Instance]:
+def select(ctx: Context, plain: Sequence[Group], cap: int, refill: bool = True) -> list[Instance]:
     """Stages 2 and 3, and the cap of stage 5: which hard questions are reformulated, and how.
 
     Hard questions by ascending accuracy, ties at random. For each of them fresh teacher rollouts [Z1]. Then one pool of
-    at most `cap` instances: the branches of a question in the recipe's order, BCQ before NCQ (decisions 1 and 2).
+    at most `cap` instances: the branches of a question in the recipe's order, BCQ before NCQ (decisions 1, 2 and 11).
+    refill: go on past questions that admit no branch; without it, only the first `cap` hard questions are looked at.
     """
     recipe, branches = ctx.recipe, ctx.recipe.branches
     hard = [group for group in plain if group.accuracy < recipe.tau]
-    ctx.rng("ties").shuffle(hard)
-    hard.sort(key=lambda group: group.accuracy)
+    hard.sort(key=lambda group: (group.accuracy, seed_of(*ctx.key, "tie", group.question.uid)))
+    if not refill:
+        hard = hard[:cap]
 
     pool: list[Instance] = []
     asked, drawn, possible = 0, [], 0
@@ -201,9 +213,10 @@ def read_summary(reply: str, trace: str, answer: str | None) -> tuple[str, bool]
     """
     start, end = reply.rfind("<summary>"), reply.rfind("</summary>")
     summary = reply[start + len("<summary>") : end].strip() if 0 <= start < end else ""
+    if answer is None:
+        summary = BOX.sub("", summary).replace("\\boxed", "").strip()
     found = extract_boxed(summary)
-    same = found == answer if None in (found, answer) else found.split() == answer.split()
-    if summary and same:
+    if summary and (found is answer is None or (found is not None and found.split() == answer.split())):
         return summary, False
     reasoning = trace.rsplit("</think>", 1)[0].replace("<think>", "")
     lines = [line for line in (reasoning.strip() or trace).splitlines() if line.strip()][-SUMMARY_LINES + 1 :]

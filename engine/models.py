@@ -117,6 +117,12 @@ def encode(processor, text: str, images: Sequence = (), **template) -> dict[str,
     return {key: value[0] if key in TOKEN_KEYS else value for key, value in encoded.items()}
 
 
+def render(processor, text: str, **template) -> str:
+    """One user turn in the model's chat template, as text, with the start of the response."""
+    turn = [{"role": "user", "content": text}]
+    return processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **template)
+
+
 class Encoder:
     """The prompts of one model as tensors. Within a step each prompt is encoded once, as far as CACHE_BYTES go.
 

@@ -92,6 +92,25 @@ def test_the_cap_binds_in_ascending_accuracy(method):
     assert [group.question.uid for group in touched] == ["c"]
 
 
+@pytest.mark.parametrize("method", ["hint", "prefix", "teacher_response", "grpo_replay_bcq"])
+def test_hint_and_prefix_do_not_refill_and_bcq_does(method):
+    """Algorithms 5 and 6 take the top of the ranking first: 40 hard questions, a cap of 10, a teacher right on every
+    third."""
+    questions = [ask(str(i)) for i in range(40)]
+    recipe = Recipe(method=method)
+    student, teacher = actors({}, {str(i): 4 * (i % 3 == 0) for i in range(40)}, recipe)
+    ctx = Context(student, teacher, recipe, KEY)
+    if method == "grpo_replay_bcq":
+        groups, _ = collect(ctx, questions, [])
+        assert len(groups) == 40 + 10 and ctx.counts["teacher_questions"] > 10
+        return
+    groups = baselines.collect(ctx, questions, [])
+    asked = {request.uid for request in teacher.asked("teacher")}
+    touched = [g.question.uid for g in groups if g.kind != "plain" or any(r.by_teacher for r in g.rollouts)]
+    assert ctx.counts["teacher_questions"] == len(asked) == 10
+    assert {*touched} == {uid for uid in asked if int(uid) % 3 == 0} and len(touched) < 10
+
+
 def test_a_hint_goes_after_the_question_and_one_with_a_box_is_refused():
     recipe = Recipe(method="hint", rho_aug=1.0)
 

@@ -1,5 +1,7 @@
 """Sampling: exactly the distribution that was asked for, and the same rollouts however they are computed."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -321,6 +323,24 @@ def test_work_is_dealt_there_and_back(processes):
     assert [share[0] for share in shares] == lengths[:processes]
     assert max(map(sum, shares)) - min(map(sum, shares)) <= 100  # one item at most; dealt in rounds, one a round
     assert all(share == sorted(share, reverse=True) for share in shares)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "processes", "sizes"), [(480, 8, {15}), (96, 8, {12}), (7, 3, {3, 1}), (3, 8, {1})]
+)
+def test_batches_are_of_one_size_and_as_many_for_every_process(prompts, processes, sizes, monkeypatch):
+    """16 prompts fit into a batch: 480 on 8 processes used to give 30 batches, 3 or 4 each."""
+    shares = []
+    for process in range(processes):
+        state = SimpleNamespace(process_index=process, num_processes=processes, is_main_process=False)
+        monkeypatch.setattr("generate.PartialState", lambda state=state: state)
+        actor = Actor(tiny.make("qwen3"), tiny.TOKENIZER, rows=128)
+        monkeypatch.setattr(actor, "draw", lambda requests, samples, *_: [[] for _ in requests])
+        drawn = list(actor.batches([ask(str(i)) for i in range(prompts)], 8, LONG, (0, 0), "rollout"))
+        shares.append([places for places, _ in drawn])
+    assert sorted(i for share in shares for places in share for i in places) == list(range(prompts))
+    assert max(map(len, shares)) - min(map(len, shares)) <= (prompts < processes or prompts == 7)
+    assert {len(places) for share in shares for places in share} == sizes
 
 
 def test_actor_has_one_stream_for_each_step_kind_question_and_sample():

@@ -179,6 +179,27 @@ def test_template_arguments_reach_the_actors_and_count_as_results(tmp_path, caps
         assert f"--teacher-chat-template-kwargs: not a JSON object: '{bad}'" in capsys.readouterr().err
 
 
+def test_rows_with_teacher_tokens_need_one_rendering_of_prompts(tmp_path):
+    """The teacher's template opens its response differently: its tokens would start in the wrong place."""
+    shutil.copytree(WORLD / "teacher", tmp_path / "teacher")
+    template = tmp_path / "teacher" / "chat_template.jinja"
+    switch = "{% if enable_thinking is defined and enable_thinking %}on{% else %}off{% endif %}"
+    models = ["--student", str(WORLD / "student"), "--teacher", str(tmp_path / "teacher"), "--data", "d"]
+    template.write_text(template.read_text() + switch)
+    for method in ("prefix", "teacher_response", "off_distill", "on_distill"):
+        with pytest.raises(SystemExit, match=f"--method {method} needs one rendering of prompts: .*off' is not|assist"):
+            load_actors(*read_options([*models, "--method", method]), Accelerator(cpu=True), {})
+    load_actors(*read_options([*models, "--method", "hint"]), Accelerator(cpu=True), {})
+    student = tmp_path / "student"
+    shutil.copytree(WORLD / "student", student)
+    (student / "chat_template.jinja").write_text(template.read_text())
+    models[1] = str(student)
+    thinking = ["--chat_template_kwargs", '{"enable_thinking": true}']
+    args = read_options([*models, "--method", "prefix", *thinking])
+    actors = load_actors(*args, Accelerator(cpu=True), {})
+    assert [actor.encoder.template for actor in actors] == [{"enable_thinking": True}] * 2  # alike
+
+
 def test_an_architecture_with_another_head_is_refused_before_training(tmp_path):
     config = {name: value for name, value in tiny.CAUSAL.items() if name != "head_dim"}
     transformers.CohereForCausalLM(transformers.CohereConfig(**config, logit_scale=0.5)).save_pretrained(tmp_path)

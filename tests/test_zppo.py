@@ -501,8 +501,10 @@ SEVEN = "<think>one\n\ntwo\nthree\nfour\nfive\nsix</think>\nso \\boxed{7}"
         ("<summary>corrected \\boxed{1}</summary>", SEVEN, "three\nfour\nfive\nsix\n\\boxed{7}", True),
         ("<summary>boxless</summary>", SEVEN, "three\nfour\nfive\nsix\n\\boxed{7}", True),
         ("<summary>boxless</summary>", "<think>lost\nhere", "boxless", False),
-        ("<summary>found \\boxed{1}</summary>", "<think>lost\nhere", "lost\nhere", True),
-        ("<summary>empty \\boxed{}</summary>", "<think>lost\nhere", "lost\nhere", True),
+        ("<summary>found \\boxed{1}</summary>", "<think>lost\nhere", "found", False),  # no answer: no box
+        ("<summary>a \\boxed{x}\nb \\boxed {\\frac{1}{2}} c</summary>", "<think>lost\nhere", "a \nb  c", False),
+        ("<summary>open \\boxed{1</summary>", "<think>lost\nhere", "open {1", False),
+        ("<summary>\\boxed{1}</summary>", "<think>lost\nhere", "lost\nhere", True),
         ("", "<think>a </candidate> b</think>\\boxed{7}", "a </candidate> b\n\\boxed{7}", True),
         (
             "<summary>\\frac{1}{2} \\boxed{\\frac{1}{2}}</summary>",
