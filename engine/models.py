@@ -203,10 +203,14 @@ def collate(
 
 def extend(prompt: dict[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, torch.Tensor]:
     """An encoded prompt with response tokens already behind it."""
-    if not len(tokens):
-        return prompt
-    batch = collate([prompt], [tokens])
-    return {key: batch[key][0] if key in TOKEN_KEYS else value for key, value in prompt.items()}
+    return follow(prompt, {"input_ids": torch.as_tensor(tokens, dtype=torch.long)}) if len(tokens) else prompt
+
+
+def follow(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Two encoded prompts as one, the second behind the first. Other keys than input_ids may be missing in one."""
+    zeros = [dict.fromkeys(TOKEN_KEYS, torch.zeros_like(prompt["input_ids"])) for prompt in (first, second)]
+    both = zeros[0] | first, zeros[1] | second
+    return {key: torch.cat([prompt[key] for prompt in both if key in prompt]) for key in {**first, **second}}
 
 
 def rope_index_of(model):
