@@ -1,5 +1,6 @@
 """What the documentation names exists: files, functions, tests, options."""
 
+import json
 import re
 
 import pytest
@@ -34,3 +35,11 @@ def test_every_function_of_the_papers_page_is_in_its_file():
                 assert any(re.search(rf"(def|class) {part}\b|^ *{part}\b *[:=]", text, re.M) for text in texts), name
                 seen += 1
     assert seen > 50
+
+
+def test_every_logged_metric_is_in_the_glossary(reference):
+    run, _ = reference
+    named = set(re.findall(r"`(\w+)`", (ROOT / "docs/metrics.md").read_text(encoding="utf-8")))
+    for file in ("metrics.jsonl", "times.jsonl"):
+        logged = json.loads((run / file).read_text(encoding="utf-8").splitlines()[-1])
+        assert logged.keys() <= named, logged.keys() - named
