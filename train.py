@@ -98,6 +98,7 @@ class Arguments:
     dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", least=0)
     eval_questions: int = option(160, "held-out questions per family, known and hard, at most; 0: none", least=0)
     log_with: str = option("", "tracker of accelerate: tensorboard, wandb, ...")
+    preview: int = option(0, "look at this many questions and stop: prompts, rewards, time; trains nothing", least=0)
 
 
 def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
