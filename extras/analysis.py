@@ -14,12 +14,12 @@ Decisions:
 import argparse
 import json
 import math
-from collections import Counter, defaultdict, namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # comes with datasets
 
 from engine.run import read_records
 from rewards import answers_match
@@ -49,14 +49,6 @@ FATES = {"graduated": "#00634A", "evicted": "#E69F00", "in the buffer": "#DDDDDD
 # metrics has a line per step; held_out has a line per family, with accuracy in percent before and after; admissions (to
 # the buffer, up to the newest checkpoint) has the fields of `buffer.Entry`, and graduated and admitted as 0 or 1.
 Runs = namedtuple("Runs", "paths args metrics held_out admissions")
-
-
-def accuracies(records: Iterable[dict]) -> dict[str, float]:
-    """Accuracy in percent by family, in order of appearance (eval_before.jsonl, eval_after.jsonl)."""
-    rewards = defaultdict(list)
-    for record in records:
-        rewards[record["family"]].append(record["reward"])
-    return {family: 100 * sum(values) / len(values) for family, values in rewards.items()}
 
 
 def read_runs(paths: Iterable[Path]) -> Runs:
