@@ -366,6 +366,8 @@ METHODS = {
 class Recipe:
     """The method's hyperparameters. Defaults: Table 8 of the paper."""
 
+    _argument_group_name = "the paper's constants (Table 8)"
+
     group_size: int = option(8, "G_S, student rollouts per prompt", least=2)
     teacher_group_size: int = option(4, "G_T, teacher rollouts per hard question", least=1)
     tau: float = option(0.5, "a question is hard below this plain accuracy", least=0, most=1)
