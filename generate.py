@@ -26,6 +26,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
 from engine.decode import Decoder, prefill
+from engine.images import bound_pixels
 from engine.models import (
     Encoder,
     banned_token_ids,
@@ -35,7 +36,7 @@ from engine.models import (
     load_processor,
     tokenizer_of,
 )
-from engine.questions import Question, bound_pixels
+from engine.questions import Question
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream

@@ -33,16 +33,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
 import baselines
 from buffer import ReplayBuffer
+from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
 from engine.options import JsonObject, option, parse
-from engine.questions import MAX_PIXELS, MIN_PIXELS, DataError, Question, fingerprint, load_questions
+from engine.questions import DataError, Question, broken_images, fingerprint, load_questions
 from engine.run import Output, append, read_records, write_records
 from engine.update import Learner, Policy, Row, check_head, gathered, make_accelerator
 from evaluate import DECODING, accuracies, evaluate
@@ -82,6 +83,7 @@ class Arguments:
     split: str = option("train", "split of --data")
     config: str = option("", "config of --data, where it has several")
     columns: list[str] = option(list, "ours=theirs where a column has another name: question=prompt images=picture")
+    system_prompt: str = option("", "system turn of questions that have none of their own")
     output: str = option("runs/zppo", "folder for everything the run leaves")
     resume: bool = option(False, "go on from the newest checkpoint in --output")
     seed: int = option(0, "root of all randomness")
@@ -186,6 +188,7 @@ def load_data(args: Arguments, student: Actor) -> tuple[list[Question], dict[str
         except DataError as error:
             raise SystemExit(f"--data: {error}") from error
         skipped, held_out = report["skipped"], {}
+        questions = [replace(question, system=question.system or args.system_prompt) for question in questions]
     kept = [
         question
         for question in tqdm(questions, desc="prompt budget", leave=False, disable=None)
@@ -198,6 +201,22 @@ def load_data(args: Arguments, student: Actor) -> tuple[list[Question], dict[str
             f"{len(kept)} usable questions (skipped: {skipped}) are fewer than one step needs: lower --new_per_step"
         )
     return kept, held_out, skipped
+
+
+def intact(
+    new: list[Question], replayed: list[Question], broken: set[str]
+) -> tuple[list[Question], list[Question], int]:
+    """X_new and X_replay without the questions whose images cannot be decoded, and the number of these.
+
+    The same on all processes. broken: uids that were named on the screen before; it gets the others."""
+    state, drawn = PartialState(), [*new, *replayed]
+    found = dict(gather_object([*broken_images(drawn[state.process_index :: state.num_processes]).items()]))
+    for uid in sorted(found.keys() - broken):
+        if state.is_main_process:
+            tqdm.write(found[uid])
+    broken |= found.keys()
+    new, replayed = ([question for question in part if question.uid not in found] for part in (new, replayed))
+    return new, replayed, len(found)
 
 
 def new_questions(questions: list[Question], args: Arguments, step: int) -> list[Question]:
@@ -266,7 +285,7 @@ def main(argv: list[str]) -> None:
     fresh = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
     state = output.load(fresh)
     buffer.load_state_dict(state["buffer"])
-    bad_updates = state["bad_updates"]
+    bad_updates, broken = state["bad_updates"], set()
     policy: Callable = student  # as the stages of a step see it
     if isinstance(teacher, ServedActor):  # it already works beside the student's plain rollouts
         policy = overlap(student, teacher, recipe, args.new_per_step)
@@ -302,6 +321,7 @@ def main(argv: list[str]) -> None:
         new = new_questions(questions, args, step)
         drawn = buffer.sample(quota(recipe.rho_replay, len(new)), ctx.rng("replay"), [q.uid for q in new])  # [Z3]
         replayed = [by_uid[uid] for uid in drawn]
+        new, replayed, ctx.counts["broken_images"] = intact(new, replayed, broken)
         if baselines.BRANCHES.isdisjoint(recipe.branches):
             plain = roll_out(ctx, plain_groups([*new, *replayed]), "rollout")  # stage 1 [G1, Z3]
             chosen = select(ctx, plain, quota(recipe.rho_aug, len(new)))  # stages 2, 3 [Z1, Z2]: the teacher, the caps
