@@ -14,7 +14,7 @@ Decisions:
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -268,31 +268,35 @@ class Actor:
             drawn = generate(self.model, prompts, seeds, sampling, self.end_ids, self.banned_ids, self.cuda_graphs)
         return [[self.reply(request, row) for row in group] for request, group in zip(requests, drawn, strict=True)]
 
-    def __call__(
-        self,
-        requests: Sequence[Request],
-        n: int,
-        sampling: Sampling,
-        key: tuple,
-        phase: str,
-        after_batch: Callable[[list[Request], list[list[Reply]]], None] = lambda requests, rows: None,
-    ) -> list[list[Reply]]:
-        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness.
-        after_batch: is given each batch of this process, requests and replies, as soon as it is done."""
+    def batches(
+        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
+    ) -> Iterator[dict[int, list[Reply]]]:
+        """This process's share of a call, one batch after another: {index of a request: its n replies}."""
         start, state = time.perf_counter(), PartialState()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
         size = max(1, self.rows // n)
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         mine = deal(batches[::-1], state.process_index, state.num_processes)
-        drawn: list[tuple[int, list[Reply]]] = []
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process)
         with self.whole(), bar:
             for batch in mine:
-                asked = [requests[i] for i in batch]
-                rows = self.draw(asked, n, sampling, key)
-                drawn.extend(zip(batch, rows, strict=True))
-                after_batch(asked, rows)
+                rows = self.draw([requests[i] for i in batch], n, sampling, key)
+                yield dict(zip(batch, rows, strict=True))
                 bar.update(len(batch) * n * state.num_processes)
-        replies = dict(gather_object(drawn))
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-        return [replies[i] for i in range(len(requests))]
+
+    def gather(self, drawn: dict[int, list[Reply]], phase: str) -> list[list[Reply]]:
+        """The replies that all processes have drawn, in the order of the requests."""
+        start = time.perf_counter()
+        replies = dict(gather_object(list(drawn.items())))
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        return [replies[i] for i in range(len(replies))]
+
+    def __call__(
+        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
+    ) -> list[list[Reply]]:
+        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness."""
+        drawn: dict[int, list[Reply]] = {}
+        for batch in self.batches(requests, n, sampling, key, phase):
+            drawn |= batch
+        return self.gather(drawn, phase)

@@ -46,7 +46,7 @@ from engine.questions import Question, fingerprint
 from engine.run import Output, append, read_records, write_records
 from evaluate import DECODING, evaluate
 from extras.analysis import accuracies
-from extras.served import ServedActor, overlap
+from extras.served import ServedActor, overlapped
 from generate import seed_of
 from report import close, finite, reformulated, show, summarise
 from zppo import Group, Recipe, Step, collect, count, update
@@ -140,7 +140,8 @@ def main(argv: list[str]) -> None:
     learn = partial(update, learner)
     if any(baselines.NEEDS.get(branch) == "logits" for branch in recipe.branches):
         learn = partial(baselines.distill, learner, teachers[0].model)
-    roll_out = overlap(student, teacher, recipe, args.new_per_step) if isinstance(teacher, ServedActor) else student
+    served = isinstance(teacher, ServedActor)
+    roll_out = partial(overlapped, student, teacher, recipe, args.new_per_step) if served else student
     special = special_tokens(student.processor)
 
     accelerator.print(

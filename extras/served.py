@@ -31,7 +31,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import replace
 from functools import cache, partial
@@ -298,26 +298,25 @@ class ServedActor:
         return [[replies[i, j] for j in range(n)] for i in range(len(requests))]
 
 
-def overlap(student: Actor, teacher: ServedActor, recipe: Recipe, new: int) -> Callable[..., list[list[Reply]]]:
-    """The student as an actor beside whose plain rollouts the teacher already works; results are the same.
+def overlapped(
+    student: Actor, teacher: ServedActor, recipe: Recipe, new: int,
+    requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str,
+) -> list[list[Reply]]:
+    """The student's call, beside whose plain rollouts the teacher already works; results are the same.
 
     Questions that a finished batch leaves all wrong are at the head of the ranking, and `teacher` is asked for them as
     zppo.select will: for as many as its first round takes. new: |X_new|. Free-form ones wait, since the judge decides.
     """
-    slots = count(recipe.rho_aug, new) if set(recipe.branches) - {"ncq"} else 0
+    slots = count(recipe.rho_aug, new) if set(recipe.branches) - {"ncq"} and phase == "rollout" else 0
     limit = math.ceil(slots / max(1, len(recipe.branches)))
-
-    def actor(requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str) -> list[list[Reply]]:
-        def after_batch(batch: list[Request], rows: list[list[Reply]]) -> None:
-            hard = [
-                replace(request, kind="teacher")
-                for request, row in zip(batch, rows, strict=True)
-                if not request.question.free_form
-                and not any(grade(reply.text, request.question.answer) for reply in row)
-            ]
-            teacher.start(hard, recipe.teacher_group_size, sampling, key, limit)
-
-        hook = [after_batch] if phase == "rollout" and limit else []
-        return student(requests, n, sampling, key, phase, *hook)
-
-    return actor
+    drawn: dict[int, list[Reply]] = {}
+    for batch in student.batches(requests, n, sampling, key, phase):
+        drawn |= batch
+        hard = [
+            replace(requests[i], kind="teacher")
+            for i, row in batch.items()
+            if not requests[i].question.free_form
+            and not any(grade(reply.text, requests[i].question.answer) for reply in row)
+        ] if limit else []
+        teacher.start(hard, recipe.teacher_group_size, sampling, key, limit)
+    return student.gather(drawn, phase)

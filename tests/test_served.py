@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import baselines
 from engine.models import encode, load_model, load_processor
 from engine.questions import Question, open_images
 from extras import served
-from extras.served import ServedActor, ServedError, overlap
+from extras.served import ServedActor, ServedError, overlapped
 from generate import Actor, Reply, Request, Sampling, generate, seed_of
 from prompts import plain_prompt
 from world import table as world
@@ -242,12 +243,12 @@ def test_a_server_that_dies_between_early_requests_and_their_call():
 
 def test_a_process_ends_with_early_requests_under_way():
     code = (
-        "import sys; from generate import Request, Sampling; from served import ServedActor\n"
+        "import sys; from generate import Request, Sampling; from extras.served import ServedActor\n"
         "actor = ServedActor(sys.argv[1], 'm')\n"
         "actor.start([Request('teacher', 'q', 'p')], 2, Sampling(4), (0, 0), 1); sys.stdin.read()"
     )
     with serve(lambda body, text: ["hang"]) as server:
-        command, root = [sys.executable, "-c", code, server.url], Path(served.__file__).parent
+        command, root = [sys.executable, "-c", code, server.url], Path(served.__file__).parent.parent
         pipes = dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         with subprocess.Popen(command, cwd=root, **pipes) as process:
             until(lambda: len(server.seen) == 2)
@@ -269,21 +270,24 @@ def test_a_step_with_overlap_is_the_step_without(method):
         time.sleep(0.02)
         return f"\\boxed{{{gold[text] if seed % 3 == 0 else 0}}}" if text in gold else f"<summary>{seed}</summary>"
 
-    def student(requests, n, sampling, key, phase, after_batch=None):
-        def slowly(batch, rows):
-            after_batch(batch, rows)
-            started = [future for futures in teacher.early.values() for future in futures]
-            if started:
-                until(lambda: any(body["text"] in gold for body in server.seen))
-            early.append(len(started))
+    class Watched:
+        """The student. After a batch it waits until the teacher has been asked about the one before."""
 
-        return local(requests, n, sampling, key, phase, *([slowly] if after_batch else []))
+        gather = local.gather
+
+        def batches(self, *call):
+            for batch in local.batches(*call):
+                yield batch
+                if call[-1] == "rollout" and limit:
+                    if started := early_of(teacher):
+                        until(lambda: any(body["text"] in gold for body in server.seen))
+                    early.append(len(started))
 
     results, early = [], []
-    for overlapped in (False, True):
+    for overlaps in (False, True):
         with serve(answer=say) as server:
             teacher = actor_of(server, timeout=30.0, concurrency=4)
-            roller = overlap(student, teacher, recipe, 16) if overlapped else student
+            roller = partial(overlapped, Watched(), teacher, recipe, 16) if overlaps else local
             results.append(gather(Step(roller, teacher, recipe, KEY), questions, []))
             assert teacher.failures == 0
     assert results[0] == results[1] and results[0][1]["teacher_questions"] >= limit
