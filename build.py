@@ -15,10 +15,10 @@ from tqdm import tqdm
 import baselines
 from arguments import Arguments
 from engine.decode import rows_that_fit
-from engine.models import encode, load_model, load_processor, special_tokens, tokenizer_of
+from engine.models import encode, load_model, load_processor, tokenizer_of
 from engine.questions import DataError, Question, bound_pixels, load_questions
 from engine.update import Learner, Policy, check_head, gathered
-from extras.served import ServedActor, ServedError
+from extras.served import ServedActor
 from generate import Actor
 from prompts import plain_prompt
 from world import table as world
@@ -80,11 +80,15 @@ def load_actors(
     for path in (args.student, *args.teacher.split(",")):
         template = args.teacher_chat_template_kwargs if actors else args.chat_template_kwargs
         if actors and path.startswith(("http://", "https://")):
-            special, pixels = special_tokens(actors[0].processor), (args.min_pixels, args.max_pixels)
-            actors.append(ServedActor(path, args.teacher_model, special, pixels, template, seconds=seconds))
+            needed = [baselines.NEEDS[branch] for branch in recipe.branches if branch in baselines.NEEDS]
+            if needed:
+                raise SystemExit(f"--method {recipe.method} needs the teacher's {needed[0]}; {path} serves only text: "
+                                 "give --teacher a model folder or hub id")
+            pixels = args.min_pixels, args.max_pixels
+            actors.append(ServedActor(path, args.teacher_model, actors[0].processor, pixels, template, seconds=seconds))
             try:
-                actors[-1].check(recipe.branches)
-            except ServedError as error:
+                actors[-1].check()
+            except ConnectionError as error:
                 raise SystemExit(f"--teacher: {error}") from error
             continue
         model, processor = load_model(path, frozen if actors else torch.float32), load_processor(path)

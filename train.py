@@ -23,6 +23,7 @@ Decisions:
 """
 
 import logging
+import math
 import os
 import random
 import signal
@@ -105,7 +106,7 @@ def stop_on_signal(show: bool) -> list[str]:
 def stop_reason(servers: list[ServedActor], bad_updates: int, signals: list[str], step: int) -> str | None:
     """Why the run stops after this step, the same on all processes, or None."""
     caught = gather_object(signals[:1])  # by any process
-    if dead := [server.url for server in servers if server.dead_steps >= MAX_DEAD_STEPS]:
+    if dead := [server.url for server in servers if len(server.silent) >= MAX_DEAD_STEPS]:
         return f"no answer from {dead} for {MAX_DEAD_STEPS} steps"
     if bad_updates >= MAX_BAD_UPDATES:
         return f"{bad_updates} gradients were not finite, in steps one after another"
@@ -140,8 +141,11 @@ def main(argv: list[str]) -> None:
     learn = partial(update, learner)
     if any(baselines.NEEDS.get(branch) == "logits" for branch in recipe.branches):
         learn = partial(baselines.distill, learner, teachers[0].model)
-    served = isinstance(teacher, ServedActor)
-    roll_out = partial(overlapped, student, teacher, recipe, args.new_per_step) if served else student
+    roll_out = student
+    if isinstance(teacher, ServedActor):
+        asks = set(recipe.branches) - {"ncq"}
+        first_round = math.ceil(count(recipe.rho_aug, args.new_per_step) / len(recipe.branches)) if asks else 0
+        roll_out = partial(overlapped, student, teacher, first_round, recipe.teacher_group_size)
     special = special_tokens(student.processor)
 
     accelerator.print(

@@ -13,17 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from runs import ROOT
+from tiny import PROCESSOR
 
 import baselines
 from engine.models import encode, load_model, load_processor
 from engine.questions import Question, open_images
 from extras import served
-from extras.served import ServedActor, ServedError, overlapped
+from extras.served import ServedActor, overlapped
 from generate import Actor, Reply, Request, Sampling, generate, seed_of
 from prompts import plain_prompt
 from world import table as world
@@ -92,8 +93,13 @@ def serve(plan=lambda body, text: [""], answer=lambda text, images, seed: f"echo
         server.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch):
+    monkeypatch.setattr(served, "LOOK", 0.01)
+
+
 def actor_of(server, **settings) -> ServedActor:
-    return ServedActor(server.url, "the-teacher", **{"delay": 0.01, "retries": 2, "timeout": 4.0, **settings})
+    return ServedActor(server.url, "the-teacher", **{"delays": (0.01, 0.02), "timeout": 4.0, **settings})
 
 
 def test_the_worlds_teacher_behind_a_url_says_what_it_says_in_process():
@@ -119,16 +125,16 @@ def test_what_is_sent(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no reason not to ask our own server
     noise = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
     pictures = (Image.fromarray(noise), Image.fromarray(noise[:, :, 0]), Image.new("RGB", (64, 32), "red"))
-    question = Question("q", "which <end>?", pictures, "1")
+    question = Question("q", "which <|im_end|>?", pictures, "1")
     requests = [Request("teacher", "q", question.text, question), Request("judge", "0", "right?")]
     with serve() as server:
         template = {"enable_thinking": True, "effort": 1}
-        actor = actor_of(server, special_tokens=["<end>"], pixels=(None, 512), template=template)
+        actor = actor_of(server, processor=PROCESSOR, pixels=(None, 512), template=template)
         first = actor(requests, 3, SHORT, KEY, "teacher")
         assert actor(requests, 3, SHORT, KEY, "teacher") == first  # same seeds again
         actor(requests, 3, Sampling(24, 0.6, 0.95, 20), (0, 8), "teacher")
         seen = server.seen
-    assert actor.failures == actor.dead_steps == 0 and actor.seconds["teacher"] > 0
+    assert actor.failures == 0 and not actor.silent and actor.seconds["teacher"] > 0
     assert all(len({reply.text for reply in row}) == 3 and not row[0].tokens for row in first)
     assert len({body["seed"] for body in seen}) == 12 and all(0 <= body["seed"] < 2**31 for body in seen)
     names = "model temperature top_p top_k min_p repetition_penalty presence_penalty max_tokens".split()
@@ -137,7 +143,7 @@ def test_what_is_sent(monkeypatch):
     assert {body["key"] for body in seen} == {"Bearer none"}
     for body in seen:  # summaries, hints and verdicts do not think
         assert body["chat_template_kwargs"] == template | {"enable_thinking": body["text"] != "right?"}
-    expected = {"which < end>?": open_images(question, None, 512), "right?": []}
+    expected = {"which < |im_end|>?": open_images(question, None, 512), "right?": []}
     for body in seen:
         pairs = zip(body["images"], expected[body["text"]], strict=True)
         assert all(np.array_equal(np.asarray(sent), np.asarray(image)) for sent, image in pairs)
@@ -152,7 +158,7 @@ def test_thinking_that_the_server_split_off_goes_back_before_a_rollout_only():
 
 @pytest.mark.parametrize("early", [False, True])
 def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch, early):
-    """Also where each has begun one that would be the other's, and one more than its share of the limit."""
+    """Also where each has begun one that would be the other's."""
     requests = [Request("compress", str(i), f"p{i}") for i in range(3)]
     parts, meet, here = {}, threading.Barrier(2, timeout=10), threading.local()  # each thread is a process
 
@@ -167,7 +173,7 @@ def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch, early
         here.num_processes, here.process_index, here.is_main_process = 2, rank, rank == 0
         actor = actor_of(server)
         if early:
-            actor.start([requests[1 - rank], requests[2]], 2, SHORT, KEY, limit=2)
+            actor.begin(requests[1 - rank], 2, SHORT, KEY)
         return actor(requests, 2, SHORT, KEY, "compress"), actor.failures
 
     monkeypatch.setattr(served, "PartialState", lambda: here)
@@ -186,78 +192,76 @@ def until(done, seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-def early_of(actor: ServedActor) -> list:
-    return [future for futures in actor.early.values() for future in futures]
+def rollouts_of(*texts: str) -> list[Request]:
+    return [Request("teacher", text, text, Question(text, text, (), "1")) for text in texts]
 
 
 def test_what_was_begun_early_is_taken_over_and_not_asked_again():
-    plans = {"late": ["late"], "fails": [400, 400, ""], "there": [""], "unasked": [""], "beyond the limit": [""]}
-    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in plans]
-    with serve(lambda body, text: plans.get(text, [""])) as server:
-        expected = actor_of(server)(rollouts[2:4], 2, SHORT, KEY, "teacher")
+    late, there, unasked, never = rollouts = rollouts_of("late", "there", "unasked", "never")
+    with serve(lambda body, text: ["late"] if text == "late" else [""]) as server:
+        expected = actor_of(server)([there, unasked], 2, SHORT, KEY, "teacher")
         server.times.clear()
         actor = actor_of(server)
-        actor.start(rollouts[:2], 2, SHORT, KEY, limit=4)
-        actor.start(rollouts[2:], 2, SHORT, KEY, limit=4)
-        until(lambda: sum(future.done() for future in early_of(actor)) == 6)
-        assert {text: len(times) for text, times in server.times.items()} == dict.fromkeys(list(plans)[:4], 2)
-        assert actor.failures == 0 and "teacher" not in actor.seconds  # nobody waits, nothing has failed yet
+        for request in (late, there, unasked, there):
+            actor.begin(request, 2, SHORT, KEY)
+        until(lambda: sum(future.done() for future in actor.memo.values()) == 4 and len(server.times["late"]) == 2)
+        assert actor.failures == 0 and "teacher" not in actor.seconds  # nobody waits
         actor([Request("judge", "0", "p")], 1, SHORT, KEY, "judge")
         server.gate.set()
-        rows = actor(rollouts[:3], 2, SHORT, KEY, "teacher")
-        assert rows[2] == expected[0] and all(reply.finished for row in rows for reply in row)
-        assert actor(rollouts[3:4], 2, SHORT, KEY, "teacher") == expected[1:]  # the next round
-        counts = {text: len(server.times[text]) for text in plans}
-        assert counts == {"late": 2, "fails": 4, "there": 2, "unasked": 2, "beyond the limit": 0}
-        assert actor.failures == 0 and not early_of(actor)
-        actor.start(rollouts[4:], 2, SHORT, (0, 8), limit=4)  # another step: begun anew, and not for this one's calls
-        actor(rollouts[4:], 2, SHORT, KEY, "teacher")
-        assert len(server.times["beyond the limit"]) >= 2 and actor.failures == 0
+        rows = actor([late, there], 2, SHORT, KEY, "teacher")
+        assert rows[1] == expected[0] and all(reply.finished for row in rows for reply in row)
+        assert actor([unasked], 2, SHORT, KEY, "teacher") == expected[1:]  # the next round
+        assert [len(server.times[request.text]) for request in rollouts] == [2, 2, 2, 0]
+        assert actor.failures == 0 and not actor.memo
+        actor.begin(never, 2, SHORT, (0, 8))  # another step: not for this one's calls
+        actor([never], 2, SHORT, KEY, "teacher")
+        until(lambda: len(server.times["never"]) == 4)
 
 
-def test_unwanted_early_requests_leave_the_line_and_are_no_failures():
-    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in ("a", "b", "wanted")]
-    with serve(lambda body, text: [""] if text == "wanted" else ["hang"]) as server:
+def test_what_was_begun_for_nothing_is_cancelled_by_the_next_step_and_is_no_failure():
+    with serve(lambda body, text: ["hang"] if text != "wanted" else [""]) as server:
         actor = actor_of(server, concurrency=2, timeout=60.0)
-        actor.start(rollouts[:2], 4, SHORT, KEY, limit=9)  # two hang, six are in line
+        for request in rollouts_of("a", "b"):
+            actor.begin(request, 4, SHORT, KEY)  # two hang, six are in line
         until(lambda: len(server.seen) == 2)
-        assert actor(rollouts[2:], 4, SHORT, KEY, "teacher")[0][3].finished and len(server.seen) == 2 + 4
-        assert all(future.cancelled() for future in early_of(actor)) and actor.failures == 0
-        server.plan = lambda body, text: [""]
-        assert actor(rollouts[:2], 4, SHORT, KEY, "teacher")[0][0].finished  # a later round wants it after all
-        assert actor.failures == actor.dead_steps == 0
+        begun = list(actor.memo.values())
+        student = Actor(load_model(str(world.WORLD / "student")), load_processor(str(world.WORLD / "student")))
+        overlapped(student, actor, 0, 4, [], 1, SHORT, (0, 8), "rollout")
+        assert not actor.memo and all(future.cancelled() for future in begun)
+        assert actor(rollouts_of("wanted"), 4, SHORT, (0, 8), "teacher")[0][3].finished and len(server.seen) == 2 + 4
+        assert actor.failures == 0 and not actor.silent
 
 
 def test_a_server_that_dies_between_early_requests_and_their_call():
-    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in ("hang", "there")]
+    rollouts = rollouts_of("hang", "there")
     with serve(lambda body, text: ["hang"] if text == "hang" else [""]) as server:
         actor = actor_of(server)
-        actor.start(rollouts, 2, SHORT, KEY, limit=2)
-        until(lambda: sum(future.done() for future in early_of(actor)) == 2 and len(server.seen) == 4)
+        for request in rollouts:
+            actor.begin(request, 2, SHORT, KEY)
+        until(lambda: sum(future.done() for future in actor.memo.values()) == 2 and len(server.seen) == 4)
     hung, there = actor(rollouts, 2, SHORT, KEY, "teacher")
     assert hung == [Reply("", [], False)] * 2 and all(reply.finished for reply in there)
-    assert actor.failures == 2 and actor.dead_steps == 0
+    assert actor.failures == 2
     actor(rollouts, 2, SHORT, (0, 8), "teacher")
-    assert actor.failures == 6 and actor.dead_steps == 1
+    assert actor.failures == 6 and (0, 8) in actor.silent
 
 
 def test_a_process_ends_with_early_requests_under_way():
     code = (
         "import sys; from generate import Request, Sampling; from extras.served import ServedActor\n"
         "actor = ServedActor(sys.argv[1], 'm')\n"
-        "actor.start([Request('teacher', 'q', 'p')], 2, Sampling(4), (0, 0), 1); sys.stdin.read()"
+        "actor.begin(Request('teacher', 'q', 'p'), 2, Sampling(4), (0, 0)); sys.stdin.read()"
     )
     with serve(lambda body, text: ["hang"]) as server:
-        command, root = [sys.executable, "-c", code, server.url], Path(served.__file__).parent.parent
         pipes = dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        with subprocess.Popen(command, cwd=root, **pipes) as process:
+        with subprocess.Popen([sys.executable, "-c", code, server.url], cwd=ROOT, **pipes) as process:
             until(lambda: len(server.seen) == 2)
             assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
 
 
 @pytest.mark.parametrize("method", ["zppo", "hint", "grpo_replay_ncq"])
 def test_a_step_with_overlap_is_the_step_without(method):
-    """The teacher has been asked before the student's last batch is done, by no more than the limit allows."""
+    """The teacher has been asked before the student's last batch is drawn."""
     questions = world.questions()[0][:16]
     gold = {plain_prompt(question.text): question.answer for question in questions}
     questions[0] = replace(questions[0], free_form=True)
@@ -273,25 +277,24 @@ def test_a_step_with_overlap_is_the_step_without(method):
     class Watched:
         """The student. After a batch it waits until the teacher has been asked about the one before."""
 
-        gather = local.gather
+        gather, __call__ = local.gather, local.__call__
 
         def batches(self, *call):
             for batch in local.batches(*call):
                 yield batch
-                if call[-1] == "rollout" and limit:
-                    if started := early_of(teacher):
-                        until(lambda: any(body["text"] in gold for body in server.seen))
-                    early.append(len(started))
+                if teacher.memo:
+                    until(lambda: any(body["text"] in gold for body in server.seen))
+                early.append(len(teacher.memo))
 
     results, early = [], []
     for overlaps in (False, True):
         with serve(answer=say) as server:
             teacher = actor_of(server, timeout=30.0, concurrency=4)
-            roller = partial(overlapped, Watched(), teacher, recipe, 16) if overlaps else local
+            roller = partial(overlapped, Watched(), teacher, limit, 3) if overlaps else local
             results.append(gather(Step(roller, teacher, recipe, KEY), questions, []))
             assert teacher.failures == 0
     assert results[0] == results[1] and results[0][1]["teacher_questions"] >= limit
-    assert len(early) == (4 if limit else 0) and max(early, default=0) == 3 * limit
+    assert len(early) == 4 and (0 < early[2] <= early[3] if limit else not any(early))
 
 
 WAYS = {  # what the server does -> (requests it should get with two retries, answered in the end?)
@@ -314,32 +317,63 @@ WAYS = {  # what the server does -> (requests it should get with two retries, an
 def test_every_failure_leaves_the_other_requests_alone(capsys):
     requests = [Request("compress", str(i), way) for i, way in enumerate(WAYS)]
     with serve(lambda body, text: WAYS[text][0]) as server:
-        actor = actor_of(server)
+        actor = actor_of(server, timeout=2.0)
         replies = actor(requests, 1, SHORT, KEY, "compress")
         assert {text: len(server.times[text]) for text in WAYS} == {way: n for way, (_, n, _) in WAYS.items()}
         assert server.times["busy"][1] - server.times["busy"][0] >= 0.95  # Retry-After
     for way, (reply,) in zip(WAYS, replies, strict=True):
         answered = WAYS[way][2]
         assert reply.text.startswith(f"echo {way} ") if answered else reply == Reply("", [], False)
-    assert actor.failures == sum(not answered for *_, answered in WAYS.values()) and actor.dead_steps == 0
+    assert actor.failures == sum(not answered for *_, answered in WAYS.values())
     assert f"requests to {server.url} (model the-teacher) failed" in capsys.readouterr().out
 
 
-def test_dead_steps_are_counted_and_a_dead_server_is_not_asked_for_ever():
+def test_dead_steps_are_counted_and_a_dead_server_is_not_asked_for_ever(capsys):
     requests = [Request("compress", str(i), "p") for i in range(30)]
-    actor = ServedActor(CLOSED, "m", retries=1, delay=0.01)
+    actor = ServedActor(CLOSED, "m", delays=[0.01])
     for step in (0, 0, 1, 1, 2):  # two dead calls of one step are one dead step
         assert actor(requests[:2], 1, SHORT, (0, step), "compress") == 2 * [[Reply("", [], False)]]
-    assert actor([], 1, SHORT, (0, 9), "compress") == [] and actor.dead_steps == 3
-    with serve(lambda body, text: ["hang"]) as server:
-        actor = actor_of(server, concurrency=4, timeout=0.3)
-        actor(requests, 1, SHORT, KEY, "compress")
-        server.plan = lambda body, text: [503]
-        actor(requests, 1, SHORT, KEY, "compress")  # below: 8 in a row and 3 under way, then 1 to see if it is back
-        assert len(server.seen) <= 12 and actor.failures == 60 and actor.dead_steps == 1
+    assert actor([], 1, SHORT, (0, 9), "compress") == [] and actor.silent == {(0, 0), (0, 1), (0, 2)}
+    with serve(lambda body, text: [503]) as server:
+        actor = actor_of(server, concurrency=4)
+        for _ in range(3):
+            actor(requests[:4], 1, SHORT, KEY, "compress")
+        assert actor.failures == 3 * 4
+        assert "4 of 4 requests" in capsys.readouterr().out
         server.plan = lambda body, text: [""]
-        actor(requests[:1], 1, SHORT, KEY, "compress")
-        assert actor.dead_steps == 0
+        actor(requests[:1], 1, SHORT, (0, 8), "compress")
+        assert not actor.silent
+        server.plan = lambda body, text: [400]  # refused, so it is there
+        actor(requests[:1], 1, SHORT, (0, 9), "compress")
+        assert not actor.silent and actor.failures == 13
+
+
+def test_a_server_that_hangs_costs_one_time_out_per_step():
+    requests = [Request("compress", str(i), "p") for i in range(30)]
+    with serve(lambda body, text: ["hang"]) as server:
+        actor, start = actor_of(server, concurrency=4, timeout=1.0), time.monotonic()
+        for phase in ("judge", "teacher", "compress"):
+            actor(requests, 2, SHORT, KEY, phase)
+        assert 1.0 < time.monotonic() - start < 2.0 and len(server.seen) == 3 * 4 and actor.failures == 180
+        server.plan = lambda body, text: [""]
+        assert all(reply.finished for row in actor(requests, 2, SHORT, (0, 8), "judge") for reply in row)
+        assert not actor.silent and actor.failures == 180
+
+
+def test_one_request_that_hangs_fails_and_a_slow_server_goes_on():
+    texts = ["hangs", *"abcdefgh"]
+
+    def slowly(text: str, images: list, seed: int) -> str:
+        time.sleep(0.1)
+        return "late"
+
+    with serve(lambda body, text: ["hang"] if text == "hangs" else [""], slowly) as server:
+        actor = actor_of(server, concurrency=2, timeout=1.5)
+        rows = actor([Request("compress", text, text) for text in texts], 1, SHORT, KEY, "compress")
+        assert [row[0].finished for row in rows] == [False] + 8 * [True] and len(server.seen) == 9
+        assert actor.failures == 1 and actor.seconds["compress"] > 8 * 0.1 + 1.5
+        assert all(row[0].finished for row in actor(rollouts_of("a", "b"), 1, SHORT, KEY, "teacher"))  # the same step
+    assert actor.failures == 1 and not actor.silent
 
 
 def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
@@ -348,7 +382,7 @@ def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
         return [[Reply(texts[seed_of(*key, r.kind, r.uid, j) % 4], [1, 2], True) for j in range(n)] for r in requests]
 
     new = [Question(f"q{i}", f"question {i}", (), "4", free_form=i == 3) for i in range(8)]
-    recipe, dead = Recipe(group_size=4, rho_aug=0.5), ServedActor(CLOSED, "m", retries=1, delay=0.01)
+    recipe, dead = Recipe(group_size=4, rho_aug=0.5), ServedActor(CLOSED, "m", delays=[0.01])
     groups, stats = collect(Step(student, dead, recipe, KEY), new, [])
     mute = Step(student, lambda asked, n, *_: [[Reply("", [], False)] * n for _ in asked], recipe, KEY)
     silent = collect(mute, new, [])
@@ -356,27 +390,27 @@ def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
     assert [group.question for group in groups[:8]] == new and {group.kind for group in groups[8:]} == {"ncq"}
     assert stats["compression_fallbacks"] == stats["compressed"] > 0 == stats["bcq_possible"]
     assert groups[3].accuracy == 0  # no judge, no reward
-    assert dead.dead_steps == 1 and dead.failures > stats["compressed"]
+    assert dead.silent == {KEY} and dead.failures > stats["compressed"]
 
 
-def test_check():
+def test_check(capsys):
     for url in (CLOSED, "http://127.0.0.1:x/v1"):
-        with pytest.raises(ServedError, match=f"{url}: no server.*(ConnectError|InvalidURL)"):
+        with pytest.raises(ConnectionError, match=f"{url}: no server.*(ConnectError|InvalidURL)"):
             ServedActor(url).check()
     with serve(lambda body, text: [404] if body["model"] != "the-teacher" else [""]) as server:
-        actor = ServedActor(server.url + "/", delay=0.01)
-        actor.check(["bcq", "ncq"])
+        actor = ServedActor(server.url + "/")
+        actor.check()
         assert actor.model == "the-teacher" and actor.takes_top_k and len(server.seen) == 1
-        with pytest.raises(ServedError, match=r"model other\): HTTP 404.*models served: \['the-teacher'\]"):
+        with pytest.raises(ConnectionError, match=r"model other\): HTTP 404.*models served: \['the-teacher'\]"):
             ServedActor(server.url, "other").check()
-        with pytest.raises(ServedError, match="no list at .*404"):
+        with pytest.raises(ConnectionError, match="no list at .*404"):
             ServedActor(server.url.removesuffix("/v1")).check()
         server.models = ["one", "two"]
-        with pytest.raises(ServedError, match=r"with --teacher_model; models served: \['one', 'two'\]"):
+        with pytest.raises(ConnectionError, match=r"with --teacher_model; models served: \['one', 'two'\]"):
             ServedActor(server.url).check()
-        for branch, need in served.NEEDS.items():
-            with pytest.raises(ServedError, match=f"{branch} needs the teacher's {need}"):
-                actor.check([branch])
+        assert f"waiting for {server.url} to answer, 900 seconds at most" in capsys.readouterr().out
+    with serve(lambda body, text: ["hang"]) as server, pytest.raises(ConnectionError, match="the server is silent"):
+        actor_of(server, timeout=0.2).check()
     with serve(lambda body, text: [422] if "top_k" in body else [""]) as server:  # as `transformers serve` does
         actor = actor_of(server)
         actor.check()
@@ -393,5 +427,5 @@ def test_a_server_that_refuses_unknown_fields(unknown):
         actor.check()
         actor([Request("judge", "0", "p")], 1, SHORT, KEY, "judge")
         assert not unknown & set(server.seen[-1]) and actor.failures == 0
-        with pytest.raises(ServedError, match="HTTP 400"):  # what the user asked for is never left out in silence
+        with pytest.raises(ConnectionError, match="HTTP 400"):  # what the user asked for is never left out in silence
             actor_of(server, template={"enable_thinking": True}).check()
