@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import ROOT
-from tiny import PROCESSOR
+from tiny import PROCESSOR, TOKENIZER
 
 import baselines
 from engine.models import encode, load_model, load_processor
@@ -134,7 +135,9 @@ def test_what_is_sent(monkeypatch):
         assert actor(requests, 3, SHORT, KEY, "teacher") == first  # same seeds again
         actor(requests, 3, Sampling(24, 0.6, 0.95, 20), (0, 8), "teacher")
         seen = server.seen
-    assert actor.failures == 0 and not actor.silent and actor.seconds["teacher"] > 0
+    with serve() as server:  # a question that is there twice
+        assert len(actor_of(server)(2 * requests, 2, SHORT, KEY, "teacher")) == 4 and len(server.seen) == 4
+    assert actor.failures == actor.cut == 0 and not actor.silent and actor.seconds["teacher"] > 0
     assert all(len({reply.text for reply in row}) == 3 and not row[0].tokens for row in first)
     assert len({body["seed"] for body in seen}) == 12 and all(0 <= body["seed"] < 2**31 for body in seen)
     names = "model temperature top_p top_k min_p repetition_penalty presence_penalty max_tokens".split()
@@ -297,6 +300,44 @@ def test_a_step_with_overlap_is_the_step_without(method):
     assert len(early) == 4 and (0 < early[2] <= early[3] if limit else not any(early))
 
 
+@pytest.mark.parametrize("wrong_share", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize("processes", [1, 8])
+def test_early_questions_are_those_of_the_first_round(wrong_share, processes):
+    """480 questions in batches of 8, of which the teacher is asked for 48: what share is begun for nothing?"""
+    requests = [Request("plain", str(i), f"p{i}", Question(str(i), f"p{i}", (), "1")) for i in range(480)]
+    all_wrong = {r.uid for r in requests if seed_of("wrong", r.uid) / 2**63 < wrong_share}
+    ranked = sorted(all_wrong, key=lambda uid: seed_of(*KEY, "tie", uid))
+
+    class Student:
+        def __init__(self, process):
+            self.process = process
+
+        def batches(self, requests, n, sampling, key, phase):
+            for start in range(8 * self.process, len(requests), 8 * processes):
+                yield {i: [self.reply(requests[i])] * n for i in range(start, start + 8)}
+                after.append(len(teacher.memo))
+
+        def reply(self, request):
+            return Reply("\\boxed{0}" if request.uid in all_wrong else "\\boxed{1}", [1], True)
+
+        def gather(self, drawn, phase):
+            return drawn
+
+    with serve() as server:
+        begun, half = set(), 0
+        for process in range(processes):
+            teacher, after = actor_of(server), []
+            overlapped(Student(process), teacher, 48, 1, requests, 2, SHORT, KEY, "rollout")
+            seeds = {seed_of(*KEY, "teacher", uid, 0): uid for uid in all_wrong}
+            begun |= {seeds[seed] for seed in teacher.memo}
+            half += after[len(after) // 2]
+            until(lambda teacher=teacher: all(future.done() for future in teacher.memo.values()))
+    first = set(ranked[:48])
+    wasted = len(begun - first) / len(begun)
+    print(f"{wrong_share} wrong, {processes} processes: {len(begun)} begun, {half} at half time, {wasted:.1%} wasted")
+    assert wasted < 0.1 and len(begun & first) > 0.7 * len(first) and half > 0.3 * len(first)
+
+
 WAYS = {  # what the server does -> (requests it should get with two retries, answered in the end?)
     "fine": ([""], 1, True),
     "recovers": ([500, 503, ""], 3, True),
@@ -374,6 +415,64 @@ def test_one_request_that_hangs_fails_and_a_slow_server_goes_on():
         assert actor.failures == 1 and actor.seconds["compress"] > 8 * 0.1 + 1.5
         assert all(row[0].finished for row in actor(rollouts_of("a", "b"), 1, SHORT, KEY, "teacher"))  # the same step
     assert actor.failures == 1 and not actor.silent
+
+
+def test_a_signal_ends_the_waiting_on_all_processes(monkeypatch):
+    with serve(lambda body, text: ["hang"]) as server:
+        actor = actor_of(server, timeout=60.0)
+        previous = signal.signal(signal.SIGTERM, lambda *_: actor.stop.set())
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGTERM]).start()
+        start = time.monotonic()
+        with pytest.raises(InterruptedError, match="stopped while http"):
+            actor(rollouts_of("a", "b"), 2, SHORT, KEY, "teacher")
+        signal.signal(signal.SIGTERM, previous)
+        assert time.monotonic() - start < 5 and actor.failures == 0 and not actor.silent
+        server.plan = lambda body, text: [""]
+        for request in rollouts_of("there"):
+            actor.begin(request, 1, SHORT, KEY)
+        until(lambda: all(future.done() for future in actor.memo.values()))
+        assert actor(rollouts_of("there"), 1, SHORT, KEY, "teacher")[0][0].finished  # nothing to wait for
+        monkeypatch.setattr(served, "gather_object", lambda part: [*part, True] if part == [False] else part)
+        with pytest.raises(InterruptedError):  # another process was stopped
+            actor_of(server)(rollouts_of("a"), 1, SHORT, KEY, "teacher")
+
+
+def long_answer(text: str, reason: str = "stop") -> bytes:
+    return json.dumps({"choices": [{"finish_reason": reason, "message": {"content": text}}]}).encode()
+
+
+@pytest.mark.parametrize("size", [20_000, 2**20])
+def test_replies_are_cut_to_the_tokens_that_were_asked_for(size):
+    asked = [Request("compress", str(i), text) for i, text in enumerate(("short", "long", "wide", "spaces"))]
+    bodies = {"short": "x" * 24, "long": "ab" * (size // 2), "wide": "\u4f60" * (size // 6), "spaces": " " * size}
+    with serve(lambda body, text: [long_answer(bodies[text])]) as server:
+        actor = actor_of(server, processor=PROCESSOR)
+        rows = actor(asked, 1, SHORT, KEY, "compress")
+        without = actor_of(server)(asked, 1, SHORT, KEY, "compress")
+    assert rows[0] == [Reply("x" * 24, [], True)] and actor.cut == 3 and actor.failures == 0
+    for (reply,), (other,), request in zip(rows[1:], without[1:], asked[1:], strict=True):
+        whole = bodies[request.text]
+        assert not reply.finished and len(TOKENIZER(reply.text, add_special_tokens=False).input_ids) <= 24 + 16
+        assert whole.startswith(reply.text) and reply.text
+        assert not other.finished and other.text == whole[: 24 * 16]
+
+
+def test_an_answer_without_end_is_not_read(monkeypatch):
+    monkeypatch.setattr(served, "ENVELOPE", 100_000)
+    with serve(lambda body, text: [long_answer("x" * 10**7) if text == "huge" else ""]) as server:
+        actor = actor_of(server)
+        rows = actor([Request("judge", "0", "huge"), Request("judge", "1", "fine")], 1, SHORT, KEY, "judge")
+        assert len(server.times["huge"]) == 1  # the same seed would give the same
+    assert rows[0] == [Reply("", [], False)] and rows[1][0].finished and actor.failures == 1 and not actor.silent
+
+
+def test_a_reply_of_exactly_what_was_asked_for_keeps_its_thinking():
+    """Tags that go back around thinking are not counted."""
+    message = {"content": "y" * 12, "reasoning_content": "x" * 12}
+    with serve(lambda body, text: [message]) as server:
+        actor = actor_of(server, processor=PROCESSOR)
+        ((reply,),) = actor(rollouts_of("q"), 1, SHORT, KEY, "teacher")
+    assert reply == Reply(f"<think>{'x' * 12}</think>{'y' * 12}", [], True) and actor.cut == 0
 
 
 def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
