@@ -77,9 +77,14 @@ class Arguments:
         metadata={"help": "decode with CUDA graphs: the same tokens; the capture has not been run on a GPU yet"},
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute activations in the update"})
-    save_every: int = field(default=10, metadata={"help": "steps between checkpoints"})
+    data_may_differ: bool = field(
+        default=False, metadata={"help": "resume although the questions changed: a file repaired, a row dropped"}
+    )
+    save_every: int = field(
+        default=10, metadata={"help": "steps between checkpoints; 0: only where the run ends or is stopped"}
+    )
     keep_checkpoints: int = field(default=2, metadata={"help": "older checkpoints are deleted; 0: none is"})
-    dump_every: int = field(default=10, metadata={"help": "steps between dumps of BCQ and NCQ prompts"})
+    dump_every: int = field(default=10, metadata={"help": "steps between dumps of BCQ and NCQ prompts; 0: none"})
     eval_questions: int = field(
         default=160, metadata={"help": "held-out questions per family, known and hard, at most; 0: no evaluation"}
     )

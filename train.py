@@ -16,14 +16,13 @@ Decisions:
 2. Step s takes the s-th slice of a seeded permutation of the questions; each further pass has its own permutation.
 3. The optimiser's learning rate is constant, without warm-up or decay (Table 8).
 4. Gradients that are not finite, in steps one after another, stop the run with its state saved.
-5. Ctrl-C or SIGTERM stops the run after its step, with its state saved; a second one stops it at once.
-6. The trained student is saved in fp32, as it was trained (checkpoint.py, decision 4).
-7. A log or checkpoint that cannot be written is tried again after the next step; what is still missing at the end makes
-   the exit status 1.
+5. Ctrl-C, SIGTERM or the end of the launcher stops the run after its step, with its state saved; a second signal stops
+   the run at once.
+6. The trained student is saved in fp32, as it was trained (engine/run.py, decision 4).
+7. A log or checkpoint that cannot be written ends the run with exit status 1 (engine/run.py, decision 2).
 """
 
 import logging
-import os
 import random
 import signal
 import sys
@@ -34,7 +33,6 @@ from functools import partial
 from pathlib import Path
 
 import transformers
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 import baselines
@@ -43,17 +41,16 @@ from buffer import ReplayBuffer
 from build import load_actors, load_data, make_accelerator, make_learner
 from engine.models import special_tokens
 from engine.questions import Question, fingerprint
-from engine.run import Output, append, read_records, write_records
+from engine.run import LEGEND, Output, Stop, closing_tables, leave, read_records, say
 from evaluate import DECODING, evaluate
 from extras.analysis import accuracies
 from extras.served import ServedActor, overlap
 from generate import seed_of
-from report import close, finite, reformulated, show, summarise
+from report import reformulated, summarise
 from zppo import Group, Recipe, Step, collect, count, update
 
 MAX_BAD_UPDATES = 5  # gradients that are not finite, in steps one after another
 MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
-ONE_SIGNAL = 2.0  # seconds: schedulers signal every process, and launchers pass theirs on, so one may arrive twice
 
 
 def new_questions(questions: list[Question], args: Arguments, step: int) -> list[Question]:
@@ -81,35 +78,14 @@ def refresh(buffer: ReplayBuffer, groups: list[Group], step: int, recipe: Recipe
     return {event: len(uids) for event, uids in buffer.update(plain, step, recipe.tau).items()}
 
 
-def stop_on_signal(show: bool) -> list[str]:
-    """Catch SIGINT (Ctrl-C) and SIGTERM (schedulers). The first one's name joins the returned list, for the loop to
-    read; a second one stops the process at once. show: say so on the screen."""
-    names, first = [], 0.0
-
-    def handle(number: int, frame) -> None:
-        nonlocal first
-        if not names:
-            first = time.monotonic()
-            names.append(signal.Signals(number).name)
-            if show:  # print is not safe in a handler
-                os.write(2, f"\n{names[0]}: stopping after this step; a second one stops at once\n".encode())
-        elif time.monotonic() - first > ONE_SIGNAL:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return names
-
-
-def stop_reason(servers: list[ServedActor], bad_updates: int, signals: list[str], step: int) -> str | None:
+def stop_reason(servers: list[ServedActor], bad_updates: int, stop: Stop, step: int) -> str | None:
     """Why the run stops after this step, the same on all processes, or None."""
-    caught = gather_object(signals[:1])  # by any process
+    asked = stop.reason()
     if dead := [server.url for server in servers if server.dead_steps >= MAX_DEAD_STEPS]:
         return f"no answer from {dead} for {MAX_DEAD_STEPS} steps"
     if bad_updates >= MAX_BAD_UPDATES:
         return f"{bad_updates} gradients were not finite, in steps one after another"
-    return f"{caught[0]} stopped the run after step {step + 1}" if caught else None
+    return f"{asked} stopped the run after step {step + 1}" if asked else None
 
 
 def main(argv: list[str]) -> None:
@@ -120,7 +96,7 @@ def main(argv: list[str]) -> None:
         transformers.logging.disable_progress_bar()
     accelerator = make_accelerator(args)
     main_process, settings = accelerator.is_main_process, {**asdict(args), **asdict(recipe)}
-    output = Output(Path(args.output), accelerator, settings, args.resume)
+    output = Output(Path(args.output), accelerator, settings)
 
     # Student, teachers, questions, buffer.
     seconds: dict[str, float] = {}  # of the current step, by phase
@@ -133,6 +109,8 @@ def main(argv: list[str]) -> None:
     fresh = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
     state = output.load(fresh)
     buffer.load_state_dict(state["buffer"])
+    for uid in [uid for uid in buffer.entries if uid not in by_uid]:  # dropped from the data: --data_may_differ
+        del buffer.entries[uid]
     first_step, bad_updates = state["step"], state["bad_updates"]
 
     # What this row of the tables does.
@@ -145,21 +123,23 @@ def main(argv: list[str]) -> None:
 
     accelerator.print(
         f"{recipe.method}: {len(questions)} questions{f' (rows skipped: {skipped})' if skipped else ''}, "
-        f"steps {first_step + 1} to {args.steps} on {accelerator.num_processes} processes, output in {output.folder}"
+        f"steps {first_step + 1} to {args.steps} on {accelerator.num_processes} processes, output in {output.folder}\n"
+        f"{LEGEND}"
     )
 
     def held_out_accuracy(name: str) -> dict[str, float]:
         sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
         records = evaluate(student, held_out, sampling, args.seed, judge=teacher) if held_out else []
         if records:
-            output.write((write_records, records, name))
+            output.write(records, name)
         return accuracies(records)
 
     before = read_records(output.folder / "eval_before.jsonl") if first_step else []  # a resumed run knows it
     before = accuracies(before) if before else held_out_accuracy("eval_before.jsonl")
 
-    reason, signals = None, stop_on_signal(main_process)
-    for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=not main_process):
+    reason, stop = None, Stop()
+    hidden = None if main_process else True  # None: shown on a terminal only
+    for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=hidden):
         start, key = time.perf_counter(), (args.seed, step)
         failures = sum(server.failures for server in servers)
         seconds.clear()
@@ -178,30 +158,25 @@ def main(argv: list[str]) -> None:
         metrics |= {"replayed": len(replayed), "buffer": len(buffer), **events}
         total, padding = time.perf_counter() - start, learner.padding_share()
         times = {"step": step + 1, "total": total, "padding_share": padding, **seconds}
-        last, dump = step + 1 == args.steps, f"dumps/step_{step + 1:05d}.jsonl"
-        if main_process:
-            show(metrics, times)
-        output.write((append, [finite(metrics)], "metrics.jsonl"), (append, [finite(times)], "times.jsonl"))
-        if (step + 1) % args.dump_every == 0 or last:
-            output.write((write_records, reformulated(groups), dump))
-        output.track(metrics, times)
+        last = step + 1 == args.steps
+        output.log(metrics, times)
+        if args.dump_every and ((step + 1) % args.dump_every == 0 or last):
+            output.write(reformulated(groups), f"dumps/step_{step + 1:05d}.jsonl")
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
-        reason = stop_reason(servers, bad_updates, signals, step)
-        if (step + 1) % args.save_every == 0 or last or reason or output.unsaved:
+        reason = stop_reason(servers, bad_updates, stop, step)
+        if last or reason or args.save_every and (step + 1) % args.save_every == 0:
             state |= {"step": step + 1, "bad_updates": bad_updates, "buffer": buffer.state_dict()}
             output.save(state, args.keep_checkpoints)
         if reason:
             break
     for number in (signal.SIGINT, signal.SIGTERM):  # all is saved: from here on a signal may stop the run at once
         signal.signal(number, signal.SIG_DFL)
-    problems = [reason, output.unsaved]
     if not reason:
-        problems.append(output.save_model(learner.policy, student.processor))
+        output.save_model(learner.policy, student.processor)
         after = held_out_accuracy("eval_after.jsonl")
         if main_process:
-            close(before, after, buffer)
-    problems.append(output.write())
+            say(closing_tables(before, after, buffer.graduation_by_admission()))
     accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
     # DDP goes before the process group: destroyed last, it would hold Python's lock while it waits for Gloo's thread,
     # which may be waiting for that lock.
@@ -209,11 +184,10 @@ def main(argv: list[str]) -> None:
     student.whole = nullcontext
     accelerator.free_memory()
     accelerator.end_training()
-    if any(problems):
-        saved = None if output.unsaved else f"the state is saved in {output.folder}: --resume goes on from there"
-        raise SystemExit("; ".join(filter(None, [*problems, saved])) if main_process else 1)
+    if reason:
+        leave(f"{reason}; the state is saved in {output.folder}: --resume goes on from there", 1)
     if main_process:
-        print(f"\nthe trained student is in {output.folder / 'model'}")
+        say(f"\nthe trained student is in {output.folder / 'model'}")
 
 
 if __name__ == "__main__":
