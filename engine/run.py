@@ -37,9 +37,9 @@ LAUNCHER = psutil.Process().parent() if LAUNCHED else None
 ONE_SIGNAL = 2.0  # seconds: schedulers signal every process, and launchers pass theirs on, so one may arrive twice
 IDLE_STEPS = 3  # steps in a row without any advantage, after which the screen names the likely cause
 LEGEND = """\
-Two lines per step. Shares of its rollouts: plain, bcq, ncq: right, by kind of prompt; active: with an
-advantage, in the update; cut: at --max_response_tokens; no box: without \\boxed{}. length: mean tokens.
-buffer: questions to replay (+admitted -graduated -evicted). After "s:" the phases, longest first."""
+Two lines a step. Shares of its rollouts: plain, bcq, ncq: right, by kind of prompt; active: with
+an advantage; cut: at --max_response_tokens; no box: without \\boxed{}. length: mean tokens.
+buffer: questions to replay (+admitted -graduated -evicted). After "s:" phases, longest first."""
 
 
 def write_whole(text: str, path: Path) -> None:
@@ -100,9 +100,9 @@ def why_idle(metrics: dict) -> str:
     causes = {
         "all answers are right: the questions are too easy": right == 1,
         f"{cut:.0%} of the responses are cut: raise --max_response_tokens": cut >= 0.5,
-        f"{no_box:.0%} have no \\boxed{{}}: is this a model that follows instructions?": no_box >= 0.5,
+        f"{no_box:.0%} have no \\boxed{{}}: can the model follow instructions?": no_box >= 0.5,
         "all answers are wrong: compare them with the golds in dumps/": right == 0,
-        "each question is all right or all wrong: try a larger --group_size": True,
+        "each question is all right or all wrong: raise --group_size": True,
     }
     cause = next(cause for cause, holds in causes.items() if holds)
     return f"No rollout taught anything in {IDLE_STEPS} steps; {cause}"
