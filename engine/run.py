@@ -35,7 +35,6 @@ MAY_CHANGE = (  # on --resume; data by its content
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ)  # accelerate launch, torchrun
 LAUNCHER = psutil.Process().parent() if LAUNCHED else None
 ONE_SIGNAL = 2.0  # seconds: schedulers signal every process, and launchers pass theirs on, so one may arrive twice
-IDLE_STEPS = 3  # steps in a row without any advantage, after which the screen names the likely cause
 LEGEND = """\
 Two lines a step. Shares of its rollouts: plain, bcq, ncq: right, by kind of prompt; active: with
 an advantage; cut: at --max_response_tokens; no box: without \\boxed{}. length: mean tokens.
@@ -84,8 +83,8 @@ def step_lines(metrics: dict, times: dict) -> str:
     shares = dict(plain="plain_accuracy", bcq="bcq_accuracy", ncq="ncq_accuracy", active="active_share")
     shares |= {"cut": "cut_share", "no box": "no_answer_share"}
     first = "  ".join(f"{label} {show(name, '4.0%')}" for label, name in shares.items())
-    second = "{:12}buffer {buffer} (+{admitted} -{graduated} -{evicted})".format("", **metrics)
-    second += f"  grad {show('grad_norm', '1.2f')}  {metrics['response_tokens'] / times['total']:.0f} tok/s"
+    second = "{:12}buffer {buffer} (+{admitted} -{graduated} -{evicted})  grad ".format("", **metrics)
+    second += f"{show('grad_norm', '1.2f')}  {metrics['response_tokens'] / times['total']:.0f} tok/s"
     second += f"  {times['total']:.1f} s:"
     phases = {name: seconds for name, seconds in times.items() if name not in ("step", "total", "padding_share")}
     for name in sorted(phases, key=phases.get, reverse=True):
@@ -104,8 +103,7 @@ def why_idle(metrics: dict) -> str:
         "all answers are wrong: compare them with the golds in dumps/": right == 0,
         "each question is all right or all wrong: raise --group_size": True,
     }
-    cause = next(cause for cause, holds in causes.items() if holds)
-    return f"No rollout taught anything in {IDLE_STEPS} steps; {cause}"
+    return "No rollout taught anything in 3 steps; " + next(cause for cause, holds in causes.items() if holds)
 
 
 def closing_tables(before: dict[str, float], after: dict[str, float], graduated: dict[float, tuple[int, int]]) -> str:
@@ -118,11 +116,9 @@ def closing_tables(before: dict[str, float], after: dict[str, float], graduated:
 
 
 class Stop:
-    """What stops a run from outside: SIGINT (Ctrl-C), SIGTERM (schedulers), or the end of its launcher.
-
-    The first signal is kept for `reason`, a second one stops the process at once. The launcher is watched because
-    SIGTERM ends `accelerate launch` at once and does not reach the run it started.
-    """
+    """What stops a run from outside: SIGINT (Ctrl-C), SIGTERM (schedulers), or the end of its launcher, because SIGTERM
+    ends `accelerate launch` at once and does not reach the run. The first signal is kept for `reason`; a second one
+    stops the process at once."""
 
     def __init__(self):
         self.signal, self.first = "", 0.0
@@ -154,9 +150,7 @@ def check_same_run(folder: Path, new: dict) -> None:
     """Refuse to resume under arguments that would change the results."""
     old = json.loads((folder / "args.json").read_text(encoding="utf-8"))
     changed = [name for name in new if name in old and new[name] != old[name] and name not in MAY_CHANGE]
-    if changed == ["teacher"] and new["teacher_model"]:
-        changed = []  # a model known by its name, on another server
-    if changed:
+    if changed and not (changed == ["teacher"] and new["teacher_model"]):  # a named model may move to another server
         was = ", ".join(f"--{name} {old[name]} (now {new[name]})" for name in changed)
         leave(f"{folder} was started with {was}: resume with that, or start anew in another --output", 2)
     if new["student"] != old["student"] and PartialState().is_main_process:
@@ -166,8 +160,8 @@ def check_same_run(folder: Path, new: dict) -> None:
 class Output:
     """The folder of a run. All processes call its methods together; the main one writes.
 
-    arguments: the options by name; "resume", "data_may_differ" and "log_with" are read here. SystemExit ends all
-    processes: with status 1 where something cannot be written, with status 2 where the arguments do not fit the folder.
+    arguments: the options by name. SystemExit ends all processes, with status 1 where something cannot be written, with
+    status 2 where the folder is in use or holds another run than these arguments ask for.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, arguments: dict):
@@ -191,10 +185,9 @@ class Output:
         self.checkpoints = sorted(folder.glob("checkpoints/step_*"), reverse=True) if arguments["resume"] else []
         if self.checkpoints:
             check_same_run(folder, arguments)
-            sharded = any((checkpoint / "pytorch_model_fsdp_0").exists() for checkpoint in self.checkpoints)
+            sharded, kinds = any(folder.glob("checkpoints/step_*/*fsdp*")), ("whole", "sharded (FSDP2)")
             if sharded != accelerator.is_fsdp2:
-                old, new = ("sharded (FSDP2)", "whole") if sharded else ("whole", "sharded (FSDP2)")
-                leave(f"the checkpoints in {folder} are {old}, this run is {new}: launch it as it was started", 2)
+                leave(f"{folder} is {kinds[sharded]}, this run is {kinds[not sharded]}: launch it as it was started", 2)
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
@@ -220,7 +213,7 @@ class Output:
                     leave(f"{folder} was made with other questions: check --data, or add --data_may_differ", 2)
                 self.accelerator.load_state(str(folder))
             except Exception as error:  # every format has errors of its own
-                problem = f"{folder} is damaged ({error}): going on from the one before"
+                problem = f"{folder} cannot be loaded ({str(error)[:200]}): going on from the one before"
             if not (problem := any_of(problem)):
                 state = saved | {"data": state["data"]}
                 break
@@ -247,7 +240,7 @@ class Output:
         metrics, times = (json.loads(json.dumps(line), parse_constant=lambda _: None) for line in (metrics, times))
         self.idle = self.idle + 1 if metrics["active_share"] == 0 else 0
         if self.main:
-            say(step_lines(metrics, times) + (f"\n{why_idle(metrics)}" if self.idle == IDLE_STEPS else ""))
+            say(step_lines(metrics, times) + (f"\n{why_idle(metrics)}" if self.idle == 3 else ""))
         with self.writing(self.folder / "metrics.jsonl"):
             for record, name in ((metrics, "metrics.jsonl"), (times, "times.jsonl")) if self.main else ():
                 with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
@@ -274,7 +267,7 @@ class Output:
                 write_whole(json.dumps(state), partial / "state.json")
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(partial, folder)
-                for old in sorted(folder.parent.glob("step_*"))[: -keep or None] if keep else ():
+                for old in sorted(folder.parent.glob("step_*"))[:-keep] if keep else ():
                     shutil.rmtree(old)
 
     def save_model(self, policy, processor) -> None:

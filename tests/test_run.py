@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_makes_way_for_the_one_before(file, damage, tmp_pat
     again = Small(tmp_path, resume=True)
     assert again.load()["step"] == 1 and again.model.weight.tolist() == [[1.0, 1.0]]
     assert again.optimizer.state_dict()["state"][0]["step"] == 1
-    assert "step_00002 is damaged" in capsys.readouterr().out
+    assert "step_00002 cannot be loaded" in capsys.readouterr().out
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
     aside, kept = again.names()
     assert aside.startswith("damaged-step_00002") and kept == "step_00001"  # nothing is deleted
@@ -413,7 +413,8 @@ def test_a_step_of_the_largest_and_of_missing_numbers_fits_too():
         assert len(lines) == 2 and all(len(line) <= 100 for line in lines)
     assert "no box 100%  length 12288" in full and "padding" not in full
     times = dict(step=9, total=1234.5, padding_share=0.5, teacher=200.0, rollout=700.5, update=333.3)
-    assert step_lines({**metrics, "grad_norm": 0.25}, times).endswith(" 1234.5 s: rollout 700.5 update 333.3 teacher 200.0")
+    lines = step_lines({**metrics, "grad_norm": 0.25}, times)
+    assert lines.endswith(" 1234.5 s: rollout 700.5 update 333.3 teacher 200.0")
     assert "plain    -" in missing and "length     -" in missing and "grad -" in missing
 
 
