@@ -83,12 +83,11 @@ def step_lines(metrics: dict, times: dict) -> str:
     shares = dict(plain="plain_accuracy", bcq="bcq_accuracy", ncq="ncq_accuracy", active="active_share")
     shares |= {"cut": "cut_share", "no box": "no_answer_share"}
     first = "  ".join(f"{label} {show(name, '4.0%')}" for label, name in shares.items())
-    second = "{:12}buffer {buffer} (+{admitted} -{graduated} -{evicted})  grad ".format("", **metrics)
-    second += f"{show('grad_norm', '1.2f')}  {metrics['response_tokens'] / times['total']:.0f} tok/s"
-    second += f"  {times['total']:.1f} s:"
-    phases = {name: seconds for name, seconds in times.items() if name not in ("step", "total", "padding_share")}
-    for name in sorted(phases, key=phases.get, reverse=True):
-        phase = f" {name} {phases[name]:.1f}"
+    total, digits = times["total"], 1 if times["total"] < 100 else 0
+    second = "  buffer {buffer} (+{admitted} -{graduated} -{evicted})  grad ".format(**metrics)
+    second += f"{show('grad_norm', '1.2f')}  {metrics['response_tokens'] / total:.0f} tok/s  {total:.{digits}f} s:"
+    for name in sorted(times.keys() - {"step", "total", "padding_share"}, key=times.get, reverse=True):
+        phase = f" {name} {times[name]:.{digits}f}"
         second += phase if len(second + phase) <= 100 else ""
     return f"step {metrics['step']:>5}  {first}  length {show('response_length', '5.0f')}\n{second}"
 

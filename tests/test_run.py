@@ -28,7 +28,7 @@ try:
     import resource  # its limit of file sizes stands for a full disk
 except ModuleNotFoundError:
     resource = None  # Windows
-needs_limits = pytest.mark.skipif(resource is None, reason="Windows has no limit of file sizes")
+posix = pytest.mark.skipif(resource is None, reason="Windows has no limit of file sizes and no signals to others")
 SIGNAL = "stopping after this step"
 
 
@@ -249,7 +249,7 @@ def test_zero_turns_checkpoints_and_dumps_off(tmp_path):
 # ---------------------------------------------------------------- out of space
 
 
-@needs_limits
+@posix
 def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path):
     run = tmp_path / "run"
     with start(run) as process:
@@ -266,7 +266,7 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path):
     assert_same(run, reference[0])
 
 
-@needs_limits
+@posix
 def test_no_space_for_a_checkpoint_on_two_processes(two_steps, reference, tmp_path):
     run = shutil.copytree(two_steps, tmp_path / "run")
     with full_disk(500_000):  # enough for the logs
@@ -290,6 +290,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path):
 # ---------------------------------------------------------------- signals
 
 
+@posix
 @pytest.mark.parametrize(("processes", "receiver"), [(1, "run"), (2, "launcher"), (2, "last process")])
 def test_a_signal_stops_the_run_after_its_step(processes, receiver, reference, tmp_path):
     run = tmp_path / "run"
@@ -314,26 +315,25 @@ def test_a_signal_stops_the_run_after_its_step(processes, receiver, reference, t
 @pytest.mark.parametrize(
     ("receiver", "number", "cause"),
     [
-        ("group", signal.SIGINT, "SIGINT"),  # Ctrl-C
-        ("group", signal.SIGTERM, "SIGTERM"),
-        ("launcher", signal.SIGTERM, "the end of its launcher"),
-        ("launcher", signal.SIGKILL, "the end of its launcher"),
+        ("group", "SIGINT", "SIGINT"),  # Ctrl-C
+        ("group", "SIGTERM", "SIGTERM"),
+        ("launcher", "SIGTERM", "the end of its launcher"),
+        ("launcher", "SIGKILL", "the end of its launcher"),
     ],
 )
+@posix
 def test_stopping_what_accelerate_launch_started(receiver, number, cause, reference, tmp_path):
     run = tmp_path / "run"
     with start(run, launch=ACCELERATE) as process:
         wait_for_lines(process, run / "metrics.jsonl", 1)
-        if receiver == "group":
-            os.killpg(process.pid, number)
-        else:
-            os.kill(process.pid, number)
+        send = os.killpg if receiver == "group" else os.kill
+        send(process.pid, getattr(signal, number))
         screen = process.communicate(timeout=60)[0]  # ends with the run, which outlives its launcher
     steps = len(read_metrics(run))
     assert f"{cause} stopped the run after step {steps}; the state is saved in {run}: --resume goes on" in screen
     assert [line["step"] for line in read_metrics(run)] == list(range(1, steps + 1)) and steps < 4
     assert read_state(run, steps)[2]["step"] == steps
-    if number == signal.SIGKILL:
+    if number == "SIGKILL":
         train(run, "--resume", launch=ACCELERATE)
         assert_same(run, reference[0])
 
@@ -353,6 +353,7 @@ def test_one_run_per_folder_until_its_process_ends(tmp_path):
     Output(run, Accelerator(cpu=True), {**ARGUMENTS, **json.loads((run / "args.json").read_text()), "resume": True})
 
 
+@posix
 def test_a_screen_that_is_gone_does_not_keep_the_state_from_being_saved(tmp_path):
     run = tmp_path / "run"
     with start(run, stderr=subprocess.DEVNULL) as process:
@@ -364,6 +365,7 @@ def test_a_screen_that_is_gone_does_not_keep_the_state_from_being_saved(tmp_path
     assert steps < 4 and read_state(run, steps)[2]["step"] == steps
 
 
+@posix
 def test_a_second_signal_stops_at_once_and_an_echo_does_not():
     code = "import sys; from engine import run; stop = run.Stop(); print(stop.signal, flush=True)"
     code += "\nfor line in sys.stdin: run.ONE_SIGNAL = float(line); print(stop.signal, flush=True)"
@@ -414,7 +416,9 @@ def test_a_step_of_the_largest_and_of_missing_numbers_fits_too():
     assert "no box 100%  length 12288" in full and "padding" not in full
     times = dict(step=9, total=1234.5, padding_share=0.5, teacher=200.0, rollout=700.5, update=333.3)
     lines = step_lines({**metrics, "grad_norm": 0.25}, times)
-    assert lines.endswith(" 1234.5 s: rollout 700.5 update 333.3 teacher 200.0")
+    assert lines.endswith(" 1234 s: rollout 700 update 333 teacher 200")
+    lines = step_lines({**metrics, "grad_norm": 0.25}, {**times, "total": 99.0, "rollout": 50.55})
+    assert " 99.0 s: update 333.3 teacher 200.0" in lines
     assert "plain    -" in missing and "length     -" in missing and "grad -" in missing
 
 
