@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import ROOT
+from test_zppo import collect
 from tiny import PROCESSOR, TOKENIZER
 
 import baselines
@@ -29,7 +30,7 @@ from extras.served import ServedActor, overlapped
 from generate import Actor, Reply, Request, Sampling, generate, seed_of
 from prompts import plain_prompt
 from world import table as world
-from zppo import Recipe, Step, collect
+from zppo import Context, Recipe
 
 KEY = (0, 7)
 SHORT = Sampling(max_new_tokens=24)
@@ -271,7 +272,7 @@ def test_a_step_with_overlap_is_the_step_without(method):
     recipe = Recipe(group_size=4, teacher_group_size=3, rho_aug=0.4, method=method, max_response_tokens=32)
     limit = 0 if method == "grpo_replay_ncq" else 3 if method == "zppo" else 6  # cap 6, over the branches
     local = Actor(load_model(str(world.WORLD / "student")), load_processor(str(world.WORLD / "student")), rows=16)
-    gather = baselines.collect if method == "hint" else collect
+    gather = baselines.collect if method == "hint" else lambda *call: collect(*call)[0]
 
     def say(text: str, images: list, seed: int) -> str:
         time.sleep(0.02)
@@ -294,7 +295,8 @@ def test_a_step_with_overlap_is_the_step_without(method):
         with serve(answer=say) as server:
             teacher = actor_of(server, timeout=30.0, concurrency=4)
             roller = partial(overlapped, Watched(), teacher, limit, 3) if overlaps else local
-            results.append(gather(Step(roller, teacher, recipe, KEY), questions, []))
+            ctx = Context(roller, teacher, recipe, KEY)
+            results.append((gather(ctx, questions, []), ctx.counts))
             assert teacher.failures == 0
     assert results[0] == results[1] and results[0][1]["teacher_questions"] >= limit
     assert len(early) == 4 and (0 < early[2] <= early[3] if limit else not any(early))
@@ -482,8 +484,8 @@ def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
 
     new = [Question(f"q{i}", f"question {i}", (), "4", free_form=i == 3) for i in range(8)]
     recipe, dead = Recipe(group_size=4, rho_aug=0.5), ServedActor(CLOSED, "m", delays=[0.01])
-    groups, stats = collect(Step(student, dead, recipe, KEY), new, [])
-    mute = Step(student, lambda asked, n, *_: [[Reply("", [], False)] * n for _ in asked], recipe, KEY)
+    groups, stats = collect(Context(student, dead, recipe, KEY), new, [])
+    mute = Context(student, lambda asked, n, *_: [[Reply("", [], False)] * n for _ in asked], recipe, KEY)
     silent = collect(mute, new, [])
     assert (groups, stats) == silent
     assert [group.question for group in groups[:8]] == new and {group.kind for group in groups[8:]} == {"ncq"}
