@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, processing_utils
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -44,8 +45,7 @@ def load_model(path: str, dtype: torch.dtype = torch.float32):
     config = AutoConfig.from_pretrained(path)
     check_fp8(path, config)
     is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
-    model = auto.from_pretrained(path, dtype=dtype)
+    model = (AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM).from_pretrained(path, dtype=dtype)
     disable_dropout(model)
     return model
 
@@ -117,15 +117,9 @@ def encode(processor, text: str, images: Sequence = (), system: str = "", **temp
     template: extra arguments of the chat template (for example enable_thinking).
     Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut.
     """
-    specials = special_tokens(processor)
-    encoded = processor.apply_chat_template(
-        chat(break_tokens(text, specials), images, break_tokens(system, specials)),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **template,
-    )
+    text, system = (break_tokens(part, special_tokens(processor)) for part in (text, system))
+    form = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    encoded = processor.apply_chat_template(chat(text, images, system), **form, **template)
     encoded.pop("attention_mask", None)
     return {key: value[0] if key in TOKEN_KEYS else value for key, value in encoded.items()}
 
@@ -173,10 +167,8 @@ class Encoder:
         """The number of tokens of the encoded prompt, without looking at the pixels."""
         key = (text, question)
         if key not in self.lengths:
-            harmless = break_tokens(text, special_tokens(self.processor))
-            self.lengths[key] = prompt_tokens(
-                self.processor, harmless, question.images, question.system, **self.template
-            )
+            said = [break_tokens(part, special_tokens(self.processor)) for part in (text, question.system)]
+            self.lengths[key] = prompt_tokens(self.processor, said[0], question.images, said[1], **self.template)
         return self.lengths[key]
 
 
@@ -186,34 +178,21 @@ def collate(
     pad_id: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Pad encoded prompts into one batch [B, L].
+    """Encoded prompts as one batch [B, L] with its attention mask; images of all rows follow in row order.
 
-    Without responses the padding is on the left (generation goes on at the right end); with responses each
-    row is prompt + response and the padding is on the right.
+    Without responses the padding is on the left, because generation goes on at the right end. With responses each row
+    is prompt + response, and the padding is on the right.
     """
-    rows = []
-    for i, prompt in enumerate(prompts):
-        tokens = {key: prompt[key] for key in TOKEN_KEYS if key in prompt}
-        if responses is not None:
-            response = torch.as_tensor(responses[i], dtype=torch.long)
-            tokens = {
-                key: torch.cat([value, response if key == "input_ids" else torch.zeros_like(response)])
-                for key, value in tokens.items()
-            }
-        rows.append(tokens)
-    lengths = [len(row["input_ids"]) for row in rows]
-    width = max(lengths)
-    batch = {}
+    rows, side = prompts, "left"
+    if responses is not None:
+        rows, side = [extend(prompt, tokens) for prompt, tokens in zip(prompts, responses, strict=True)], "right"
+    batch = {"attention_mask": pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], True, 0, side)}
     for key in {key for row in rows for key in row}:
-        batch[key] = torch.full((len(rows), width), pad_id if key == "input_ids" else 0)
-    batch["attention_mask"] = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        span = slice(width - length, width) if responses is None else slice(0, length)
-        for key, value in row.items():
-            batch[key][i, span] = value
-        batch["attention_mask"][i, span] = 1
-    for key in {key for prompt in prompts for key in prompt} - set(TOKEN_KEYS):  # images of all rows, in row order
-        batch[key] = torch.cat([prompt[key] for prompt in prompts if key in prompt])
+        if key in TOKEN_KEYS:
+            values = [row.get(key, torch.zeros_like(row["input_ids"])) for row in rows]
+            batch[key] = pad_sequence(values, True, pad_id if key == "input_ids" else 0, side)
+        else:
+            batch[key] = torch.cat([row[key] for row in rows if key in row])
     return {key: value.to(device) for key, value in batch.items()}
 
 
