@@ -6,7 +6,7 @@ answers the held-out questions of the embedded world, one response each, and wri
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ def evaluate(
     sampling: Sampling = DECODING,
     seed: int = 0,
     judge: Actor | None = None,
+    reward: Callable[[str, str, str], float] | None = None,
 ) -> list[dict]:
     """One response to each question (Pass@1). Returns a record per question with its family and reward.
 
@@ -41,7 +42,7 @@ def evaluate(
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
     replies = actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")
     items = [(q.text, reply.text, q.answer, q.free_form) for (_, q), (reply,) in zip(asked, replies, strict=True)]
-    rewards = score(items, partial(ask, judge, (seed, "evaluate")))
+    rewards = score(items, partial(ask, judge, (seed, "evaluate")), reward)
     return [
         {
             "family": family,

@@ -122,7 +122,7 @@ def sample(ctx: Context, actor: Actor, requests: Sequence[Request], n: int, phas
         for request, row in zip(requests, rows, strict=True)
         for reply in row
     ]
-    rewards = iter(score(items, partial(ask, ctx.teacher, ctx.key)))
+    rewards = iter(score(items, partial(ask, ctx.teacher, ctx.key), ctx.reward))
     return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text), r.finished) for r in row] for row in rows]
 
 
@@ -441,13 +441,14 @@ class Instance:
 @dataclass
 class Context:
     """What the stages of one step share. key: (seed, step), the root of all randomness. special_tokens: the student's,
-    neutralised in candidates. counts: what the stages count, for the metrics."""
+    neutralised in candidates. reward: in place of grader and judge. counts: of the stages, for the metrics."""
 
     student: Actor
     teacher: Actor
     recipe: Recipe
     key: tuple
     special_tokens: Sequence[str] = ()
+    reward: Callable[[str, str, str], float] | None = None
     counts: dict[str, float | None] = field(default_factory=dict)
 
     def rng(self, *what) -> random.Random:
