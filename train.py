@@ -44,7 +44,7 @@ from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
 from engine.options import JsonObject, option, parse
 from engine.questions import MAX_PIXELS, MIN_PIXELS, DataError, Question, fingerprint, load_questions
 from engine.run import Output, append, read_records, write_records
-from engine.update import Learner, Policy, Row, check_head, gathered, make_accelerator
+from engine.update import Learner, Policy, Row, check_head, gathered, make_accelerator, prepare
 from evaluate import DECODING, accuracies, evaluate
 from extras.served import ServedActor, ServedError, overlap
 from generate import Actor, seed_of
@@ -160,7 +160,7 @@ def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> L
     policy = Policy(student.model, student.banned_ids)
     fused = True if accelerator.device.type == "cuda" else None
     settings = dict(lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay, fused=fused)
-    policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(policy.parameters(), **settings))
+    policy, optimizer = prepare(policy, torch.optim.AdamW(policy.parameters(), **settings), accelerator)
     images = (Image.new("RGB", (64, 64)),) if hasattr(student.processor, "image_processor") else ()
     blank = Row("blank", Question("blank", "blank", images, ""), student.end_ids[:1], weight=0.0)
     learner = Learner(policy, optimizer, accelerator, student.encoder, blank, args.micro_tokens)
