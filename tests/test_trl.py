@@ -50,7 +50,7 @@ def surrogate(trainer, batch: dict) -> tuple[torch.Tensor, ...]:
 
 
 def two_steps(folder: Path) -> None:
-    args = Arguments(steps=2, new_per_step=8, micro_batches=2, output=str(folder / "run"))
+    args = Arguments(steps=2, new_per_step=8, micro_batches=16, output=str(folder / "run"))
     questions = [world.question("text", q.uid[6:8], q.uid[8:], q.answer) for q in world.questions()[0][:32]]
     trainer, watch, batches = make_trainer(args, RECIPE, questions), Watch(), []
     trainer.add_callback(watch)
@@ -97,7 +97,7 @@ def test_rows_and_advantages_are_those_of_the_groups(processes):
         rows += pairs
         blank += (batch["tool_mask"] * batch["completion_mask"]).sum(-1).eq(0).tolist()
     n = len(expected)
-    assert rows[:n] == expected and blank == [False] * n + [True] * (len(rows) - n)
+    assert n < len(rows) and rows[:n] == expected and blank == [False] * n + [True] * (len(rows) - n)
     found = torch.cat([batch["advantages"] for batch in batches])
     torch.testing.assert_close(found[:n], weights.flatten(), rtol=0, atol=1e-6)
     assert (found[:n] != 0).any() and (found[:n][weights.flatten() == 0] == 0).all() and (found[n:] == 0).all()
