@@ -1,0 +1,239 @@
+"""From responses to rewards: a deterministic rule first, the judge for what the rule cannot settle, official judges.
+
+Decisions where the paper is silent:
+1. A rule sees only the final answer, the content of the last box. Without a box the judge is asked (the metrics of
+   InfographicVQA and OCRBench v2, which have no judge, then take the text behind the thoughts).
+2. A rule settles a choice that is clear (engine/choices.py), and a number against a number.
+3. Without a judge an unsettled answer counts as wrong, and the table says how many there are.
+4. The official judges are asked in words of ours (configs/judges.toml), which a file with the published ones replaces.
+   A reply that does not keep to its form counts as wrong and is counted.
+5. MathVista takes the nearest choice only where there is a final answer; DynaMath's substring rule needs a text.
+"""
+
+import importlib
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from engine.choices import WRAPPED, choose
+from engine.questions import DataError, Question
+from rewards import extract_boxed, grade, judge
+from suite.entries import BLIND_TASKS, BY_NAME
+from suite.rows import Item, lettered
+
+
+@dataclass
+class Score:
+    reward: float | None  # None: the metric cannot be computed here
+    method: str  # rule, judge, official judge, unsettled (no judge), unreadable (judge) or not scored
+    why: str = ""  # a judge was needed
+    extra: dict = field(default_factory=dict)
+
+
+# ---- rules: (item, final answer) -> 1.0, 0.0, a share, or None where they cannot settle it ------------------
+
+
+def number(text: str) -> float | None:
+    """The value of a plain decimal number, with thousands separators, dollar or percent signs; else None."""
+    text = WRAPPED.sub(r"\1", text).strip().strip("$%\\ ").replace(",", "")
+    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
+
+
+def choice(item: Item, answer: str) -> float | None:
+    chosen = choose(answer, item.options)
+    return None if chosen is None else float(len(chosen) == 1 and chosen <= set(item.golds))
+
+
+def answer_rule(item: Item, answer: str) -> float | None:
+    if item.options:
+        return choice(item, answer)
+    if any(grade(f"\\boxed{{{answer}}}", gold) for gold in item.golds):
+        return 1.0
+    return 0.0 if number(answer) is not None and all(number(gold) is not None for gold in item.golds) else None
+
+
+def dynamath(item: Item, answer: str) -> float | None:
+    if item.options or answer_rule(item, answer) == 1:
+        return answer_rule(item, answer)
+    if item.row["answer_type"] == "text":
+        return 1.0 if answer.strip() and answer.strip().casefold() in item.golds[0].casefold() else None
+    values = []
+    for text in (answer, item.golds[0]):  # "2.5\\pi", "pi"
+        factor = re.fullmatch(r"(.*?)\s*\*?\s*(?:\\pi|π|pi)", text.strip().strip("$"))
+        value = number(text) if factor is None else number(factor[1] or "1")
+        values.append(value if value is None or factor is None else value * math.pi)
+    return None if None in values else float(abs(values[0] - values[1]) <= 0.001)
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein's."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (left != right))
+    return row[-1]
+
+
+def mathvista(item: Item, answer: str) -> float | None:
+    """Its chain: letter or text of a choice, else the nearest one; integers are cut, floats rounded to `precision`."""
+    if item.options:
+        settled = choice(item, answer)
+        far = [distance(answer.casefold(), option.casefold()) for option in item.options]
+        nearest = [i for i, value in enumerate(far) if value == min(far)]
+        return float(nearest[0] in item.golds) if settled is None and len(nearest) == 1 else settled
+    kind, (gold,), value = item.row["answer_type"], item.golds, number(answer)
+    if kind == "integer" and value is not None:
+        return float(int(value) == int(float(gold)))
+    if kind == "float" and value is not None:
+        digits = item.row["precision"]
+        digits = len(gold.partition(".")[2]) if digits is None else int(digits)
+        return float(round(value, digits) == round(float(gold), digits))
+    return 1.0 if answer.strip() == gold.strip() or answer_rule(item, answer) else None
+
+
+def blind(item: Item, answer: str) -> float | None:
+    """By task; braces are dropped. A pair is rows, columns, or in the order of its words."""
+    text, gold, form = WRAPPED.sub(r"\1", answer).casefold(), item.golds[0].casefold(), BLIND_TASKS[item.row["task"]]
+    numbers = re.findall(r"\d+", text)
+    if form == "number":
+        return float(int(numbers[0]) == int(gold)) if len(numbers) == 1 else None
+    if form == "pair":
+        turned = "col" in text and "row" in text and text.index("col") < text.index("row")
+        return float(numbers[:: -1 if turned else 1] == re.findall(r"\d+", gold)) if len(numbers) == 2 else None
+    words = set(re.findall(r"\w+", text)) & {"yes", "no"} if form == "yes/no" else set(re.findall(r"\w+", text))
+    return float(words == {gold.strip("{} ")}) if len(words) == 1 else None
+
+
+def videommmu(item: Item, answer: str) -> float | None:
+    """Open answers: numbers rounded to two decimals, or the gold's words inside the answer."""
+    if item.options or answer_rule(item, answer):
+        return answer_rule(item, answer)
+    value, gold = number(answer), number(item.golds[0])
+    if value is not None and gold is not None:
+        return float(round(value, 2) == round(gold, 2))
+    words = re.escape(item.golds[0].strip().casefold())
+    return 1.0 if gold is None and re.search(rf"(?<!\w){words}(?!\w)", answer.casefold()) else None
+
+
+def anls(item: Item, answer: str) -> float:
+    """1 - the least normalised edit distance to an accepted string, 0 below a half."""
+    texts = [" ".join(WRAPPED.sub(r"\1", text).casefold().split()) for text in (answer, *item.golds)]
+    share = max(1 - distance(texts[0], gold) / max(len(texts[0]), len(gold), 1) for gold in texts[1:])
+    return share if share >= 0.5 else 0.0
+
+
+def ocrbench(item: Item, answer: str) -> float | None:
+    """OCRBench v2's own metric, from the installed lmms-eval; None without that package."""
+    try:
+        module = importlib.import_module("lmms_eval.tasks.ocrbench_v2.utils")
+    except ImportError:
+        return None
+    row = {name: item.row[name] for name in ("type", "eval", "bbox", "bbox_list", "content")}
+    row |= {"question": item.text, "answers": list(item.golds)}
+    return float(module.ocrbench_v2_process_results(row, [answer])["ocrbench_v2_accuracy"]["score"])
+
+
+RULES = {"answer": answer_rule, "dynamath": dynamath, "mathvista": mathvista, "blind": blind, "videommmu": videommmu}
+METRICS = {"anls": anls, "ocrbench": ocrbench}  # no judge behind them
+
+
+# ---- official judges (Figs. 10-15): reply as JSON -> reward; KeyError or ValueError where it is none ----------
+
+
+def mmvet_score(reply: dict, item: Item) -> float:
+    if not 0 <= (score := float(reply["score"])) <= 1:
+        raise ValueError(score)
+    return score
+
+
+def charxiv_score(reply: dict, item: Item) -> float:
+    return {0: 0.0, 1: 1.0}[int(reply["score"])]
+
+
+def verdict(reply: dict, item: Item) -> float:
+    said = str(reply["verdict"] if "verdict" in reply else reply["correct"]).casefold()
+    return {"correct": 1.0, "yes": 1.0, "true": 1.0, "wrong": 0.0, "no": 0.0, "false": 0.0}[said]
+
+
+def criterion(reply: dict, item: Item) -> float:
+    return float({"YES": "YES", "NO": "NO"}[str(reply["verdict"]).upper()] == item.golds[0].upper())
+
+
+JUDGES = {"mmvet": mmvet_score, "charxiv": charxiv_score, "hle": verdict, "mmvu": verdict, "multichallenge": criterion}
+
+
+def official_prompt(item: Item, response: str, prompts: dict) -> str:
+    """The prompt of the benchmark's own judge; it sees what stands behind the thoughts."""
+    name = item.benchmark
+    if name == "mmvu":
+        name += "_choice" if item.options else "_open"
+    elif name == "charxiv":
+        name += f"_{item.row['rubric'].partition('_')[0]}"
+    values = {"question": item.row.get("target_question") or item.text, "options": "\n".join(lettered(item.options)),
+              "response": response.rpartition("</think>")[2].strip(), "gold": item.answer,
+              "rubric": prompts["rubrics"].get(item.row.get("rubric"), "")}  # fmt: skip
+    # One pass: a placeholder inside an inserted text is text, and so is a closing tag.
+    return re.sub(r"\{(\w+)\}", lambda m: values[m[1]].replace("</", "< /") if m[1] in values else m[0], prompts[name])
+
+
+def read_official(item: Item, reply: str) -> Score:
+    try:
+        said = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
+        extra = {"confidence": float(said.get("confidence", 100))} if item.benchmark == "hle" else {}
+        return Score(JUDGES[BY_NAME[item.benchmark].scorer](said, item), "official judge", extra=extra)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
+
+
+def shared_item(question: Question, response: str) -> tuple:
+    """What the shared judge (Fig. 9) compares: question, response, gold and options."""
+    if not isinstance(question, Item):
+        return question.text, response, question.answer, None
+    text = question.row.get(BY_NAME[question.benchmark].judge_question) or question.text
+    return text, response, question.answer, lettered(question.options) or None
+
+
+# ---- all together ------------------------------------------------------------------------------------------
+
+
+def by_rule(question: Question, response: str) -> Score:
+    """What can be settled without a judge; reward None and method "judge" where a judge is needed."""
+    answer = extract_boxed(response)
+    if not isinstance(question, Item):
+        reward = None if question.free_form else grade(response, question.answer)
+        return Score(reward, "judge", "free-form gold") if reward is None else Score(reward, "rule")
+    scorer = BY_NAME[question.benchmark].scorer
+    if scorer in METRICS:
+        reward = METRICS[scorer](question, response.rpartition("</think>")[2].strip() if answer is None else answer)
+        return Score(reward, "rule") if reward is not None else Score(None, "not scored", "pip install lmms-eval")
+    if scorer in JUDGES:
+        return Score(None, "official judge")
+    reward = None if answer is None else RULES[scorer](question, answer)
+    why = "no box" if answer is None else "not settled by the rule" if reward is None else ""
+    return Score(reward, "judge" if reward is None else "rule", why)
+
+
+def score(asked: Sequence[tuple[Question, str]], ask: Callable | None, prompts: dict) -> list[Score]:
+    """The score of each (question, response). ask: texts for prompts, from the judge; None: no judge.
+
+    prompts: configs/judges.toml. Raises DataError where an official judge or a free-form gold needs `ask`.
+    """
+    scores = [by_rule(*one) for one in asked]
+    shared = [i for i, one in enumerate(scores) if one.method == "judge"]
+    official = [i for i, one in enumerate(scores) if one.method == "official judge"]
+    if ask is None:
+        if official or not all(isinstance(asked[i][0], Item) for i in shared):
+            raise DataError("these questions need a judge: give one (--judge), or leave their sets out")
+        for i in shared:
+            scores[i] = Score(0.0, "unsettled", scores[i].why)
+        return scores
+    items = [shared_item(*asked[i]) for i in shared]
+    for i, reward in zip(shared, judge(items, ask), strict=True):
+        scores[i].reward = reward
+    texts = [official_prompt(*asked[i], prompts) for i in official]
+    for i, reply in zip(official, ask(texts) if texts else [], strict=True):
+        scores[i] = read_official(asked[i][0], reply)
+    return scores
