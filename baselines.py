@@ -5,14 +5,17 @@ selection of hard questions, optimiser and schedule with zppo.py; each row chang
 The divergence itself is logprobs.token_jsd.
 
 Decisions where the paper is silent:
-1. Hint, Prefix and teacher response take hard questions by ascending accuracy, ties at random, up to the cap
-   rho_aug * |X_new|, those with a correct teacher rollout, one of which is drawn.
+1. Hint, Prefix and teacher response take the first rho_aug * |X_new| hard questions, by ascending accuracy, ties at
+   random. Those without a correct teacher rollout are skipped, and nobody takes their place (Algorithms 5 and 6).
+   One of the correct rollouts is drawn.
 2. A hint that holds a \\boxed{} breaks its own rule: the question gets no hint group, and a metric counts it. So does
    an empty one.
 3. Prefix: the first floor(0.4 * length) tokens of the teacher's rollout. The continuation has the whole budget.
 4. JSD: both halves of equal weight, natural logarithm, full vocabulary, averaged over the response tokens of the batch
    of all processes. In Off-Distill a rollout weighs 1 / (kept rollouts of its question).
-5. Prefix, teacher response and distillation put the teacher's tokens before the student: the tokenizers must be equal.
+5. Prefix, teacher response and distillation put the teacher's tokens behind the student's prompt. The tokenizers must
+   be equal, and both chat templates must render a question alike, the start of the response included.
+6. Off-Distill without the buffer draws no student rollouts: nothing would look at them.
 """
 
 from collections.abc import Sequence
@@ -22,91 +25,87 @@ import torch
 
 import prompts
 from engine.questions import Question
-from engine.update import Row
+from engine.update import Learner, Row
 from generate import Request, Sampling
 from rewards import extract_boxed
-from zppo import Actor, Group, Recipe, Rollout, Step, count, plain_groups, select
+from zppo import Actor, Context, Group, Instance, Recipe, mean, plain_groups, quota, roll_out, sample, select
 
 PREFIX_SHARE = 0.4  # Algorithm 6
 HINT_TOKENS = 512
 # What these need of the teacher besides its text; so they need the student's tokenizer too (decision 5).
 NEEDS = {"on_distill": "logits", "off_distill": "logits", "prefix": "tokens", "teacher_response": "tokens"}
+BRANCHES = {"hint", *NEEDS}
 
 
-def collect(
-    step: Step, new: Sequence[Question], replayed: Sequence[Question]
-) -> tuple[list[Group], dict[str, float]]:
-    """What zppo.collect is to ZPPO, for a row of this file: all groups, plain ones first, and counters."""
-    recipe, (branch,) = step.recipe, step.recipe.branches
+def collect(ctx: Context, new: Sequence[Question], replayed: Sequence[Question]) -> list[Group]:
+    """Stages 1-5 for a row of this file: all groups, plain ones first."""
+    recipe, (branch,) = ctx.recipe, ctx.recipe.branches
     questions = [*new, *replayed]
-    if branch == "on_distill":  # Algorithm 3: the student's own rollouts are all there is
-        return plain_groups(step, questions), {}
     if branch == "off_distill":  # Algorithm 2: correct teacher rollouts; student rollouts only for the buffer
-        plain = plain_groups(step, questions) if recipe.replay else []
-        kept, stats = teacher_groups(step, questions)
-        return plain + kept, stats
-    plain = plain_groups(step, questions)
-    instances, stats = select(step, plain, cap=count(recipe.rho_aug, len(new)))
+        plain = roll_out(ctx, plain_groups(questions), "rollout") if recipe.replay else []
+        return plain + teacher_groups(ctx, questions)
+    plain = roll_out(ctx, plain_groups(questions), "rollout")
+    if branch == "on_distill":  # Algorithm 3: the student's own rollouts are all there is
+        return plain
+    instances = select(ctx, plain, quota(recipe.rho_aug, len(new)), refill=False)
     if branch == "teacher_response":
-        substitute(step, instances)
-        return plain, stats
-    requests, refused = (hint_requests if branch == "hint" else prefix_requests)(step, instances)
-    return plain + step.student_groups(requests, "reformulate"), stats | {"hints_refused": refused}
+        return substitute(ctx, plain, instances)
+    extra = hint_groups(ctx, instances) if branch == "hint" else prefix_groups(instances)
+    return plain + roll_out(ctx, extra, "reformulate")
 
 
 # ---------------------------------------------------------------- Hint, Prefix, teacher response
 
 
-def hint_requests(step: Step, instances: Sequence[tuple[str, Group, Rollout]]) -> tuple[list[Request], int]:
+def hint_groups(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
     """Algorithm 5: the teacher writes a hint from its own correct rollout (Fig. 19); it goes after the question."""
-    asked = [
-        Request("tip", group.question.uid, prompts.hint_prompt(positive.text, step.special_tokens))
-        for _, group, positive in instances
-    ]
-    replies = step.teacher(asked, 1, Sampling(max_new_tokens=HINT_TOKENS), step.key, "hint")
-    requests = []
-    for (kind, group, _), (reply,) in zip(instances, replies, strict=True):
-        if reply.text.strip() and extract_boxed(reply.text) is None:
-            text = prompts.hinted_prompt(group.question.text, reply.text, step.special_tokens)
-            requests.append(Request(kind, group.question.uid, text, group.question))
-    return requests, len(instances) - len(requests)
-
-
-def prefix_requests(step: Step, instances: Sequence[tuple[str, Group, Rollout]]) -> tuple[list[Request], int]:
-    """Algorithm 6: the response starts with the first 40% of a correct teacher rollout, which carries no loss."""
     requests = [
-        Request(kind, group.question.uid, group.prompt, group.question, prefix=tuple(positive.tokens[:share]))
-        for kind, group, positive in instances
-        for share in [int(PREFIX_SHARE * len(positive.tokens))]
+        Request("tip", it.plain.question.uid, prompts.hint_prompt(it.positive.text, ctx.special_tokens))
+        for it in instances
     ]
-    return requests, 0
+    replies = ctx.teacher(requests, 1, Sampling(max_new_tokens=HINT_TOKENS), ctx.key, "hint")
+    groups = []
+    for it, (reply,) in zip(instances, replies, strict=True):
+        if reply.text.strip() and extract_boxed(reply.text) is None:
+            prompt = prompts.hinted_prompt(it.plain.question.text, reply.text, ctx.special_tokens)
+            groups.append(Group(it.plain.question, it.kind, prompt))
+    ctx.counts["hints_refused"] = len(instances) - len(groups)
+    return groups
 
 
-def substitute(step: Step, instances: Sequence[tuple[str, Group, Rollout]]) -> None:
+def prefix_groups(instances: Sequence[Instance]) -> list[Group]:
+    """Algorithm 6: the response starts with the first 40% of a correct teacher rollout, which carries no loss."""
+    prefixes = [it.positive.tokens[: int(PREFIX_SHARE * len(it.positive.tokens))] for it in instances]
+    return [
+        Group(it.plain.question, it.kind, it.plain.prompt, prefix=prefix)
+        for it, prefix in zip(instances, prefixes, strict=True)
+    ]
+
+
+def substitute(ctx: Context, plain: Sequence[Group], instances: Sequence[Instance]) -> list[Group]:
     """The failure mode: a correct teacher response takes the place of a wrong student rollout, as if it were one."""
-    for _, group, positive in instances:
-        wrong = [i for i, rollout in enumerate(group.rollouts) if rollout.reward == 0.0]
-        place = step.rng(group.question.uid, "negative").choice(wrong)
-        group.rollouts[place] = replace(positive, by_teacher=True)
+    for it in instances:
+        wrong = [i for i, rollout in enumerate(it.plain.rollouts) if rollout.reward == 0.0]
+        place = ctx.rng(it.plain.question.uid, "negative").choice(wrong)
+        it.plain.rollouts[place] = replace(it.positive, by_teacher=True)
+    return list(plain)
 
 
 # ---------------------------------------------------------------- distillation
 
 
-def teacher_groups(step: Step, questions: Sequence[Question]) -> tuple[list[Group], dict[str, float]]:
+def teacher_groups(ctx: Context, questions: Sequence[Question]) -> list[Group]:
     """Off-Distill: G_T fresh teacher rollouts on every question, the correct ones kept; none kept, no group."""
-    requests = [Request("teacher", x.uid, prompts.plain_prompt(x.text), x) for x in questions]
-    rows = step.roll_out(step.teacher, requests, step.recipe.teacher_group_size, "teacher")
-    groups = []
-    for request, row in zip(requests, rows, strict=True):
-        kept = [replace(rollout, by_teacher=True) for rollout in row if rollout.reward == 1.0]
-        if kept:
-            groups.append(Group(request.question, "teacher", request.text, kept))
-    rewards = [rollout.reward for row in rows for rollout in row]
-    return groups, {"teacher_questions": len(rows), "teacher_accuracy": sum(rewards) / max(len(rewards), 1)}
+    plain = plain_groups(questions)
+    requests = [Request("teacher", group.question.uid, group.prompt, group.question) for group in plain]
+    rows = sample(ctx, ctx.teacher, requests, ctx.recipe.teacher_group_size, "teacher")
+    accuracy = mean(rollout.reward for row in rows for rollout in row)
+    ctx.counts |= {"teacher_questions": len(rows), "teacher_accuracy": accuracy}
+    kept = [[replace(rollout, by_teacher=True) for rollout in row if rollout.reward == 1.0] for row in rows]
+    return [replace(g, kind="teacher", rollouts=row) for g, row in zip(plain, kept, strict=True) if row]
 
 
-def distill(learner, teacher_model, groups: Sequence[Group], recipe: Recipe, key: tuple) -> dict[str, float]:
+def distill(learner: Learner, teacher_model, groups: Sequence[Group], recipe: Recipe) -> dict[str, float]:
     """One update per step on the mean per-token JSD to the teacher (Algorithms 2 and 3).
 
     Off-Distill trains on the groups of kind "teacher", On-Distill on the plain ones. teacher_model: the frozen model
@@ -119,20 +118,19 @@ def distill(learner, teacher_model, groups: Sequence[Group], recipe: Recipe, key
         if group.kind == kind
         for rollout in group.rollouts
     ]
-    tokens, weight = sum(len(row.tokens) for row in rows), sum(row.weight * len(row.tokens) for row in rows)
-    world, device = learner.accelerator.num_processes, learner.accelerator.device
-    totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss, entropy
-
-    def backward(micro: list[Row]) -> None:
-        divergence, entropy, weights, nothing = learner.forward(micro, teacher=teacher_model)
-        loss = (weights * divergence).sum()
-        ((loss + nothing) * world / weight).backward()
-        totals.add_(torch.stack([loss.detach(), entropy.sum()]).to(totals))
-
-    norm = learner.step(rows, backward, recipe.max_grad_norm) if rows else 0.0  # none kept: no loss, no step
+    tokens, total_weight = sum(len(row.tokens) for row in rows), sum(row.weight * len(row.tokens) for row in rows)
+    totals = torch.zeros(2, dtype=torch.float64, device=learner.accelerator.device)  # loss, entropy
+    norm: float | None = 0.0
+    if rows:  # none kept: no loss, no step
+        for micro in learner.micro_batches(rows):
+            divergence, entropy, weight = learner.forward(micro, teacher_model)  # [N] each
+            loss = (weight * divergence).sum()
+            learner.backward(loss / total_weight)
+            totals += torch.stack([loss.detach(), entropy[weight != 0].sum()]).to(totals)
+        norm = learner.step(recipe.max_grad_norm)
     loss, entropy = learner.accelerator.reduce(totals, "sum").tolist()
     return {
-        "loss": loss / max(weight, 1e-8),
+        "loss": loss / max(total_weight, 1e-8),
         "grad_norm": norm or 0.0,
         "entropy": entropy / max(tokens, 1),
         "active_share": 1.0 if rows else 0.0,

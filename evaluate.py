@@ -5,8 +5,10 @@
 answers the held-out questions of the embedded world, one response each, and writes every result to disk.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -16,8 +18,7 @@ import prompts
 from engine.models import load_model, load_processor
 from engine.questions import Question
 from engine.run import write_records
-from extras.analysis import accuracies
-from generate import Actor, Request, Sampling, asker
+from generate import Actor, Request, Sampling, ask
 from rewards import score
 from world import table as world
 
@@ -40,7 +41,7 @@ def evaluate(
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
     replies = actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")
     items = [(q.text, reply.text, q.answer, q.free_form) for (_, q), (reply,) in zip(asked, replies, strict=True)]
-    rewards = score(items, judge and asker(judge, (seed, "evaluate")))
+    rewards = score(items, partial(ask, judge, (seed, "evaluate")))
     return [
         {
             "family": family,
@@ -52,6 +53,14 @@ def evaluate(
         }
         for (family, question), (reply,), reward in zip(asked, replies, rewards, strict=True)
     ]
+
+
+def accuracies(records: Iterable[dict]) -> dict[str, float]:
+    """Accuracy in percent by family, in order of appearance."""
+    rewards = defaultdict(list)
+    for record in records:
+        rewards[record["family"]].append(record["reward"])
+    return {family: 100 * sum(values) / len(values) for family, values in rewards.items()}
 
 
 @dataclass

@@ -13,33 +13,33 @@ Decisions:
 """
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
-from engine.decode import Decoder, StaticDecoder, prefill
+from engine.decode import Decoder, prefill
 from engine.models import (
+    Encoder,
     banned_token_ids,
-    collate,
-    encode,
     end_token_ids,
     extend,
-    has_thinking_switch,
-    position_ids,
+    load_model,
+    load_processor,
     tokenizer_of,
 )
-from engine.questions import Question, open_images, prompt_tokens
+from engine.questions import Question, bound_pixels
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
 DROP_SHARE = 8  # finished rows are dropped once they are 1/8 of the batch (a drop copies the cache)
-STATIC_DROP_SHARE = 2  # with cuda_graphs 1/2: there a drop also means a new graph
 LOOK_EVERY = {"cuda": 16}  # steps between two looks at the tokens; elsewhere 1
 
 
@@ -109,6 +109,18 @@ def until_end(tokens: list[int], ends: set[int]) -> list[int]:
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
 
 
+@contextmanager
+def evaluating(model):
+    """The model in eval mode for a while: gradient checkpointing in train mode would switch the KV cache off."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.no_grad()
 def generate(
     model,
@@ -117,63 +129,53 @@ def generate(
     sampling: Sampling,
     end_ids: Sequence[int],
     banned_ids: Sequence[int] = (),
-    cuda_graphs: bool = False,
 ) -> list[list[list[int]]]:
     """Draw G rollouts for each of P prompts.
 
-    prompts: P encoded prompts (`models.encode`). seeds: P lists of G seeds, one per rollout. cuda_graphs: decode.py.
+    prompts: P encoded prompts (`models.encode`). seeds: P lists of G seeds, one per rollout.
     Returns P lists of G token lists. A list ends with its end token; one without was cut at max_new_tokens.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # gradient checkpointing in train mode would switch the KV cache off
     device = model.get_output_embeddings().weight.device
     ends, banned = set(end_ids), torch.tensor(list(banned_ids), device=device, dtype=torch.long)
     groups = [len(group) for group in seeds]
     streams = UniformStreams([seed for group in seeds for seed in group], device)
     look_every = LOOK_EVERY.get(device.type, 1)
-    drop_share = STATIC_DROP_SHARE if cuda_graphs else DROP_SHARE
 
-    # Prefill: one row per prompt, padded on the left.
-    batch = collate(prompts, device=device)
-    positions = position_ids(model, batch)  # [P, L] or [3, P, L]
-    output = prefill(model, batch, positions)
+    with evaluating(model):
+        # One row per prompt, whose cache is then shared out to its rollouts.
+        logits, *prefilled = prefill(model, prompts, device)
+        decoder = Decoder(model, *prefilled, room=sampling.max_new_tokens)
+        index = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(groups, device=device))  # [B]
+        decoder.keep(index)
+        logits = logits[index]  # [B, V]
+        seen = torch.zeros_like(logits, dtype=torch.bool) if sampling.presence_penalty else None
 
-    # Share each prompt's cache out to its rollouts.
-    index = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(groups, device=device))  # [B]
-    start = (model, output.past_key_values, batch["attention_mask"], positions)
-    decoder = StaticDecoder(*start, room=sampling.max_new_tokens) if cuda_graphs else Decoder(*start)
-    decoder.keep(index)
-    logits = output.logits[index, -1]  # [B, V]
-    seen = torch.zeros_like(logits, dtype=torch.bool) if sampling.presence_penalty else None
-
-    rollouts: list[list[int]] = [[] for _ in range(len(index))]
-    rows = list(range(len(index)))  # which rollout each row of the batch is
-    drawn = []  # tokens [B] of the steps since the last look
-    for step in range(1, sampling.max_new_tokens + 1):
-        logits.index_fill_(1, banned, -torch.inf)
-        if seen is not None:
-            logits = logits - sampling.presence_penalty * seen
-        tokens = sample_tokens(logits, streams.next(), sampling)  # [B]
-        if seen is not None:
-            seen.scatter_(1, tokens.unsqueeze(1), True)
-        drawn.append(tokens)
-        if step % look_every == 0 or step == sampling.max_new_tokens:
-            for row, new in zip(rows, torch.stack(drawn, 1).tolist(), strict=True):
-                if not (rollouts[row] and rollouts[row][-1] in ends):
-                    rollouts[row] += until_end(new, ends)
-            drawn = []
-            alive = [i for i, row in enumerate(rows) if rollouts[row][-1] not in ends]
-            if not alive or step == sampling.max_new_tokens:
-                break
-            if (len(rows) - len(alive)) * drop_share >= len(rows):
-                rows, kept = [rows[i] for i in alive], torch.tensor(alive, device=device)
-                decoder.keep(kept)
-                streams.keep(kept)
-                tokens = tokens[kept]
-                seen = seen[kept] if seen is not None else None
-        logits = decoder(tokens)
-    for module, mode in modes:
-        module.training = mode
+        rollouts: list[list[int]] = [[] for _ in range(len(index))]
+        rows = list(range(len(index)))  # which rollout each row of the batch is
+        drawn = []  # tokens [B] of the steps since the last look
+        for step in range(1, sampling.max_new_tokens + 1):
+            logits.index_fill_(1, banned, -torch.inf)
+            if seen is not None:
+                logits = logits - sampling.presence_penalty * seen
+            tokens = sample_tokens(logits, streams.next(), sampling)  # [B]
+            if seen is not None:
+                seen.scatter_(1, tokens.unsqueeze(1), True)
+            drawn.append(tokens)
+            if step % look_every == 0 or step == sampling.max_new_tokens:
+                for row, new in zip(rows, torch.stack(drawn, 1).tolist(), strict=True):
+                    if not (rollouts[row] and rollouts[row][-1] in ends):
+                        rollouts[row] += until_end(new, ends)
+                drawn = []
+                alive = [i for i, row in enumerate(rows) if rollouts[row][-1] not in ends]
+                if not alive or step == sampling.max_new_tokens:
+                    break
+                if (len(rows) - len(alive)) * DROP_SHARE >= len(rows):
+                    rows, kept = [rows[i] for i in alive], torch.tensor(alive, device=device)
+                    decoder.keep(kept)
+                    streams.keep(kept)
+                    tokens = tokens[kept]
+                    seen = seen[kept] if seen is not None else None
+            logits = decoder(tokens)
 
     grouped, start = [], 0
     for size in groups:
@@ -204,15 +206,11 @@ class Reply:
     finished: bool  # False: cut at max_new_tokens
 
 
-def asker(actor, key: tuple) -> Callable[[Sequence[str]], list[str]]:
-    """The judge's seam: texts for prompts, greedily, from any actor (rewards.judge)."""
+def ask(actor, key: tuple, texts: Sequence[str]) -> list[str]:
+    """One greedy reply to each text, from any actor: what the judge says (rewards.judge)."""
     sampling = Sampling(max_new_tokens=JUDGE_MAX_NEW_TOKENS, temperature=JUDGE_TEMPERATURE)
-
-    def ask(texts: Sequence[str]) -> list[str]:
-        requests = [Request("judge", str(i), text) for i, text in enumerate(texts)]
-        return [reply.text for (reply,) in actor(requests, 1, sampling, key, "judge")]
-
-    return ask
+    requests = [Request("judge", str(i), text) for i, text in enumerate(texts)]
+    return [reply.text for (reply,) in actor(requests, 1, sampling, key, "judge")]
 
 
 def deal(items: Sequence, process: int, processes: int) -> list:
@@ -224,75 +222,89 @@ def deal(items: Sequence, process: int, processes: int) -> list:
 class Actor:
     """A model that answers requests: the student or an in-process teacher, on all processes together.
 
-    Requests are sorted by length and cut into batches of about `rows` rollouts; the batches, not the processes, decide
-    what is computed together, so the rollouts are the same on one process or many. Batches are dealt longest first,
-    there and back, so that no process gets the longer ones throughout. Every process gets all replies.
+    Requests are sorted by length and cut into batches of at most `rows` rollouts, of one size and as many for every
+    process. They are dealt longest first, there and back, so that no process gets the longer ones throughout. Which
+    rollouts share a batch changes them by rounding alone. Every process gets all replies.
+
+    template: arguments of the chat template. seconds: wall-clock time by phase is added there.
     """
 
-    def __init__(
-        self,
-        model,
-        processor,
-        rows: int = 64,
-        template: dict | None = None,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
-        seconds: dict[str, float] | None = None,
-        cuda_graphs: bool = False,
-    ):
+    def __init__(self, model, processor, rows: int = 64, template: dict | None = None, seconds: dict | None = None):
         self.model, self.processor, self.rows = model, processor, rows
-        self.template, self.autocast, self.cuda_graphs = template or {}, autocast, cuda_graphs
-        # Summaries, hints and verdicts, which come without a question, have too few tokens to think first.
-        self.no_thinking = {"enable_thinking": False} if has_thinking_switch(processor) else {}
+        self.encoder = Encoder(processor, template)
         self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
-        self.seconds = {} if seconds is None else seconds  # wall-clock time by phase, for the time split
-        self.whole: Callable[[], AbstractContextManager] = nullcontext  # entered for a call: learner.gathered
+        self.seconds = {} if seconds is None else seconds
+        self.autocast: Callable[[], AbstractContextManager] = nullcontext  # mixed precision of each batch
+        self.whole: Callable[[], AbstractContextManager] = nullcontext  # entered for a call: engine.update.gathered
 
-    def encode(self, text: str, question: Question | None) -> dict[str, torch.Tensor]:
-        template = self.template if question else self.template | self.no_thinking
-        return encode(self.processor, text, open_images(question) if question else (), **template)
-
-    def length(self, text: str, question: Question) -> int:
-        """The number of tokens that `encode` would give, without looking at the pixels."""
-        return prompt_tokens(self.processor, text, question.images, **self.template)
+    @classmethod
+    def load(cls, path: str, accelerator: Accelerator, dtype: torch.dtype, pixels: tuple[int, int], **settings):
+        """The model of a folder or hub id. pixels: least and most of an image."""
+        model, processor = load_model(path, dtype).to(accelerator.device), load_processor(path)
+        if hasattr(processor, "image_processor"):
+            bound_pixels(processor, *pixels)
+        actor = cls(model, processor, **settings)
+        actor.autocast = accelerator.autocast
+        return actor
 
     def reply(self, request: Request, tokens: list[int]) -> Reply:
         """What these sampled tokens say."""
         text = tokenizer_of(self.processor).decode([*request.prefix, *tokens], skip_special_tokens=True)
         return Reply(text, tokens, finished=bool(tokens) and tokens[-1] in self.end_ids)
 
-    def draw(self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple) -> list[list[Reply]]:
-        """One batch, on this process."""
-        prompts = [extend(self.encode(request.text, request.question), request.prefix) for request in requests]
-        seeds = [[seed_of(*key, request.kind, request.uid, j) for j in range(n)] for request in requests]
-        with self.autocast():
-            drawn = generate(self.model, prompts, seeds, sampling, self.end_ids, self.banned_ids, self.cuda_graphs)
-        return [[self.reply(request, row) for row in group] for request, group in zip(requests, drawn, strict=True)]
-
-    def __call__(
-        self,
-        requests: Sequence[Request],
-        n: int,
-        sampling: Sampling,
-        key: tuple,
-        phase: str,
-        after_batch: Callable[[list[Request], list[list[Reply]]], None] = lambda requests, rows: None,
+    def draw(
+        self, requests: Sequence[Request], samples: Sequence[int], sampling: Sampling, key: tuple
     ) -> list[list[Reply]]:
-        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness.
-        after_batch: is given each batch of this process, requests and replies, as soon as it is done."""
+        """These samples of each request, on this process. Where memory runs out it goes on with half as many rows."""
+        rows = len(requests) * len(samples)
+        if rows > max(1, self.rows):  # in halves, by requests or else by samples
+            if len(requests) > 1:
+                half = len(requests) // 2
+                parts = [self.draw(part, samples, sampling, key) for part in (requests[:half], requests[half:])]
+                return [*parts[0], *parts[1]]
+            half = len(samples) // 2
+            (first,), (second,) = (self.draw(requests, x, sampling, key) for x in (samples[:half], samples[half:]))
+            return [[*first, *second]]
+        prompts = [extend(self.encoder(request.text, request.question), request.prefix) for request in requests]
+        seeds = [[seed_of(*key, request.kind, request.uid, j) for j in samples] for request in requests]
+        try:
+            with self.autocast():
+                drawn = generate(self.model, prompts, seeds, sampling, self.end_ids, self.banned_ids)
+        except RuntimeError as error:
+            if rows == 1 or not should_reduce_batch_size(error):
+                raise
+            self.rows = rows // 2
+        else:
+            return [[self.reply(request, row) for row in group] for request, group in zip(requests, drawn, strict=True)]
+        clear_device_cache(garbage_collection=True)
+        tqdm.write(f"out of memory with {rows} rollouts at a time: going on with {self.rows} (see --rollout_rows)")
+        return self.draw(requests, samples, sampling, key)
+
+    def batches(
+        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
+    ) -> Iterator[tuple[list[int], list[list[Reply]]]]:
+        """This process's share, batch by batch: (places in `requests`, n replies to each)."""
         start, state = time.perf_counter(), PartialState()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
-        size = max(1, self.rows // n)
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        mine = deal(batches[::-1], state.process_index, state.num_processes)
-        drawn: list[tuple[int, list[Reply]]] = []
-        bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process)
+        rounds = math.ceil(len(order) / (state.num_processes * max(1, self.rows // n)))  # batches on each process
+        size = math.ceil(len(order) / (state.num_processes * max(1, rounds)))
+        cut = [order[i : i + size] for i in range(0, len(order), max(1, size))]
+        bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process or None)
         with self.whole(), bar:
-            for batch in mine:
-                asked = [requests[i] for i in batch]
-                rows = self.draw(asked, n, sampling, key)
-                drawn.extend(zip(batch, rows, strict=True))
-                after_batch(asked, rows)
+            for batch in deal(cut[::-1], state.process_index, state.num_processes):
+                yield batch, self.draw([requests[i] for i in batch], range(n), sampling, key)
                 bar.update(len(batch) * n * state.num_processes)
-        replies = dict(gather_object(drawn))
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-        return [replies[i] for i in range(len(requests))]
+
+    def collect(self, drawn: Sequence[tuple[list[int], list[list[Reply]]]]) -> list[list[Reply]]:
+        """All replies in the order of the requests, on every process. drawn: what `batches` gave on this one."""
+        mine = [pair for batch, rows in drawn for pair in zip(batch, rows, strict=True)]
+        replies = dict(gather_object(mine))
+        self.rows = min(gather_object([self.rows]))  # where memory ran out on one process: batches are cut alike
+        return [replies[i] for i in range(len(replies))]
+
+    def __call__(
+        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
+    ) -> list[list[Reply]]:
+        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness."""
+        return self.collect(list(self.batches(requests, n, sampling, key, phase)))

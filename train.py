@@ -1,6 +1,6 @@
 """Train a student with ZPPO: `accelerate launch train.py`.
 
-Without --student this runs the embedded world (toy.py) on any laptop, with the preset `arguments.toy_preset`. With
+Without --student this runs the embedded world (world/) on any laptop, with the options of world/train.yaml. With
 --student and --teacher (model folders or hub ids) and --data the defaults are Table 8 of the paper.
 
 What a run leaves in --output:
@@ -11,15 +11,12 @@ What a run leaves in --output:
   eval_before.jsonl, eval_after.jsonl, model/   held-out results and the trained student
 
 Decisions:
-1. All randomness derives from (seed, step, question, sample): a checkpoint holds no
-   random state, and the number of processes changes no rollout.
-2. Step s takes the s-th slice of a seeded permutation of the questions; each further pass has its own permutation.
+1. All randomness derives from (seed, step, question, sample): a checkpoint holds no random state, and the number of
+   processes changes no rollout.
+2. Step s takes the s-th slice of a seeded permutation of the questions. Each further pass has its own permutation.
 3. The optimiser's learning rate is constant, without warm-up or decay (Table 8).
 4. Gradients that are not finite, in steps one after another, stop the run with its state saved.
-5. Ctrl-C or SIGTERM stops the run after its step, with its state saved; a second one stops it at once.
-6. The trained student is saved in fp32, as it was trained (checkpoint.py, decision 4).
-7. A log or checkpoint that cannot be written is tried again after the next step; what is still missing at the end makes
-   the exit status 1.
+5. The trained student is saved in fp32, as it was trained (engine/run.py, decision 4).
 """
 
 import logging
@@ -28,32 +25,175 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 import transformers
+from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from tqdm import tqdm
 
 import baselines
-from arguments import Arguments, parse
 from buffer import ReplayBuffer
-from build import load_actors, load_data, make_accelerator, make_learner
-from engine.models import special_tokens
-from engine.questions import Question, fingerprint
+from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
+from engine.options import JsonObject, option, parse
+from engine.questions import MAX_PIXELS, MIN_PIXELS, DataError, Question, fingerprint, load_questions
 from engine.run import Output, append, read_records, write_records
-from evaluate import DECODING, evaluate
-from extras.analysis import accuracies
-from extras.served import ServedActor, overlap
-from generate import seed_of
-from report import close, finite, reformulated, show, summarise
-from zppo import Group, Recipe, Step, collect, count, update
+from engine.update import Learner, Policy, Row, check_head, gathered, make_accelerator
+from evaluate import DECODING, accuracies, evaluate
+from extras.served import ServedActor, ServedError, overlap
+from generate import Actor, seed_of
+from prompts import plain_prompt
+from report import close, finite, show
+from world import table as world
+from zppo import Context, Recipe, dump, plain_groups, quota, reformulate, roll_out, select, summarise, update
 
 MAX_BAD_UPDATES = 5  # gradients that are not finite, in steps one after another
 MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
 ONE_SIGNAL = 2.0  # seconds: schedulers signal every process, and launchers pass theirs on, so one may arrive twice
+
+
+@dataclass
+class Arguments:
+    """Models, data, schedule and output of a run.
+
+    Which batch size is which: one step takes `new_per_step` new questions, up to rho_replay times as many replayed
+    ones and rho_aug times as many reformulated prompts, each with `group_size` rollouts, and makes `updates_per_step`
+    gradient updates. micro_tokens and rollout_rows change memory and speed, and results by rounding alone.
+    """
+
+    student: str = option("", "model folder or hub id; none: the embedded world")
+    teacher: str = option("", "frozen teacher: folder, hub id or http://host:port/v1; several: commas between them")
+    teacher_model: str = option("", "a served teacher's name on its server; none: the server is asked")
+    chat_template_kwargs: JsonObject = option(
+        JsonObject, """arguments of the student's chat template, as JSON: '{"enable_thinking": true}'"""
+    )
+    teacher_chat_template_kwargs: JsonObject = option(
+        JsonObject, "of the teacher's, for its rollouts; its summaries, hints and verdicts never think"
+    )
+    data: str = option("", "questions: hub id, folder, parquet or JSON lines file")
+    split: str = option("train", "split of --data")
+    config: str = option("", "config of --data, where it has several")
+    columns: list[str] = option(list, "ours=theirs where a column has another name: question=prompt images=picture")
+    output: str = option("runs/zppo", "folder for everything the run leaves")
+    resume: bool = option(False, "go on from the newest checkpoint in --output")
+    seed: int = option(0, "root of all randomness")
+    steps: int = option(200, "rollout steps", least=1)
+    new_per_step: int = option(384, "|X_new|, new questions per rollout step", least=1)
+    lr: float = option(1e-6, "AdamW learning rate, constant", least=0)
+    weight_decay: float = option(0.1, "AdamW weight decay", least=0)
+    max_prompt_tokens: int = option(4096, "questions with a longer plain prompt are skipped", least=1)
+    min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", least=1)
+    max_pixels: int = option(MAX_PIXELS, "images are scaled down to this many pixels", least=1)
+    micro_tokens: int = option(16_384, "tokens per forward pass of the update, padding included", least=1)
+    rollout_rows: int = option(128, "rollouts at a time on one process; halved where memory runs out", least=1)
+    gradient_checkpointing: bool = option(False, "recompute activations in the update")
+    save_every: int = option(10, "steps between checkpoints; 0: only one at the end", least=0)
+    keep_checkpoints: int = option(2, "older checkpoints are deleted; 0: none is", least=0)
+    dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", least=0)
+    eval_questions: int = option(160, "held-out questions per family, known and hard, at most; 0: none", least=0)
+    log_with: str = option("", "tracker of accelerate: tensorboard, wandb, ...")
+
+
+def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
+    """From the command line, after a file of options: the one it begins with, or the embedded world's."""
+    is_file = bool(argv) and argv[0].endswith((".yaml", ".yml", ".json"))
+    own = is_file or any(word.split("=")[0] in ("--student", "--data", "-h", "--help") for word in argv)
+    preset = Path(__file__).parent / "world" / "train.yaml"
+    line = argv if own else [str(preset), *argv]
+    args, recipe = parse([Arguments, Recipe], line, "Train a student with ZPPO. Without --student: the embedded world.")
+    if not own:  # wherever it was started from
+        root = preset.parent.parent
+        args = replace(args, student=str(root / args.student), teacher=str(root / args.teacher))
+    elif not (args.student and args.teacher and args.data):
+        raise SystemExit("--student, --teacher and --data belong together: two models and the questions (see --help)")
+    return args, recipe
+
+
+# ---------------------------------------------------------------- what a run works with
+
+
+def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict) -> list[Actor | ServedActor]:
+    """[student, teacher, ...]. The student is trained, in fp32; a teacher only ever writes text (or logits, in
+    distillation), in bf16 under that mixed precision."""
+    frozen = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    pixels, settings = (args.min_pixels, args.max_pixels), dict(rows=args.rollout_rows, seconds=seconds)
+    template = args.chat_template_kwargs
+    student = Actor.load(args.student, accelerator, torch.float32, pixels, template=template, **settings)
+    template, actors = args.teacher_chat_template_kwargs, [student]
+    for path in args.teacher.split(","):
+        if path.startswith(("http://", "https://")):
+            special = special_tokens(student.processor)
+            actors.append(ServedActor(path, args.teacher_model or None, special, pixels, template, seconds=seconds))
+            try:
+                actors[-1].check(recipe.branches)
+            except ServedError as error:
+                raise SystemExit(f"--teacher: {error}") from error
+        else:
+            actors.append(Actor.load(path, accelerator, frozen, pixels, template=template, **settings))
+            actors[-1].model.requires_grad_(False).eval()
+    needs = {baselines.NEEDS[branch] for branch in recipe.branches if branch in baselines.NEEDS}
+    with accelerator.autocast():  # some kernels refuse fp32
+        for actor in actors if "logits" in needs else [student]:
+            check_head(actor.model, encode(actor.processor, "blank"))
+    for actor in actors[1:] if needs else ():  # the teacher's tokens go behind the student's prompt
+        if tokenizer_of(actor.processor).get_vocab() != tokenizer_of(student.processor).get_vocab():
+            raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
+        ours, theirs = (render(x.processor, "Why?", **args.chat_template_kwargs) for x in (student, actor))
+        if ours != theirs:
+            raise SystemExit(f"--method {recipe.method} needs one rendering of prompts: {ours!r} is not {theirs!r}")
+        actor.encoder = Encoder(actor.processor, args.chat_template_kwargs)  # the two think alike
+    if args.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    student.model.train()
+    return actors
+
+
+def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> Learner:
+    """AdamW with a constant learning rate (Table 8) on the student, prepared for all processes."""
+    policy = Policy(student.model, student.banned_ids)
+    fused = True if accelerator.device.type == "cuda" else None
+    settings = dict(lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay, fused=fused)
+    policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(policy.parameters(), **settings))
+    images = (Image.new("RGB", (64, 64)),) if hasattr(student.processor, "image_processor") else ()
+    blank = Row("blank", Question("blank", "blank", images, ""), student.end_ids[:1], weight=0.0)
+    learner = Learner(policy, optimizer, accelerator, student.encoder, blank, args.micro_tokens)
+    if accelerator.is_fsdp2:
+        with torch.no_grad():
+            learner.forward([blank])  # what runs first is FSDP2's root
+        student.whole, student.autocast = partial(gathered, policy), nullcontext  # FSDP2 casts by itself
+    return learner
+
+
+def load_data(args: Arguments, student: Actor) -> tuple[list[Question], dict[str, list[Question]], dict]:
+    """(training questions within the prompt budget, held-out questions by family, skipped rows by reason)."""
+    if not args.data:
+        questions, held_out = world.questions()
+        held_out = {family: asked[: args.eval_questions] for family, asked in held_out.items() if args.eval_questions}
+        skipped = {}
+    else:
+        try:
+            questions, report = load_questions(args.data, args.split, args.columns or None, config=args.config or None)
+        except DataError as error:
+            raise SystemExit(f"--data: {error}") from error
+        skipped, held_out = report["skipped"], {}
+    kept = [
+        question
+        for question in tqdm(questions, desc="prompt budget", leave=False, disable=None)
+        if student.encoder.length(plain_prompt(question.text), question) <= args.max_prompt_tokens
+    ]
+    skipped["prompt over budget"] = len(questions) - len(kept)
+    skipped = {reason: rows for reason, rows in skipped.items() if rows}
+    if len(kept) < args.new_per_step:
+        raise SystemExit(
+            f"{len(kept)} usable questions (skipped: {skipped}) are fewer than one step needs: lower --new_per_step"
+        )
+    return kept, held_out, skipped
 
 
 def new_questions(questions: list[Question], args: Arguments, step: int) -> list[Question]:
@@ -65,20 +205,7 @@ def new_questions(questions: list[Question], args: Arguments, step: int) -> list
     return [questions[i] for i in order[start : start + args.new_per_step]]
 
 
-def replayed_questions(
-    buffer: ReplayBuffer, questions: dict[str, Question], new: list[Question], recipe: Recipe, key: tuple
-) -> list[Question]:
-    """X_replay of one step: floor(rho_replay * |X_new|) questions of the buffer, none that is in X_new [Z3]."""
-    if not recipe.replay:
-        return []
-    rng = random.Random(seed_of(*key, "replay"))
-    return [questions[uid] for uid in buffer.sample(count(recipe.rho_replay, len(new)), rng, [q.uid for q in new])]
-
-
-def refresh(buffer: ReplayBuffer, groups: list[Group], step: int, recipe: Recipe) -> dict[str, int]:
-    """The buffer refresh, from plain accuracy only [Z3]. Returns how many were admitted, graduated and evicted."""
-    plain = [(g.question.uid, g.accuracy) for g in groups if g.kind == "plain"] if recipe.replay else []
-    return {event: len(uids) for event, uids in buffer.update(plain, step, recipe.tau).items()}
+# ---------------------------------------------------------------- stopping
 
 
 def stop_on_signal(show: bool) -> list[str]:
@@ -112,15 +239,17 @@ def stop_reason(servers: list[ServedActor], bad_updates: int, signals: list[str]
     return f"{caught[0]} stopped the run after step {step + 1}" if caught else None
 
 
+# ---------------------------------------------------------------- the run
+
+
 def main(argv: list[str]) -> None:
-    args, recipe, is_toy = parse(argv)
-    if is_toy:  # tied weights saved once, no CUDA kernels, two small files: nothing to warn about or wait for
+    args, recipe = read_options(argv)
+    if not args.data:  # tied weights saved once, no CUDA kernels, two small files: nothing to warn about or wait for
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-    accelerator = make_accelerator(args)
-    main_process, settings = accelerator.is_main_process, {**asdict(args), **asdict(recipe)}
-    output = Output(Path(args.output), accelerator, settings, args.resume)
+    accelerator = make_accelerator(log_with=args.log_with or None, project_dir=args.output)
+    output = Output(Path(args.output), accelerator, {**asdict(args), **asdict(recipe)}, args.resume)
 
     # Student, teachers, questions, buffer.
     seconds: dict[str, float] = {}  # of the current step, by phase
@@ -128,24 +257,20 @@ def main(argv: list[str]) -> None:
     teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
     servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
     learner = make_learner(args, accelerator, student)
-    questions, held_out, skipped = load_data(args, student, is_toy)
+    questions, held_out, skipped = load_data(args, student)
     by_uid, buffer = {question.uid: question for question in questions}, ReplayBuffer(recipe.buffer_capacity)
     fresh = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
     state = output.load(fresh)
     buffer.load_state_dict(state["buffer"])
-    first_step, bad_updates = state["step"], state["bad_updates"]
-
-    # What this row of the tables does.
-    gather = collect if set(recipe.branches) <= {"bcq", "ncq"} else baselines.collect
-    learn = partial(update, learner)
-    if any(baselines.NEEDS.get(branch) == "logits" for branch in recipe.branches):
-        learn = partial(baselines.distill, learner, teachers[0].model)
-    roll_out = overlap(student, teacher, recipe, args.new_per_step) if isinstance(teacher, ServedActor) else student
+    bad_updates = state["bad_updates"]
+    policy: Callable = student  # as the stages of a step see it
+    if isinstance(teacher, ServedActor):  # it already works beside the student's plain rollouts
+        policy = overlap(student, teacher, recipe, args.new_per_step)
     special = special_tokens(student.processor)
 
     accelerator.print(
         f"{recipe.method}: {len(questions)} questions{f' (rows skipped: {skipped})' if skipped else ''}, "
-        f"steps {first_step + 1} to {args.steps} on {accelerator.num_processes} processes, output in {output.folder}"
+        f"steps {state['step'] + 1} to {args.steps} on {accelerator.num_processes} processes, output in {args.output}"
     )
 
     def held_out_accuracy(name: str) -> dict[str, float]:
@@ -155,40 +280,57 @@ def main(argv: list[str]) -> None:
             output.write((write_records, records, name))
         return accuracies(records)
 
-    before = read_records(output.folder / "eval_before.jsonl") if first_step else []  # a resumed run knows it
+    before = read_records(output.folder / "eval_before.jsonl") if state["step"] else []  # a resumed run knows it
     before = accuracies(before) if before else held_out_accuracy("eval_before.jsonl")
 
-    reason, signals = None, stop_on_signal(main_process)
-    for step in tqdm(range(first_step, args.steps), initial=first_step, total=args.steps, disable=not main_process):
+    reason, signals = None, stop_on_signal(accelerator.is_main_process)
+    show_bar = None if accelerator.is_main_process else True
+    for step in tqdm(range(state["step"], args.steps), initial=state["step"], total=args.steps, disable=show_bar):
         start, key = time.perf_counter(), (args.seed, step)
         failures = sum(server.failures for server in servers)
         seconds.clear()
+        for actor in (student, *teachers):
+            if isinstance(actor, Actor):
+                actor.encoder.clear()
 
+        # Algorithm 1
+        ctx = Context(policy, teacher, recipe, key, special)
         new = new_questions(questions, args, step)
-        replayed = replayed_questions(buffer, by_uid, new, recipe, key)
-        groups, counters = gather(Step(roll_out, teacher, recipe, key, special), new, replayed)  # stages 1-5
+        drawn = buffer.sample(quota(recipe.rho_replay, len(new)), ctx.rng("replay"), [q.uid for q in new])  # [Z3]
+        replayed = [by_uid[uid] for uid in drawn]
+        if baselines.BRANCHES.isdisjoint(recipe.branches):
+            plain = roll_out(ctx, plain_groups([*new, *replayed]), "rollout")  # stage 1 [G1, Z3]
+            chosen = select(ctx, plain, quota(recipe.rho_aug, len(new)))  # stages 2, 3 [Z1, Z2]: the teacher, the caps
+            prompts = reformulate(ctx, chosen)  # stage 4 [Z1, Z2]: BCQ and NCQ
+            groups = plain + roll_out(ctx, prompts, "reformulate")  # stage 5
+        else:
+            groups = baselines.collect(ctx, new, replayed)
         updating = time.perf_counter()
-        losses = learn(groups, recipe, key)  # stage 6
+        if "logits" in map(baselines.NEEDS.get, recipe.branches):
+            losses = baselines.distill(learner, teachers[0].model, groups, recipe)
+        else:
+            losses = update(learner, groups, recipe, key)  # stage 6 [G2, Da1-Da3, R1, Z0]
         seconds["update"] = time.perf_counter() - updating
-        events = refresh(buffer, groups, step, recipe)
+        accuracy = [(group.question.uid, group.accuracy) for group in groups if group.kind == "plain"]
+        events = buffer.update(accuracy if recipe.replay else [], step, recipe.tau)  # stage 6 [Z3]
 
-        metrics = {"step": step + 1, **summarise(groups, recipe), **counters, **losses}
+        metrics = {"step": step + 1, **summarise(groups, recipe), **ctx.counts, **losses}
         if servers:
             metrics["teacher_failures"] = sum(server.failures for server in servers) - failures
-        metrics |= {"replayed": len(replayed), "buffer": len(buffer), **events}
-        total, padding = time.perf_counter() - start, learner.padding_share()
-        times = {"step": step + 1, "total": total, "padding_share": padding, **seconds}
-        last, dump = step + 1 == args.steps, f"dumps/step_{step + 1:05d}.jsonl"
-        if main_process:
+        metrics |= {"replayed": len(replayed), "buffer": len(buffer)} | {name: len(ids) for name, ids in events.items()}
+        times = {"step": step + 1, "total": time.perf_counter() - start, "padding_share": learner.padding_share()}
+        times |= seconds
+        if accelerator.is_main_process:
             show(metrics, times)
         output.write((append, [finite(metrics)], "metrics.jsonl"), (append, [finite(times)], "times.jsonl"))
-        if (step + 1) % args.dump_every == 0 or last:
-            output.write((write_records, reformulated(groups), dump))
+        last = step + 1 == args.steps
+        if args.dump_every and ((step + 1) % args.dump_every == 0 or last):
+            output.write((write_records, dump(groups), f"dumps/step_{step + 1:05d}.jsonl"))
         output.track(metrics, times)
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
         reason = stop_reason(servers, bad_updates, signals, step)
-        if (step + 1) % args.save_every == 0 or last or reason or output.unsaved:
+        if (args.save_every and (step + 1) % args.save_every == 0) or last or reason:
             state |= {"step": step + 1, "bad_updates": bad_updates, "buffer": buffer.state_dict()}
             output.save(state, args.keep_checkpoints)
         if reason:
@@ -199,20 +341,20 @@ def main(argv: list[str]) -> None:
     if not reason:
         problems.append(output.save_model(learner.policy, student.processor))
         after = held_out_accuracy("eval_after.jsonl")
-        if main_process:
+        if accelerator.is_main_process:
             close(before, after, buffer)
     problems.append(output.write())
     accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
     # DDP goes before the process group: destroyed last, it would hold Python's lock while it waits for Gloo's thread,
     # which may be waiting for that lock.
-    del learner, learn
+    del learner
     student.whole = nullcontext
     accelerator.free_memory()
     accelerator.end_training()
     if any(problems):
         saved = None if output.unsaved else f"the state is saved in {output.folder}: --resume goes on from there"
-        raise SystemExit("; ".join(filter(None, [*problems, saved])) if main_process else 1)
-    if main_process:
+        raise SystemExit("; ".join(filter(None, [*problems, saved])) if accelerator.is_main_process else 1)
+    if accelerator.is_main_process:
         print(f"\nthe trained student is in {output.folder / 'model'}")
 
 

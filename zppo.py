@@ -1,47 +1,57 @@
-"""ZPPO, Algorithm 1: one training step from plain rollouts to the buffer refresh (arXiv 2606.18216).
+"""ZPPO, Algorithm 1: one training step, stage by stage (arXiv 2606.18216).
 
-Read `collect` for stages 1-5 and `update` for stage 6; the pure functions above them are the equations. What turns
-rows into micro-batches and takes the optimiser's step is in learner.py, log-probs without full logits in logprobs.py.
-The two ends of Algorithm 1, questions from the buffer and its refresh [Z3], are buffer.py's, called by train.py's loop.
+train.py's loop calls the stages in the paper's order: `roll_out` (1), `select` (2, 3 and the cap of 5), `reformulate`
+(4), `roll_out` again (5), `update` (6). The replay buffer [Z3] is buffer.py, the prompts are prompts.py.
 Tags in brackets are the paper's: [G1, G2] GRPO, [Da1-Da3] DAPO, [R1] REINFORCE++, [Z0-Z4] ZPPO's own.
 `advantages` and `policy_loss` import nothing from the rest of the project: copy them.
 
 Decisions where the paper is silent, and shortcuts that change no result:
- 1. Counts are floor(rho * |X_new|). Ties in accuracy are broken by a seeded shuffle: by position, new
-    questions would always beat replayed ones.
- 2. Teacher rollouts are drawn only for questions that can still reach the caps: we walk the ranking in
-    rounds and stop when the pool is full. Every kept question takes at least one slot of the pool, so the
-    pre-cap never excludes what the post-cap would admit, and the instances are those of drawing for all.
-    `teacher_on_all_hard` draws for all of X_hard (for Fig. 5a).
- 3. Only traces that end up in an instance are compressed, each once, though BCQ and NCQ may share one.
- 4. A compressed trace must end in the same answer, verbatim, as the response it came from; else the last
-    lines of the original with its own box stand in, and a metric counts it. A wrong candidate must never
-    become right by rewriting.
+ 1. Counts are floor(rho * |X_new|). Ties in accuracy are broken at random (seeded). Ties broken by position would
+    always prefer new questions to replayed ones.
+ 2. Hard questions are asked in rounds, hardest first, until the pool is full. Each kept question fills at least one
+    slot, so asking about all of them would give the same instances. `teacher_on_all_hard` asks about all (Fig. 5a).
+ 3. Only traces that end up in a prompt are compressed. A trace that BCQ and NCQ share is compressed once.
+ 4. A compressed trace must end in the same answer, verbatim, as its response. If it does not, the last lines of the
+    response with its own box take its place, and a metric counts it. A wrong candidate must never become right. A
+    trace without an answer keeps its summary, with any box taken out: raw lines beside a tidy candidate would be a
+    label.
  5. Wrong rollouts without a parsed answer still give their trace to NCQ.
- 6. Zero-advantage rollouts count in the token denominator but are not run through the update: their
-    numerator, and so their gradient, is exactly zero.
- 7. A mini-batch is a seeded share of the step's rollouts, not of its groups. The first one needs no
-    scoring pass for old log-probs: there the old policy is the policy, and the ratio is exactly 1.
+ 6. Rollouts with advantage 0 count in the token denominator, but the update does not run them through the model:
+    their numerator, and so their gradient, is exactly zero.
+ 7. A mini-batch is a seeded share of the step's rollouts, not of its groups. The first mini-batch needs no scoring
+    pass for old log-probs: there the old policy is the policy, and the ratio is exactly 1.
  8. The optimiser does not step on a mini-batch without any non-zero advantage.
- 9. Log-probs are of the distribution that was sampled: temperature 1, vision placeholders banned. The
-    entropy that is logged is the mean over the tokens that went through the update.
+ 9. Log-probs are of the distribution that was sampled: temperature 1, vision placeholders banned. The logged entropy
+    is the mean over the tokens that went through the update.
+10. Eq. 3 speaks of the groups of a mini-batch. We take those of the whole rollout step, so that the I mini-batches
+    share one scale.
+11. GRPO† + BCQ walks on past questions on which the teacher fails until its cap is full, as Algorithm 1's words
+    "that admit at least one enabled branch" say.
+12. Compression waits for the student's rollouts, since it needs a whole group's wrong ones. A served teacher's rollouts
+    do not wait (extras/served.py).
 """
+
+from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 import prompts
+from engine.options import option
 from engine.questions import Question
-from engine.update import Row
-from generate import Request, Sampling, asker, seed_of
+from engine.update import Learner, Row
+from generate import Request, Sampling, ask, seed_of
 from rewards import extract_boxed, score
 
 COMPRESSION_TOKENS = 512  # Table 8
 SUMMARY_LINES = 5  # Fig. 16
+BOX = re.compile(r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")  # with braces inside, two deep
 
 
 # ---------------------------------------------------------------- the equations
@@ -88,259 +98,131 @@ def policy_loss(
     return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
 
 
-# ---------------------------------------------------------------- data of one step
-
-
-# The rows of the paper's tables (App. D.2): what each adds to plain rollouts. A dagger in the paper is "replay" here.
-METHODS = {
-    "zppo": ("bcq", "ncq", "replay"),  # [Z4]
-    "grpo": (),
-    "grpo_replay": ("replay",),
-    "grpo_both": ("bcq", "ncq"),
-    "grpo_replay_bcq": ("bcq", "replay"),
-    "grpo_replay_ncq": ("ncq", "replay"),
-    # Below: baselines.py
-    "off_distill": ("off_distill",),
-    "off_distill_replay": ("off_distill", "replay"),
-    "on_distill": ("on_distill",),
-    "on_distill_replay": ("on_distill", "replay"),
-    "hint": ("hint", "replay"),
-    "prefix": ("prefix", "replay"),
-    "teacher_response": ("teacher_response", "replay"),
-}
-
-
-@dataclass
-class Recipe:
-    """The method's hyperparameters. Defaults: Table 8 of the paper."""
-
-    group_size: int = field(default=8, metadata={"help": "G_S, student rollouts per prompt"})
-    teacher_group_size: int = field(default=4, metadata={"help": "G_T, teacher rollouts per hard question"})
-    tau: float = field(default=0.5, metadata={"help": "a question is hard below this plain accuracy"})
-    rho_replay: float = field(default=0.25, metadata={"help": "replayed questions per new question"})
-    rho_aug: float = field(default=0.25, metadata={"help": "BCQ + NCQ instances per new question, at most"})
-    method: str = field(
-        default="zppo",
-        metadata={"help": "row of the paper's tables: what is added to plain rollouts", "choices": list(METHODS)},
-    )
-    buffer_capacity: int = field(default=10_000, metadata={"help": "questions in the replay buffer, at most"})
-    teacher_on_all_hard: bool = field(
-        default=False, metadata={"help": "draw teacher rollouts for all hard questions, for Fig. 5a (slow)"}
-    )
-    norm: str = field(
-        default="norm_wo_zero",
-        metadata={"help": "advantage normalisation", "choices": ["norm_wo_zero", "no_norm", "norm_with_zero"]},
-    )
-    updates_per_step: int = field(default=4, metadata={"help": "I, mini-batches (gradient updates) per rollout step"})
-    eps_low: float = field(default=0.20, metadata={"help": "lower clip of the ratio"})
-    eps_high: float = field(default=0.28, metadata={"help": "upper clip of the ratio [Da1]"})
-    dual_clip: float = field(default=10.0, metadata={"help": "bound on the loss for negative advantages"})
-    dynamic_sampling: bool = field(
-        default=False,
-        metadata={"help": "beyond the paper: after reformulation, leave out groups that are all right or all wrong"},
-    )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping"})
-    max_response_tokens: int = field(default=12_288, metadata={"help": "response length, student and teacher"})
-
-    @property
-    def branches(self) -> list[str]:
-        """What a hard question may become, in the order of the post-cap: BCQ before NCQ."""
-        return [part for part in METHODS[self.method] if part != "replay"]
-
-    @property
-    def replay(self) -> bool:
-        return "replay" in METHODS[self.method]
-
-
-@dataclass
-class Rollout:
-    """One scored response."""
-
-    text: str
-    tokens: list[int]  # as sampled, end token included
-    reward: float  # 1.0 or 0.0
-    answer: str | None  # content of the last \\boxed{}, None if there is none
-    by_teacher: bool = False  # only in the row "teacher_response"
-
-
-@dataclass
-class Group:
-    """All rollouts of one prompt: their mean reward is their baseline [G1]."""
-
-    question: Question
-    kind: str  # "plain", "bcq" or "ncq"
-    prompt: str
-    rollouts: list[Rollout]
-    candidates: dict = field(default_factory=dict)  # what went into a BCQ or NCQ prompt, for the dumps
-    prefix: Sequence[int] = ()  # tokens that every response was made to start with, only in the row "prefix"
-
-    @property
-    def accuracy(self) -> float:
-        """The student's. A teacher's response always stands in for a wrong one."""
-        return sum(rollout.reward for rollout in self.rollouts if not rollout.by_teacher) / len(self.rollouts)
-
-
-# An actor (generate.Actor, or anything that does the same) draws n rollouts for each request:
-# actor(requests, n, sampling, key, phase) -> for each request n replies with .text and .tokens
-Actor = Callable[..., list[list]]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the stages of one step share. key: (seed, step), the root of all randomness. special_tokens: the student's,
-    neutralised in candidates."""
-
-    student: Actor
-    teacher: Actor
-    recipe: Recipe
-    key: tuple
-    special_tokens: Sequence[str] = ()
-
-    def rng(self, *what) -> random.Random:
-        return random.Random(seed_of(*self.key, *what))
-
-    def roll_out(self, actor: Actor, requests: Sequence[Request], n: int, phase: str) -> list[list[Rollout]]:
-        """n scored rollouts for each request."""
-        rows = actor(requests, n, Sampling(max_new_tokens=self.recipe.max_response_tokens), self.key, phase)
-        items = [
-            (request.question.text, reply.text, request.question.answer, request.question.free_form)
-            for request, row in zip(requests, rows, strict=True)
-            for reply in row
-        ]
-        rewards = iter(score(items, asker(self.teacher, self.key)))  # the teacher judges free-form golds
-        return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text)) for r in row] for row in rows]
-
-    def student_groups(self, requests: Sequence[Request], phase: str) -> list[Group]:
-        """A group of G_S student rollouts for each request."""
-        rows = self.roll_out(self.student, requests, self.recipe.group_size, phase)
-        return [Group(r.question, r.kind, r.text, row, prefix=r.prefix) for r, row in zip(requests, rows, strict=True)]
-
-
 # ---------------------------------------------------------------- Algorithm 1, stages 1-5
 
 
-def collect(
-    step: Step, new: Sequence[Question], replayed: Sequence[Question]
-) -> tuple[list[Group], dict[str, float]]:
-    """Everything before the update: plain, teacher and reformulated rollouts (Algorithm 1, stages 1-5).
-
-    new, replayed: X_new and X_replay, no question twice.
-    Returns all groups, the plain ones of new + replayed first, and counters for the metrics.
-    """
-    plain = plain_groups(step, [*new, *replayed])  # stage 1
-    instances, stats = select(step, plain, cap=count(step.recipe.rho_aug, len(new)))  # stages 2, 3, the post-cap
-    requests, candidates, counts = reformulate(step, instances)  # stage 4
-    # Stage 5: the student answers; the teacher's text is only in the prompt.
-    reformulated = step.student_groups(requests, "reformulate")
-    for group, texts in zip(reformulated, candidates, strict=True):
-        group.candidates = texts
-    return plain + reformulated, stats | counts
+def plain_groups(questions: Iterable[Question]) -> list[Group]:
+    """The plain prompt of each question, its rollouts still to come."""
+    return [Group(question, "plain", prompts.plain_prompt(question.text)) for question in questions]
 
 
-def count(rho: float, new: int) -> int:
+def roll_out(ctx: Context, groups: Sequence[Group], phase: str) -> list[Group]:
+    """Stages 1 and 5: the groups, each with G_S scored student rollouts of its prompt [G1]."""
+    requests = [Request(g.kind, g.question.uid, g.prompt, g.question, g.prefix) for g in groups]
+    rows = sample(ctx, ctx.student, requests, ctx.recipe.group_size, phase)
+    return [replace(group, rollouts=row) for group, row in zip(groups, rows, strict=True)]
+
+
+def sample(ctx: Context, actor: Actor, requests: Sequence[Request], n: int, phase: str) -> list[list[Rollout]]:
+    """n scored rollouts for each request. The teacher judges those with a free-form gold answer."""
+    rows = actor(requests, n, Sampling(max_new_tokens=ctx.recipe.max_response_tokens), ctx.key, phase)
+    items = [
+        (request.question.text, reply.text, request.question.answer, request.question.free_form)
+        for request, row in zip(requests, rows, strict=True)
+        for reply in row
+    ]
+    rewards = iter(score(items, partial(ask, ctx.teacher, ctx.key)))
+    return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text), r.finished) for r in row] for row in rows]
+
+
+def quota(rho: float, new: int) -> int:
     """floor(rho * |X_new|), also where the product is a hair below a whole number (0.29 * 100)."""
     return math.floor(rho * new + 1e-9)
 
 
-def plain_groups(step: Step, questions: Sequence[Question]) -> list[Group]:
-    """Stage 1: plain rollouts on new and replayed questions [G1, Z3]."""
-    requests = [Request("plain", x.uid, prompts.plain_prompt(x.text), x) for x in questions]
-    return step.student_groups(requests, "rollout")
+def select(ctx: Context, plain: Sequence[Group], cap: int, refill: bool = True) -> list[Instance]:
+    """Stages 2 and 3, and the cap of stage 5: which hard questions are reformulated, and how.
 
-
-def select(
-    step: Step, plain: Sequence[Group], cap: int
-) -> tuple[list[tuple[str, Group, Rollout | None]], dict[str, float]]:
-    """Stages 2, 3 and the post-cap: which instances are made, as (kind, plain group, correct teacher rollout).
-
-    Hard questions by ascending accuracy, ties at random; for each fresh teacher rollouts [Z1]; then one pool of at most
-    `cap` instances, the branches of a question in the recipe's order (BCQ before NCQ). See decisions 1 and 2.
+    Hard questions by ascending accuracy, ties at random. For each of them fresh teacher rollouts [Z1]. Then one pool of
+    at most `cap` instances: the branches of a question in the recipe's order, BCQ before NCQ (decisions 1, 2 and 11).
+    refill: go on past questions that admit no branch; without it, only the first `cap` hard questions are looked at.
     """
-    recipe, branches = step.recipe, step.recipe.branches
+    recipe, branches = ctx.recipe, ctx.recipe.branches
     hard = [group for group in plain if group.accuracy < recipe.tau]
-    step.rng("ties").shuffle(hard)
-    hard.sort(key=lambda group: group.accuracy)
+    hard.sort(key=lambda group: (group.accuracy, seed_of(*ctx.key, "tie", group.question.uid)))
+    if not refill:
+        hard = hard[:cap]
 
-    instances: list[tuple[str, Group, Rollout | None]] = []
+    pool: list[Instance] = []
     asked, drawn, possible = 0, [], 0
-    while hard and branches and len(instances) < cap:
-        share = len(hard) if recipe.teacher_on_all_hard else math.ceil((cap - len(instances)) / len(branches))
+    while hard and branches and len(pool) < cap:
+        share = len(hard) if recipe.teacher_on_all_hard else math.ceil((cap - len(pool)) / len(branches))
         head, hard = hard[:share], hard[share:]
         rows: list[list[Rollout]] = [[] for _ in head]
         if branches != ["ncq"]:
             requests = [Request("teacher", group.question.uid, group.prompt, group.question) for group in head]
-            rows = step.roll_out(step.teacher, requests, recipe.teacher_group_size, "teacher")
+            rows = sample(ctx, ctx.teacher, requests, recipe.teacher_group_size, "teacher")
             asked += len(head)
         for group, row in zip(head, rows, strict=True):
             correct = [rollout for rollout in row if rollout.reward == 1.0]
             drawn += [rollout.reward for rollout in row]
             possible += bool(correct)
-            positive = step.rng(group.question.uid, "positive").choice(correct) if correct else None
+            positive = ctx.rng(group.question.uid, "positive").choice(correct) if correct else None
             for branch in branches:
-                if (positive or branch == "ncq") and len(instances) < cap:
-                    instances.append((branch, group, positive))
-    accuracy = sum(drawn) / len(drawn) if drawn else None
-    return instances, {"teacher_questions": asked, "teacher_accuracy": accuracy, "bcq_possible": possible}
+                if (positive or branch == "ncq") and len(pool) < cap:
+                    pool.append(Instance(branch, group, positive))
+    ctx.counts |= {"teacher_questions": asked, "teacher_accuracy": mean(drawn), "bcq_possible": possible}
+    return pool
 
 
-def reformulate(
-    step: Step, instances: Sequence[tuple[str, Group, Rollout | None]]
-) -> tuple[list[Request], list[dict], dict[str, float]]:
-    """Stage 4: the BCQ and NCQ prompts [Z1, Z2]; what went into each, for the dumps; counters.
+def reformulate(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
+    """Stage 4: the BCQ and NCQ prompts [Z1, Z2], rollouts still to come.
 
     One wrong student rollout is drawn for BCQ, all of them go into NCQ. The teacher compresses every trace, correct or
     wrong, under the same prompt.
     """
-    chosen = []
-    for kind, group, positive in instances:
-        wrong = [rollout for rollout in group.rollouts if rollout.reward == 0.0]
-        chosen.append([positive, step.rng(group.question.uid, "negative").choice(wrong)] if kind == "bcq" else wrong)
+    chosen: list[list[Rollout]] = []
+    for it in instances:
+        wrong = [rollout for rollout in it.plain.rollouts if rollout.reward == 0.0]
+        negative = ctx.rng(it.plain.question.uid, "negative").choice(wrong)
+        chosen.append([it.positive, negative] if it.kind == "bcq" else wrong)
     traces = {id(rollout): rollout for rollouts in chosen for rollout in rollouts}
-    summaries = compress(list(traces.values()), step.teacher, step.key, step.special_tokens)
-    compressed = {name: text for name, (text, _) in zip(traces, summaries, strict=True)}
+    summaries = dict(zip(traces, compress(ctx, list(traces.values())), strict=True))
 
-    requests, candidates = [], []
-    for (kind, group, _), rollouts in zip(instances, chosen, strict=True):
-        question = group.question
-        texts, answers = [compressed[id(rollout)] for rollout in rollouts], [rollout.answer for rollout in rollouts]
-        if kind == "bcq":  # the order of the two is random, and nothing says which is which
-            prompt = prompts.bcq_prompt(question.text, *texts, step.rng(question.uid, "order"), step.special_tokens)
+    groups = []
+    for it, rollouts in zip(instances, chosen, strict=True):
+        question = it.plain.question
+        texts, answers = [summaries[id(rollout)] for rollout in rollouts], [rollout.answer for rollout in rollouts]
+        if it.kind == "bcq":  # the order of the two is random, and nothing says which is which
+            prompt = prompts.bcq_prompt(question.text, *texts, ctx.rng(question.uid, "order"), ctx.special_tokens)
         else:
-            prompt = prompts.ncq_prompt(question.text, answers, texts, step.special_tokens)
-        requests.append(Request(kind, question.uid, prompt, question))
-        candidates.append({"texts": texts, "answers": answers})
-    fallbacks = sum(fell_back for _, fell_back in summaries)
-    return requests, candidates, {"compressed": len(summaries), "compression_fallbacks": fallbacks}
+            prompt = prompts.ncq_prompt(question.text, answers, texts, ctx.special_tokens)
+        groups.append(Group(question, it.kind, prompt, candidates={"texts": texts, "answers": answers}))
+    return groups
 
 
-def compress(
-    traces: Sequence[Rollout], teacher: Actor, key: tuple, special_tokens: Sequence[str] = ()
-) -> list[tuple[str, bool]]:
-    """Teacher compression of candidate traces (Fig. 16). Returns (summary, fell back?) for each trace.
+def compress(ctx: Context, traces: Sequence[Rollout]) -> list[str]:
+    """Teacher compression of candidate traces (Fig. 16), one summary each.
 
     The question stays out of the prompt, so the teacher has nothing to solve.
     """
     requests = [
-        Request("compress", str(i), prompts.compression_prompt(trace.text, special_tokens))
+        Request("compress", str(i), prompts.compression_prompt(trace.text, ctx.special_tokens))
         for i, trace in enumerate(traces)
     ]
-    replies = teacher(requests, 1, Sampling(max_new_tokens=COMPRESSION_TOKENS), key, "compress")
-    return [read_summary(row[0].text, trace) for row, trace in zip(replies, traces, strict=True)]
+    replies = ctx.teacher(requests, 1, Sampling(max_new_tokens=COMPRESSION_TOKENS), ctx.key, "compress")
+    read = [read_summary(reply.text, trace.text, trace.answer) for (reply,), trace in zip(replies, traces, strict=True)]
+    ctx.counts |= {"compressed": len(read), "compression_fallbacks": sum(fell_back for _, fell_back in read)}
+    return [summary for summary, _ in read]
 
 
-def read_summary(reply: str, trace: Rollout) -> tuple[str, bool]:
-    """The teacher's summary, or a cut of the trace where the summary is missing or changes the answer (decision 4)."""
+def read_summary(reply: str, trace: str, answer: str | None) -> tuple[str, bool]:
+    """(the teacher's summary, False), or (a cut of the trace, True) where the summary is missing or changes the answer.
+
+    reply: what the teacher wrote. trace, answer: the response and the content of its last box (decision 4).
+    """
     start, end = reply.rfind("<summary>"), reply.rfind("</summary>")
     summary = reply[start + len("<summary>") : end].strip() if 0 <= start < end else ""
-    answer = extract_boxed(summary)
-    same = answer == trace.answer if None in (answer, trace.answer) else answer.split() == trace.answer.split()
-    if summary and same:
+    if answer is None:
+        summary = BOX.sub("", summary).replace("\\boxed", "").strip()
+    found = extract_boxed(summary)
+    if summary and (found is answer is None or (found is not None and found.split() == answer.split())):
         return summary, False
-    reasoning = trace.text.rsplit("</think>", 1)[0].replace("<think>", "")
-    lines = [line for line in (reasoning.strip() or trace.text).splitlines() if line.strip()][-SUMMARY_LINES + 1 :]
+    reasoning = trace.rsplit("</think>", 1)[0].replace("<think>", "")
+    lines = [line for line in (reasoning.strip() or trace).splitlines() if line.strip()][-SUMMARY_LINES + 1 :]
     cut = "\n".join(lines)[-4 * COMPRESSION_TOKENS :]  # about as long as a summary may be
-    if trace.answer is not None and extract_boxed(cut) != trace.answer:
-        cut += f"\n\\boxed{{{trace.answer}}}"
+    if answer is not None and extract_boxed(cut) != answer:
+        cut += f"\n\\boxed{{{answer}}}"
     return cut, True
 
 
@@ -366,47 +248,42 @@ def mini_batches(groups: Sequence[Group], recipe: Recipe, key: tuple) -> list[tu
     return [([row for row in part if row.weight != 0.0], sum(len(row.tokens) for row in part)) for part in parts]
 
 
-def update(learner, groups: Sequence[Group], recipe: Recipe, key: tuple) -> dict[str, float]:
+def update(learner: Learner, groups: Sequence[Group], recipe: Recipe, key: tuple) -> dict[str, float]:
     """I gradient updates on the step's rollouts (Algorithm 1, stage 6) [G2, Da1-Da3, R1, Z0, Z4].
 
-    learner: a learner.Learner, which turns rows into micro-batches and takes the optimiser's step. groups: the same on
-    all processes. Returns metrics, equal on all processes.
+    groups: the same on all processes. Returns metrics, equal on all processes.
     """
     parts = mini_batches(groups, recipe, key)
     for rows, _ in parts[1:]:  # pi_theta_old is the policy before the first of the I updates
-        for micro in learner.split(rows):
+        for micro in learner.micro_batches(rows):
             with torch.no_grad():
-                logp = learner.forward(micro)[0]
+                logp, _, _ = learner.forward(micro)
             for row, old_logp in zip(micro, logp.split([len(row.tokens) for row in micro]), strict=True):
                 row.old_logp = old_logp
 
-    world, device = learner.accelerator.num_processes, learner.accelerator.device
-    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, tokens, clipped tokens, entropy
+    totals = torch.zeros(4, dtype=torch.float64, device=learner.accelerator.device)
     norms, without_signal = [], 0
-    for index, (rows, tokens) in enumerate(parts):
+    for i, (rows, tokens) in enumerate(parts):
         if not rows:  # all groups dead: no step on nothing
             without_signal += 1
             continue
-
-        def backward(micro: list[Row], first: bool = index == 0, tokens: int = tokens) -> None:
-            logp, entropy, advantage, nothing = learner.forward(micro)
-            old_logp = logp.detach() if first or not micro else torch.cat([row.old_logp for row in micro])
+        for micro in learner.micro_batches(rows):
+            logp, entropy, advantage = learner.forward(micro)  # [N] each, over the response tokens of the micro-batch
+            old_logp = torch.cat([row.old_logp for row in micro]) if i else logp.detach()
             loss = policy_loss(logp, old_logp, advantage, recipe.eps_low, recipe.eps_high, recipe.dual_clip)
-            # [Da2] the mean over all response tokens of the mini-batch on all processes; DDP averages over `world`.
-            ((loss.sum() + nothing) * world / tokens).backward()
-            ratio = torch.exp(logp.detach() - old_logp)
-            clipped = torch.where(advantage > 0, ratio > 1 + recipe.eps_high, ratio < 1 - recipe.eps_low)
-            sums = loss.detach().sum(), torch.tensor(len(loss)), clipped.sum(), entropy.sum()
-            totals.add_(torch.stack([value.to(totals) for value in sums]))
-
-        norms.append(learner.step(rows, backward, recipe.max_grad_norm))
+            learner.backward(loss.sum() / tokens)  # [Da2] the mean over the mini-batch's tokens on all processes
+            ratio, active = torch.exp(logp.detach() - old_logp), advantage != 0
+            clipped = torch.where(advantage > 0, ratio > 1 + recipe.eps_high, ratio < 1 - recipe.eps_low) & active
+            sums = loss.detach().sum(), active.sum(), clipped.sum(), entropy[active].sum()
+            totals += torch.stack([value.to(totals) for value in sums])
+        norms.append(learner.step(recipe.max_grad_norm))
 
     loss, active_tokens, clipped, entropy = learner.accelerator.reduce(totals, "sum").tolist()
     all_tokens = sum(tokens for _, tokens in parts)
     finite = [norm for norm in norms if norm is not None]
     return {
         "loss": loss / max(all_tokens, 1),
-        "grad_norm": sum(finite) / max(len(finite), 1),
+        "grad_norm": mean(finite) or 0.0,
         "clip_share": clipped / max(active_tokens, 1),
         "entropy": entropy / max(active_tokens, 1),
         "active_share": sum(len(rows) for rows, _ in parts) / max(sum(len(group.rollouts) for group in groups), 1),
@@ -414,3 +291,156 @@ def update(learner, groups: Sequence[Group], recipe: Recipe, key: tuple) -> dict
         "updates_without_signal": without_signal,
         "updates_not_finite": len(norms) - len(finite),
     }
+
+
+# ---------------------------------------------------------------- what a step says of itself
+
+
+def mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def summarise(groups: Sequence[Group], recipe: Recipe) -> dict[str, float | None]:
+    """Metrics of one step's rollouts (Figs. 5, 22 and 25)."""
+    kinds = ("plain", "bcq", "ncq", *(branch for branch in recipe.branches if branch in ("hint", "prefix")))
+    by_kind = {kind: [g for g in groups if g.kind == kind] for kind in kinds}
+    groups = [group for kind in kinds for group in by_kind[kind]]  # Off-Distill's teacher groups are not rollouts
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return {
+        **{f"{kind}_accuracy": mean(g.accuracy for g in by_kind[kind]) for kind in kinds},
+        **{f"{kind}_prompts": len(by_kind[kind]) for kind in kinds},
+        "hard_share": mean(g.accuracy < recipe.tau for g in by_kind["plain"]),
+        "all_wrong_share": mean(g.accuracy == 0 for g in by_kind["plain"]),
+        "no_answer_share": mean(rollout.answer is None for rollout in rollouts),
+        "positive_share": mean(rollout.reward > group.accuracy for group in groups for rollout in group.rollouts),
+    }
+
+
+def dump(groups: Sequence[Group]) -> list[dict]:
+    """BCQ and NCQ prompts (and hints, ...) with what went into them and what came out (Tables 16-17 audit these)."""
+    return [
+        {
+            "uid": group.question.uid,
+            "kind": group.kind,
+            "gold": group.question.answer,
+            "prompt": group.prompt,
+            "candidates": group.candidates,  # BCQ: the correct one first; the prompt has them in random order
+            "rollouts": [{"text": r.text, "answer": r.answer, "reward": r.reward} for r in group.rollouts],
+        }
+        for group in groups
+        if group.kind != "plain"
+    ]
+
+
+# ---------------------------------------------------------------- data
+
+
+NORMS = ("norm_wo_zero", "no_norm", "norm_with_zero")
+# The rows of the paper's tables (App. D.2): what each adds to plain rollouts. A dagger in the paper is "replay" here.
+METHODS = {
+    "zppo": ("bcq", "ncq", "replay"),  # [Z4]
+    "grpo": (),
+    "grpo_replay": ("replay",),
+    "grpo_both": ("bcq", "ncq"),
+    "grpo_replay_bcq": ("bcq", "replay"),
+    "grpo_replay_ncq": ("ncq", "replay"),
+    # Below: baselines.py
+    "off_distill": ("off_distill",),
+    "off_distill_replay": ("off_distill", "replay"),
+    "on_distill": ("on_distill",),
+    "on_distill_replay": ("on_distill", "replay"),
+    "hint": ("hint", "replay"),
+    "prefix": ("prefix", "replay"),
+    "teacher_response": ("teacher_response", "replay"),
+}
+
+
+@dataclass
+class Recipe:
+    """The method's hyperparameters. Defaults: Table 8 of the paper."""
+
+    group_size: int = option(8, "G_S, student rollouts per prompt", least=2)
+    teacher_group_size: int = option(4, "G_T, teacher rollouts per hard question", least=1)
+    tau: float = option(0.5, "a question is hard below this plain accuracy", least=0, most=1)
+    rho_replay: float = option(0.25, "replayed questions per new question", least=0)
+    rho_aug: float = option(0.25, "BCQ + NCQ instances per new question, at most", least=0)
+    method: str = option("zppo", "row of the paper's tables: what is added to plain rollouts", choices=METHODS)
+    buffer_capacity: int = option(10_000, "questions in the replay buffer, at most", least=0)
+    teacher_on_all_hard: bool = option(False, "draw teacher rollouts for all hard questions, for Fig. 5a (slow)")
+    norm: str = option("norm_wo_zero", "advantage normalisation", choices=NORMS)
+    updates_per_step: int = option(4, "I, mini-batches (gradient updates) per rollout step", least=1)
+    eps_low: float = option(0.20, "lower clip of the ratio", least=0, most=1)
+    eps_high: float = option(0.28, "upper clip of the ratio [Da1]", least=0)
+    dual_clip: float = option(10.0, "bound on the loss for negative advantages", least=1)
+    dynamic_sampling: bool = option(False, "beyond the paper: leave out groups that end all right or all wrong")
+    max_grad_norm: float = option(1.0, "gradient clipping", least=0)
+    max_response_tokens: int = option(12_288, "response length, student and teacher", least=1)
+
+    @property
+    def branches(self) -> list[str]:
+        """What a hard question may become, in the order of the post-cap: BCQ before NCQ."""
+        return [part for part in METHODS[self.method] if part != "replay"]
+
+    @property
+    def replay(self) -> bool:
+        return "replay" in METHODS[self.method]
+
+
+@dataclass
+class Rollout:
+    """One scored response."""
+
+    text: str
+    tokens: list[int]  # as sampled, end token included
+    reward: float  # 1.0 or 0.0
+    answer: str | None  # content of the last \\boxed{}, None if there is none
+    finished: bool = True  # False: cut at max_response_tokens
+    by_teacher: bool = False  # only in the row "teacher_response"
+
+
+@dataclass
+class Group:
+    """All rollouts of one prompt: their mean reward is their baseline [G1]."""
+
+    question: Question
+    kind: str  # "plain", "bcq" or "ncq"; in baselines.py also "hint", "prefix" or "teacher"
+    prompt: str
+    rollouts: list[Rollout] = field(default_factory=list)
+    candidates: dict = field(default_factory=dict)  # what went into a BCQ or NCQ prompt, for the dumps
+    prefix: Sequence[int] = ()  # tokens that every response was made to start with, only in the row "prefix"
+
+    @property
+    def accuracy(self) -> float:
+        """The student's. A teacher's response always stands in for a wrong one."""
+        return sum(rollout.reward for rollout in self.rollouts if not rollout.by_teacher) / len(self.rollouts)
+
+
+# An actor (generate.Actor, or anything that does the same) draws n rollouts for each request:
+# actor(requests, n, sampling, key, phase) -> for each request n replies with .text and .tokens
+Actor = Callable[..., list[list]]
+
+
+@dataclass
+class Instance:
+    """A hard question chosen for reformulation."""
+
+    kind: str  # its branch: "bcq", "ncq", ...
+    plain: Group
+    positive: Rollout | None  # a correct teacher rollout; only NCQ does without
+
+
+@dataclass
+class Context:
+    """What the stages of one step share. key: (seed, step), the root of all randomness. special_tokens: the student's,
+    neutralised in candidates. counts: what the stages count, for the metrics."""
+
+    student: Actor
+    teacher: Actor
+    recipe: Recipe
+    key: tuple
+    special_tokens: Sequence[str] = ()
+    counts: dict[str, float | None] = field(default_factory=dict)
+
+    def rng(self, *what) -> random.Random:
+        return random.Random(seed_of(*self.key, *what))

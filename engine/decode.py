@@ -1,31 +1,30 @@
-"""One more token for every row of a batch, and the memory that a row takes.
+"""One more token for every row of a batch.
 
 Decisions:
-1. `Decoder` lets cache and mask grow by a column with every token. This is the default, and the faster one on a CPU.
-2. `StaticDecoder` (`cuda_graphs`) works in tensors of fixed shape, so that on a GPU one graph per shape can be captured
-   and replayed; its tokens are the same. The capture itself has not been run on a GPU yet; on a CPU the steps run
-   without it.
-3. The memory of a row is measured in the model at hand, not computed from its config.
-4. Where several query heads share their keys, transformers copies the keys for each of them, at every token. For one
+1. The cache has free columns behind its last one. It is copied when these are used up, every CACHE_STEP tokens, where
+   transformers' own cache is copied at every token.
+2. Where several query heads share their keys, transformers copies the keys for each of them, at every token. For one
    new token they are one matrix instead (`grouped_attention`): the same numbers to rounding, without the copies.
+3. A prefill goes through the model in pieces of bounded size, whatever the number of rollouts of each prompt: some
+   layers hold several vectors of the model's width for each token, and a mask for padding has L x L entries a row.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.models import collate, position_ids
+from engine.models import collate, position_ids, rope_index_of
 
-CACHE_STEP = 1024  # columns that a cache of fixed shape grows by
-WARM_UPS = 3  # steps that run on a side stream before the capture
-PROBE = 64  # tokens of the shorter of two prompts that the cache is measured with
-MEMORY_SHARE = 0.8  # of the free memory goes to rollouts; the rest is for activations and fragments
+CACHE_STEP = 1024  # columns that a cache grows by
+PREFILL_TOKENS = 16_384  # of a prefill's piece, padding included; a longer prompt is a piece of its own
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """transformers' sdpa attention, without copies where one new token meets a cache (decision 4).
+    """transformers' sdpa attention, without copies where one new token meets a cache (decision 2).
 
     query: [B, heads, L, D], key and value: [B, kv heads, columns, D]. Returns ([B, L, heads, D], None)."""
     shared = query.shape[1] // key.shape[1]
@@ -48,21 +47,97 @@ class KVCache(DynamicCache):
         return super().update(keys, values, *args, **kwargs)
 
 
-def prefill(model, batch: dict[str, torch.Tensor], positions: torch.Tensor):
-    """The model's output behind `models.collate`d prompts, with a new cache and the logits of the last column."""
-    cache = KVCache(config=model.config)
-    return model(**batch, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+class RoomyLayer(DynamicLayer):
+    """Keys and values [B, kv heads, columns, D] of full attention, with free columns behind them (decision 1)."""
+
+    def __init__(self, layer: DynamicLayer, limit: int):
+        """layer: a prefilled one. limit: the most columns there will be."""
+        super().__init__()
+        self.limit = limit
+        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        self.place(layer.keys, layer.values)
+
+    def place(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        columns = keys.shape[2]
+        free = min(CACHE_STEP, self.limit - columns)
+        self.held = [pad(x, (0, 0, 0, free)) for x in (keys, values)]
+        self.keys, self.values = (x[:, :, :columns] for x in self.held)
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
+        first = self.keys.shape[2]
+        last = first + keys.shape[2]
+        if last > self.held[0].shape[2]:
+            self.place(self.keys, self.values)
+        for held, new in zip(self.held, (keys, values), strict=True):
+            held[:, :, first:last] = new
+        self.keys, self.values = (x[:, :, :last] for x in self.held)
+        return self.keys, self.values
+
+    def reorder_cache(self, rows: torch.Tensor) -> None:
+        self.place(self.keys[rows], self.values[rows])
+
+
+def prefill(
+    model, prompts: Sequence[dict[str, torch.Tensor]], device: torch.device
+) -> tuple[torch.Tensor, KVCache, torch.Tensor, torch.Tensor]:
+    """Encoded prompts through the model, in pieces of at most PREFILL_TOKENS, padding included (decision 3).
+
+    Returns logits of the next token [P, V], the cache, the mask [P, L] of prompts padded on the left, and the position
+    of each prompt's last token [P]."""
+    pieces: list[list[dict[str, torch.Tensor]]] = []
+    for prompt in prompts:
+        longest = max(len(p["input_ids"]) for p in [*(pieces[-1] if pieces else []), prompt])
+        if pieces and longest * (len(pieces[-1]) + 1) <= PREFILL_TOKENS:
+            pieces[-1].append(prompt)
+        else:
+            pieces.append([prompt])
+    logits, caches, masks, last = [], [], [], []
+    for piece in pieces:
+        batch = collate(piece, device=device)
+        masks.append(batch["attention_mask"])
+        positions = position_ids(model, batch)  # [P, L] or [3, P, L]
+        last.append(positions.amax(-1).view(-1, len(piece)).amax(0))
+        if len({len(prompt["input_ids"]) for prompt in piece}) == 1:  # no padding: attention is plainly causal
+            del batch["attention_mask"]
+        caches.append(KVCache(config=model.config))
+        settings = dict(position_ids=positions, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
+        logits.append(model(**batch, **settings).logits[:, -1])
+    columns = max(mask.shape[1] for mask in masks)
+    masks = [pad(mask, (columns - mask.shape[1], 0)) for mask in masks]
+    return torch.cat(logits), join(caches), torch.cat(masks), torch.cat(last)
+
+
+def join(caches: Sequence[KVCache]) -> KVCache:
+    """One cache for the rows of all, their columns aligned on the right."""
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        first, *others = layers
+        if not others:
+            continue
+        for name in ("conv_states", "recurrent_states"):  # linear attention: {index: [B, ...]}
+            states = getattr(first, name, {})
+            for k in [k for k, state in states.items() if state is not None]:
+                states[k] = torch.cat([getattr(layer, name)[k] for layer in layers])
+        if getattr(first, "keys", None) is not None:  # [B, kv heads, columns, D]; sliding windows hold fewer columns
+            columns = max(layer.keys.shape[2] for layer in layers)
+            for name in ("keys", "values"):
+                held = [getattr(layer, name) for layer in layers]
+                setattr(first, name, torch.cat([pad(x, (0, 0, columns - x.shape[2], 0)) for x in held]))
+        if hasattr(first, "cumulative_length"):
+            first.cumulative_length = max(layer.cumulative_length for layer in layers)
+    return caches[0]
 
 
 class Decoder:
-    """Logits behind one more token of every row. Cache and mask grow by a column each time."""
+    """Logits behind one more token of every row."""
 
-    def __init__(self, model, cache, mask: torch.Tensor, positions: torch.Tensor):
-        """After a prefill: its cache, attention mask [B, L] and positions [B, L] or [3, B, L]."""
-        self.model, self.cache, self.mask = model, cache, mask
-        self.multimodal_rope = positions.dim() == 3
-        last = positions.amax(-1)  # [B] or [3, B]
-        self.position = last.amax(0) if self.multimodal_rope else last  # [B]
+    def __init__(self, model, cache: KVCache, mask: torch.Tensor, position: torch.Tensor, room: int):
+        """What `prefill` returned. room: the most tokens that will come."""
+        self.model, self.cache, self.position = model, cache, position
+        self.columns = mask.shape[1]
+        self.mask = pad(mask, (0, room), value=1)  # [B, L + room]
+        for i, layer in enumerate(cache.layers):
+            if type(layer) is DynamicLayer:  # sliding windows and linear attention hold a bounded state
+                cache.layers[i] = RoomyLayer(layer, self.columns + room)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows; one may be taken several times."""
@@ -71,117 +146,15 @@ class Decoder:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens [B] -> logits [B, V]."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=-1)
+        self.columns += 1
         self.position = self.position + 1
-        return self.forward(tokens)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         positions = self.position.unsqueeze(-1)  # [B, 1]
         output = self.model(
             input_ids=tokens.unsqueeze(-1),
-            attention_mask=self.mask,
-            position_ids=positions.expand(3, -1, -1) if self.multimodal_rope else positions,
+            attention_mask=self.mask[:, : self.columns],
+            position_ids=positions.expand(3, -1, -1) if rope_index_of(self.model) else positions,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
         return output.logits[:, -1]
-
-
-class StaticDecoder(Decoder):
-    """The same in tensors that keep shape and place from step to step, so that a CUDA graph can replay the step.
-
-    Attention caches and mask have free columns at their end; full ones, and those of fewer rows, are allocated anew.
-    Sliding windows are kept whole: the mask hides what has left them. The states of linear attention are in place as
-    they are. Raises ValueError for a model whose caches or masks are of another kind.
-    """
-
-    def __init__(self, model, cache, mask: torch.Tensor, positions: torch.Tensor, room: int):
-        """room: the most tokens that will come."""
-        super().__init__(model, cache, mask, positions)
-        text = model.config.get_text_config()
-        kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-        others = kinds - {"full_attention", "sliding_attention", "linear_attention"}
-        if text._attn_implementation != "sdpa":
-            others.add(f"{text._attn_implementation} attention")
-        if others:
-            what = f"{type(model).__name__} with {', '.join(sorted(others))}"
-            raise ValueError(f"no decoding in tensors of fixed shape for {what}: leave cuda_graphs out")
-        self.length, self.limit = mask.shape[1], mask.shape[1] + room  # columns in use, and at most
-        self.side: torch.cuda.Stream | None = None
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.graph, self.logits, self.warm_ups = None, None, 0
-        columns = min(self.length + CACHE_STEP, self.limit)
-        for i, layer in enumerate(self.cache.layers):  # one after the other: two whole caches would not fit
-            if isinstance(layer, LinearAttentionCacheLayerMixin):
-                layer.reorder_cache(rows)
-                continue
-            keys, values = (x[:, :, : self.length][rows] for x in (layer.keys, layer.values))  # [B, heads, L, D]
-            gone = self.length - keys.shape[2]  # columns that a sliding window has let go of
-            self.cache.layers[i] = layer = StaticLayer(columns)
-            layer.keys, layer.values = (pad(x, (0, 0, gone, columns - self.length)) for x in (keys, values))
-            layer.cumulative_length, layer.device = torch.tensor(self.length, device=rows.device), rows.device
-            layer.is_initialized = True
-        self.mask = pad(self.mask[rows, : self.length], (0, columns - self.length))
-        self.position = self.position[rows]
-        self.column = torch.tensor([self.length], device=rows.device)
-        self.tokens = torch.zeros_like(rows)
-
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        if self.length == self.mask.shape[1]:
-            self.keep(torch.arange(len(tokens), device=tokens.device))
-        self.length += 1
-        self.tokens.copy_(tokens)
-        return self.replay() if tokens.is_cuda else self.step()
-
-    def step(self) -> torch.Tensor:
-        """Everything in place: what a replay repeats."""
-        self.mask.index_fill_(1, self.column, 1)
-        self.column += 1
-        self.position += 1
-        return self.forward(self.tokens)
-
-    def replay(self) -> torch.Tensor:
-        """The step as a graph. The warm-ups that a capture needs are the first steps of each shape."""
-        if self.warm_ups < WARM_UPS:
-            self.warm_ups += 1
-            side, current = self.side or torch.cuda.Stream(), torch.cuda.current_stream()
-            self.side = side  # one for all: each stream has memory of its own
-            side.wait_stream(current)
-            with torch.cuda.stream(side):
-                logits = self.step()
-            current.wait_stream(side)
-            return logits
-        if self.graph is None:
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # thread_local: the threads that watch over other processes may go on meanwhile
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    self.logits = self.step()  # recorded, not run
-            except RuntimeError as error:
-                raise RuntimeError(f"{type(self.model).__name__} cannot be captured: leave cuda_graphs out") from error
-            self.graph = graph
-        self.graph.replay()
-        return self.logits
-
-
-@torch.no_grad()
-def row_bytes(model, tokens: int) -> float:
-    """Memory of one rollout of so many tokens, its prompt's included: the cache, by two real prefills, and sampling."""
-    sizes = []
-    for length in (PROBE, 2 * PROBE):
-        prompt = {"input_ids": torch.zeros(length, dtype=torch.long)}
-        batch = collate([prompt], device=model.get_output_embeddings().weight.device)
-        cache = prefill(model, batch, position_ids(model, batch)).past_key_values
-        held = [value for layer in cache.layers for value in vars(layer).values()]  # keys, values; states in dicts
-        held = [x for value in held for x in (value.values() if isinstance(value, dict) else [value])]
-        sizes.append(sum(x.nbytes for x in held if torch.is_tensor(x) and x.dim()))
-    per_token = (sizes[1] - sizes[0]) / PROBE
-    sampling = 24 * model.get_output_embeddings().weight.shape[0]  # logits, probabilities, their sum in float64
-    return sizes[0] + per_token * (tokens - PROBE) + sampling
-
-
-def rows_that_fit(model, tokens: int, free: float) -> int:
-    """How many rollouts of so many tokens at a time to keep in `free` bytes; at least 1."""
-    return max(1, int(MEMORY_SHARE * free / row_bytes(model, tokens)))

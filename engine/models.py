@@ -17,6 +17,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import is_torchvision_available
 
+from engine.questions import Question, open_images, prompt_tokens
+
+CACHE_BYTES = 4 * 2**30  # encoded prompts kept by one Encoder, pixels included
 # Tensors with one row per token; all other tensors of a prompt (pixel values, grids) have one row per image or patch.
 TOKEN_KEYS = ("input_ids", "mm_token_type_ids", "token_type_ids")
 
@@ -94,11 +97,6 @@ def banned_token_ids(model, processor) -> list[int]:
     return sorted(i for i in ids if i is not None and i < model.get_output_embeddings().weight.shape[0])
 
 
-def has_thinking_switch(processor) -> bool:
-    """Does the chat template take enable_thinking, as Qwen's do? To others transformers warns that it is unknown."""
-    return "enable_thinking" in str(processor.chat_template)
-
-
 def encode(processor, text: str, images: Sequence = (), **template) -> dict[str, torch.Tensor]:
     """One user turn in the model's chat template, ready for a response.
 
@@ -117,6 +115,53 @@ def encode(processor, text: str, images: Sequence = (), **template) -> dict[str,
     )
     encoded.pop("attention_mask", None)
     return {key: value[0] if key in TOKEN_KEYS else value for key, value in encoded.items()}
+
+
+def render(processor, text: str, **template) -> str:
+    """One user turn in the model's chat template, as text, with the start of the response."""
+    turn = [{"role": "user", "content": text}]
+    return processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **template)
+
+
+class Encoder:
+    """The prompts of one model as tensors. Within a step each prompt is encoded once, as far as CACHE_BYTES go.
+
+    template: arguments of the chat template for rollouts. Summaries, hints and verdicts come without a question; they
+    have too few tokens to think first, so thinking is switched off for them where the template has the switch.
+    """
+
+    def __init__(self, processor, template: dict | None = None):
+        self.processor, self.template = processor, template or {}
+        has_switch = "enable_thinking" in str(processor.chat_template)  # others warn that the argument is unknown
+        self.brief = self.template | ({"enable_thinking": False} if has_switch else {})
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all prompts: a new step has others."""
+        self.prompts: dict[tuple, dict[str, torch.Tensor]] = {}
+        self.lengths: dict[tuple, int] = {}
+        self.room = CACHE_BYTES
+
+    def __call__(self, text: str, question: Question | None = None) -> dict[str, torch.Tensor]:
+        """The encoded prompt. Callers share its tensors: nobody may change them in place."""
+        key = (text, question)
+        if key in self.prompts:
+            return self.prompts[key]
+        images = open_images(question) if question else ()
+        prompt = encode(self.processor, text, images, **(self.template if question else self.brief))
+        size = sum(x.nbytes for x in prompt.values())
+        if size <= self.room:
+            self.prompts[key] = prompt
+            self.room -= size
+        return prompt
+
+    def length(self, text: str, question: Question) -> int:
+        """The number of tokens of the encoded prompt, without looking at the pixels."""
+        key = (text, question)
+        if key not in self.lengths:
+            harmless = break_tokens(text, special_tokens(self.processor))
+            self.lengths[key] = prompt_tokens(self.processor, harmless, question.images, **self.template)
+        return self.lengths[key]
 
 
 def collate(
@@ -164,6 +209,11 @@ def extend(prompt: dict[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, 
     return {key: batch[key][0] if key in TOKEN_KEYS else value for key, value in prompt.items()}
 
 
+def rope_index_of(model):
+    """The model's own function for positions [3, B, L], if it has multimodal rope; else None."""
+    return getattr(getattr(model, "model", None), "get_rope_index", None)
+
+
 def position_ids(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Explicit position ids: [B, L], or [3, B, L] for models with multimodal rope.
 
@@ -172,7 +222,7 @@ def position_ids(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     mask = batch["attention_mask"]
     columns = torch.arange(mask.shape[1], device=mask.device)
     positions = (columns - mask.argmax(-1, keepdim=True)).clamp(min=0)  # [B, L]
-    rope_index = getattr(getattr(model, "model", None), "get_rope_index", None)
+    rope_index = rope_index_of(model)
     if rope_index is None:
         return positions
     if "image_grid_thw" not in batch:

@@ -1,25 +1,28 @@
 """The student under an optimiser: rows in, micro-batches, one optimiser step out, on one process or many.
 
 Decisions:
-1. Every micro-batch of a VLM holds an image: where it has none, a blank image with weight 0 joins it. So the vision
-   tower is always in the graph, as DDP needs, and one process or many give the same weights.
+1. Every micro-batch of a VLM holds an image. Where its rows have none, a blank row with an image and the weight 0 joins
+   them: its loss is 0, but every parameter, the vision tower's included, gets a gradient, which DDP requires.
 2. Micro-batches are filled by tokens, padding included, not by rows (Table 8: 4 rows, without padding). Every process
    makes the same number of them, the last ones possibly of the blank row alone, so nobody waits for anybody.
 3. The optimiser does not step, on any process, on a gradient that is not finite.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from engine.logprobs import token_jsd, token_logprobs
-from engine.models import collate, extend, lm_head, position_ids, response_positions
+from engine.models import Encoder, collate, extend, lm_head, position_ids, response_positions
 from engine.questions import Question
 
 
@@ -28,11 +31,11 @@ class Row:
     """One rollout on its way through the update."""
 
     prompt: str
-    question: Question
+    question: Question | None
     tokens: list[int]
-    weight: float  # its advantage
+    weight: float  # of its tokens in the loss: in ZPPO its advantage
     prefix: Sequence[int] = ()  # response tokens that come before `tokens` and carry no loss
-    old_logp: torch.Tensor | None = None  # [tokens]
+    old_logp: torch.Tensor | None = None  # [tokens], under the policy at the start of the step
 
 
 class Policy(torch.nn.Module):
@@ -58,11 +61,16 @@ class Policy(torch.nn.Module):
         return token_logprobs(hidden, weight, tokens[predicts], self.banned, cap)
 
 
+def last_hidden(model, batch: dict, position_ids: torch.Tensor) -> torch.Tensor:
+    """The last hidden states [B, L, H], before the head."""
+    backbone = getattr(model, model.base_model_prefix)
+    return backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state
+
+
 @contextmanager
 def gathered(policy: torch.nn.Module):
     """Under FSDP2: all parameters whole on every process for a while, in the type that they compute in. One gather in
-    place, no copy, and none waits for another meanwhile. All processes enter together. (FSDP2's hooks still run, some
-    0.1 ms a layer: they also cast a layer's inputs.)"""
+    place, no copy, and none waits for another meanwhile. All processes enter together."""
     units = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -71,32 +79,6 @@ def gathered(policy: torch.nn.Module):
     for unit in units:
         unit.set_reshard_after_forward(unit is not policy, recurse=False)  # the root's backward pass begins at once
         unit.reshard()
-
-
-def last_hidden(model, batch: dict, position_ids: torch.Tensor) -> torch.Tensor:
-    """The last hidden states [B, L, H], before the head."""
-    backbone = getattr(model, model.base_model_prefix)
-    return backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state
-
-
-def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[int]]:
-    """Rows of like length together, in as few micro-batches as a multiple of `world` allows.
-
-    lengths: tokens of each row. budget: tokens of a micro-batch, padding included; a longer row is a micro-batch of its
-    own. Returns positions in `lengths`, the longest rows first: each `world` neighbours, one for each process, are of
-    like size, and memory runs out at once or never. The last ones are empty where rows are few.
-    """
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= budget:
-            found[-1].append(i)
-        else:
-            found.append([i])
-    while len(found) % world and max(map(len, found)) > 1:  # halve the largest until every process has as many
-        place = max(range(len(found)), key=lambda k: (len(found[k]) > 1) * len(found[k]) * lengths[found[k][0]])
-        batch = found[place]
-        found[place : place + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-    return found + [[]] * (-len(found) % world)
 
 
 @torch.no_grad()
@@ -119,14 +101,52 @@ def check_head(model, prompt: dict[str, torch.Tensor]) -> None:
         )
 
 
+def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[int]]:
+    """Rows of like length together, in as few micro-batches as a multiple of `world` allows.
+
+    lengths: tokens of each row. budget: tokens of a micro-batch, padding included; a longer row is a micro-batch of its
+    own. Returns positions in `lengths`, the longest rows first: each `world` neighbours, one for each process, are of
+    like size, and memory runs out at once or never. The last ones are empty where rows are few.
+    """
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= budget:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    while len(found) % world and max(map(len, found)) > 1:  # halve the largest until every process has as many
+        place = max(range(len(found)), key=lambda k: (len(found[k]) > 1) * len(found[k]) * lengths[found[k][0]])
+        batch = found[place]
+        found[place : place + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+    return found + [[]] * (-len(found) % world)
+
+
+def make_accelerator(**settings) -> Accelerator:
+    """Accelerator(**settings) on CUDA, else on the CPU. Log-probs leave the model in fp32, gradients add up in fp32."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" and "MASTER_ADDR" in os.environ:
+        print("the launcher was asked for several processes and started one; on a CPU: torchrun --nproc_per_node 2 ...")
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # on Apple's GPUs there is no float64
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),  # a process may wait that long for another's rollouts
+        ],
+        **settings,
+    )
+    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin and plugin.mixed_precision_policy:
+        policy = replace(plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32)
+        plugin.mixed_precision_policy = policy
+    return accelerator
+
+
 @dataclass
 class Learner:
     """The student, its optimiser, and how rows become micro-batches: the machinery that every update shares.
 
-    policy: a `Policy` that went through accelerator.prepare, with its optimizer. encode: (prompt, question) ->
-    `models.encode`d prompt. length: the same arguments -> its number of tokens. blank: an encoded prompt that joins
-    micro-batches with weight 0 (decision 1), with an image if the student is a VLM. micro_tokens: budget of a
-    `micro_batches` cut; changes memory and speed, and results by rounding alone.
+    policy: a `Policy` that went through accelerator.prepare, with its optimizer. blank: the row of decision 1; its
+    prompt shows an image if the student is a VLM. micro_tokens: budget of a `micro_batches` cut; changes memory and
+    speed, and results by rounding alone.
 
     tokens, slots: of all micro-batches of all processes so far; what is no token of a row is padding.
     """
@@ -134,29 +154,36 @@ class Learner:
     policy: torch.nn.Module
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
-    encode: Callable[[str, Question], dict[str, torch.Tensor]]
-    length: Callable[[str, Question], int]
-    blank: dict[str, torch.Tensor]
+    encoder: Encoder
+    blank: Row
     micro_tokens: int = 16_384
     tokens: int = 0
     slots: int = 0
 
-    def split(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """This process's micro-batches, as many as every other process has."""
-        lengths = [self.length(row.prompt, row.question) + len(row.prefix) + len(row.tokens) for row in rows]
+    def micro_batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """This process's micro-batches of the rows, as many as every other process has. `rows` are the same on all.
+
+        Gradients stay on their process until the last micro-batch: run forward and `backward` before asking for the
+        next one."""
+        lengths = [self.encoder.length(row.prompt, row.question) + len(row.prefix) + len(row.tokens) for row in rows]
         batches = micro_batches(lengths, self.micro_tokens, self.accelerator.num_processes)
         self.tokens += sum(lengths)
         self.slots += sum(lengths[batch[0]] * len(batch) for batch in batches if batch)
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        return [[rows[i] for i in batch] for batch in mine]
+        needs_image = bool(self.blank.question.images)
+        quiet = not self.accelerator.is_main_process
+        for i, batch in enumerate(tqdm(mine, desc="update", leave=False, disable=quiet or None)):
+            micro = [rows[k] for k in batch]
+            if not micro or (needs_image and not any(row.question.images for row in micro)):
+                micro.append(self.blank)
+            last = i + 1 == len(mine) or self.accelerator.is_fsdp2  # FSDP2 would hold whole gradients between syncs
+            with nullcontext() if last else self.accelerator.no_sync(self.policy):
+                yield micro
 
-    def forward(self, rows: Sequence[Row], **extra) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The policy on one micro-batch. Returns its two outputs and the rows' weights, each [N] over the N response
-        tokens, and a zero that keeps the blank row in the graph. extra: goes to `Policy.forward`."""
-        encoded = [extend(self.encode(row.prompt, row.question), row.prefix) for row in rows]
+    def forward(self, rows: Sequence[Row], teacher=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The policy on one micro-batch: its two outputs and the rows' weights, each [N] over the response tokens."""
+        encoded = [extend(self.encoder(row.prompt, row.question), row.prefix) for row in rows]
         responses = [row.tokens for row in rows]
-        if not rows or ("pixel_values" in self.blank and not any("pixel_values" in prompt for prompt in encoded)):
-            encoded, responses = [*encoded, self.blank], [*responses, self.blank["input_ids"][-1:].tolist()]
         device, student = self.accelerator.device, self.accelerator.unwrap_model(self.policy).model
         batch = collate(encoded, responses, device=device)
         predicts = response_positions(encoded, responses, batch["input_ids"].shape).to(device)
@@ -164,21 +191,17 @@ class Learner:
         # Rows are padded on the right, and attention is causal: no token sees the padding, and without a mask attention
         # has faster kernels.
         del batch["attention_mask"]
-        first, second = self.policy(batch, positions, predicts, **extra)
-        lengths = torch.tensor([len(row.tokens) for row in rows], dtype=torch.long)
+        first, second = self.policy(batch, positions, predicts, teacher=teacher)
+        lengths = torch.tensor([len(row.tokens) for row in rows])
         weights = torch.tensor([row.weight for row in rows]).repeat_interleave(lengths).to(first)  # [N]
-        n = len(weights)
-        return first[:n], second[:n], weights, 0.0 * first[n:].sum()
+        return first, second, weights
 
-    def step(self, rows: Sequence[Row], backward: Callable[[list[Row]], None], max_grad_norm: float) -> float | None:
-        """One optimiser step on rows that all processes agree on. backward: forward and backward of one micro-batch,
-        its loss scaled so that the mean over processes is the loss. Returns the gradient norm, None if not finite."""
-        micros = self.split(rows)
-        quiet = not self.accelerator.is_main_process
-        for i, micro in enumerate(tqdm(micros, desc="update", leave=False, disable=quiet)):
-            last = i + 1 == len(micros) or self.accelerator.is_fsdp2  # FSDP2 would hold whole gradients between syncs
-            with nullcontext() if last else self.accelerator.no_sync(self.policy):
-                backward(micro)
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add this micro-batch's gradient. loss: its share of the loss; the shares of all processes sum to the loss."""
+        (loss * self.accelerator.num_processes).backward()  # accelerate averages gradients over processes
+
+    def step(self, max_grad_norm: float) -> float | None:
+        """One optimiser step on the gradients so far. Returns their norm, None if it is not finite: then no step."""
         norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), max_grad_norm))
         finite = math.isfinite(norm)
         if finite:
@@ -187,7 +210,7 @@ class Learner:
         return norm if finite else None
 
     def padding_share(self) -> float:
-        """Share of padding in what `split` has cut since the last call."""
+        """Share of padding in what `micro_batches` has cut since the last call."""
         share = 1 - self.tokens / self.slots if self.slots else 0.0
         self.tokens = self.slots = 0
         return share

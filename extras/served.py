@@ -49,7 +49,7 @@ from engine.questions import open_images
 from generate import Actor, Reply, Request, Sampling, seed_of
 from prompts import neutralise
 from rewards import grade
-from zppo import Recipe, count
+from zppo import Recipe, quota
 
 MAX_DELAY = 60.0  # seconds between two tries, also where Retry-After asks for more
 MIN_STREAK = 8  # failures in a row before a call gives up, where fewer requests are under way
@@ -304,20 +304,21 @@ def overlap(student: Actor, teacher: ServedActor, recipe: Recipe, new: int) -> C
     Questions that a finished batch leaves all wrong are at the head of the ranking, and `teacher` is asked for them as
     zppo.select will: for as many as its first round takes. new: |X_new|. Free-form ones wait, since the judge decides.
     """
-    slots = count(recipe.rho_aug, new) if set(recipe.branches) - {"ncq"} else 0
+    slots = quota(recipe.rho_aug, new) if set(recipe.branches) - {"ncq"} else 0
     limit = math.ceil(slots / max(1, len(recipe.branches)))
 
     def actor(requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str) -> list[list[Reply]]:
-        def after_batch(batch: list[Request], rows: list[list[Reply]]) -> None:
+        drawn = []
+        for batch, rows in student.batches(requests, n, sampling, key, phase):
             hard = [
-                replace(request, kind="teacher")
-                for request, row in zip(batch, rows, strict=True)
-                if not request.question.free_form
-                and not any(grade(reply.text, request.question.answer) for reply in row)
+                replace(requests[i], kind="teacher")
+                for i, row in zip(batch, rows, strict=True)
+                if not requests[i].question.free_form
+                and not any(grade(reply.text, requests[i].question.answer) for reply in row)
             ]
-            teacher.start(hard, recipe.teacher_group_size, sampling, key, limit)
-
-        hook = [after_batch] if phase == "rollout" and limit else []
-        return student(requests, n, sampling, key, phase, *hook)
+            if phase == "rollout" and limit:
+                teacher.start(hard, recipe.teacher_group_size, sampling, key, limit)
+            drawn.append((batch, rows))
+        return student.collect(drawn)
 
     return actor

@@ -8,8 +8,8 @@ import sys
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-import build
 import train
+from engine import update
 
 
 class Sharded(Accelerator):
@@ -25,5 +25,5 @@ class Sharded(Accelerator):
 
 
 if __name__ == "__main__":
-    build.Accelerator = Sharded
+    update.Accelerator = Sharded
     train.main(sys.argv[1:])

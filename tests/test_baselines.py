@@ -8,13 +8,13 @@ import tiny
 import torch
 from accelerate import Accelerator
 from test_logprobs import float_jsd
-from test_zppo import BLANK, KEY, Script, actors, ask, encoder, groups_of, length, says, sgd, weights
+from test_zppo import BLANK, KEY, Script, actors, ask, collect, encoder, groups_of, says, sgd, weights
 
 import baselines
 from baselines import distill, pool
 from engine.models import banned_token_ids, collate, extend, position_ids
 from engine.update import Learner, Policy
-from zppo import METHODS, Recipe, Step, collect, mini_batches, update
+from zppo import METHODS, Context, Recipe, mini_batches, update
 
 QUESTIONS = [ask(uid) for uid in "abcde"]
 RIGHT = {"a": 1, "b": 6, "c": 0, "d": 3, "e": 8}  # of 8: a, c, d are hard
@@ -24,9 +24,10 @@ ABLE = {"a": 1, "b": 4, "c": 4, "d": 0, "e": 2}  # of 4: nobody helps on d
 def drawn(method: str, rho_aug: float = 1.0, **changes):
     recipe = Recipe(method=method, rho_aug=rho_aug, **changes)
     student, teacher = actors(RIGHT, ABLE, recipe)
-    gather = collect if set(recipe.branches) <= {"bcq", "ncq"} else baselines.collect
-    groups, stats = gather(Step(student, teacher, recipe, KEY), QUESTIONS, [])
-    return recipe, groups, stats, student, teacher
+    ctx = Context(student, teacher, recipe, KEY)
+    is_baseline = not baselines.BRANCHES.isdisjoint(recipe.branches)
+    groups = baselines.collect(ctx, QUESTIONS, []) if is_baseline else collect(ctx, QUESTIONS, [])[0]
+    return recipe, groups, ctx.counts, student, teacher
 
 
 def test_rows_are_those_of_the_paper():
@@ -91,6 +92,25 @@ def test_the_cap_binds_in_ascending_accuracy(method):
     assert [group.question.uid for group in touched] == ["c"]
 
 
+@pytest.mark.parametrize("method", ["hint", "prefix", "teacher_response", "grpo_replay_bcq"])
+def test_hint_and_prefix_do_not_refill_and_bcq_does(method):
+    """Algorithms 5 and 6 take the top of the ranking first: 40 hard questions, a cap of 10, a teacher right on every
+    third."""
+    questions = [ask(str(i)) for i in range(40)]
+    recipe = Recipe(method=method)
+    student, teacher = actors({}, {str(i): 4 * (i % 3 == 0) for i in range(40)}, recipe)
+    ctx = Context(student, teacher, recipe, KEY)
+    if method == "grpo_replay_bcq":
+        groups, _ = collect(ctx, questions, [])
+        assert len(groups) == 40 + 10 and ctx.counts["teacher_questions"] > 10
+        return
+    groups = baselines.collect(ctx, questions, [])
+    asked = {request.uid for request in teacher.asked("teacher")}
+    touched = [g.question.uid for g in groups if g.kind != "plain" or any(r.by_teacher for r in g.rollouts)]
+    assert ctx.counts["teacher_questions"] == len(asked) == 10
+    assert {*touched} == {uid for uid in asked if int(uid) % 3 == 0} and len(touched) < 10
+
+
 def test_a_hint_goes_after_the_question_and_one_with_a_box_is_refused():
     recipe = Recipe(method="hint", rho_aug=1.0)
 
@@ -100,7 +120,8 @@ def test_a_hint_goes_after_the_question_and_one_with_a_box_is_refused():
         return says(ABLE, 4, "teacher")(request, j)
 
     student, _ = actors(RIGHT, ABLE, recipe)
-    groups, stats = baselines.collect(Step(student, Script(2, text), recipe, KEY), QUESTIONS, [])
+    ctx = Context(student, Script(2, text), recipe, KEY)
+    groups, stats = baselines.collect(ctx, QUESTIONS, []), ctx.counts
     (hinted,) = [group for group in groups if group.kind == "hint"]
     assert stats["hints_refused"] == 1 and hinted.question.uid == "c"
     assert hinted.prompt.startswith("question c?\n\n<hint>\nlook [hint]twice[/hint]\n</hint>\n\nYou FIRST")
@@ -130,9 +151,9 @@ def test_prefix_is_forty_percent_of_a_correct_rollout_and_carries_no_loss():
                 reply.tokens = list(tokens)
         return rows
 
-    groups, _ = baselines.collect(Step(student, call, recipe, KEY), QUESTIONS, [])
+    groups = baselines.collect(Context(student, call, recipe, KEY), QUESTIONS, [])
     prefixed = [group for group in groups if group.kind == "prefix"]
-    assert len(prefixed) == 2 and all(group.prefix == tuple(range(4)) for group in prefixed)  # floor(0.4 * 11)
+    assert len(prefixed) == 2 and all(group.prefix == list(range(4)) for group in prefixed)  # floor(0.4 * 11)
     for rows, _ in mini_batches(groups, recipe, KEY):
         assert all(row.tokens[0] == 1 for row in rows)  # the student's own
         assert all(len(row.prefix) in (0, 4) for row in rows)
@@ -163,7 +184,7 @@ def learner_of(model, **settings):
     accelerator = Accelerator(cpu=True)
     policy = Policy(model.train(), banned_token_ids(model, tiny.PROCESSOR))
     policy, optimizer = accelerator.prepare(policy, sgd(policy.parameters()))
-    return Learner(policy, optimizer, accelerator, encoder, length, BLANK, **{"micro_tokens": 200, **settings})
+    return Learner(policy, optimizer, accelerator, encoder, BLANK, **{"micro_tokens": 200, **settings})
 
 
 @pytest.mark.parametrize("method", ["on_distill", "off_distill"])
@@ -176,7 +197,7 @@ def test_distillation_takes_one_step_on_the_weighted_mean_divergence(method):
     teacher, results = tiny.make("qwen3_5", seed=1), []
     for micro_tokens in (200, 1):
         model = tiny.make("qwen3_5")
-        metrics = distill(learner_of(model, micro_tokens=micro_tokens), teacher, groups, Recipe(method=method), KEY)
+        metrics = distill(learner_of(model, micro_tokens=micro_tokens), teacher, groups, Recipe(method=method))
         results.append((weights(model), metrics))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-6)
 
@@ -203,7 +224,7 @@ def test_distillation_takes_one_step_on_the_weighted_mean_divergence(method):
 def test_nothing_kept_is_no_loss_and_no_step():
     model = tiny.make("qwen3_5")
     before = copy.deepcopy(model.state_dict())
-    metrics = distill(learner_of(model), tiny.make("qwen3_5", seed=1), groups_of(), Recipe(method="off_distill"), KEY)
+    metrics = distill(learner_of(model), tiny.make("qwen3_5", seed=1), groups_of(), Recipe(method="off_distill"))
     assert metrics["updates_without_signal"] == 1 and metrics["loss"] == 0
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
@@ -242,7 +263,7 @@ def test_several_teachers_make_one_pool():
 
     teachers = [Script(2, says({"a": 2}, 2, "first")), Script(3, says({"c": 2}, 2, "second"))]
     student, _ = actors(RIGHT, {}, recipe)
-    groups, stats = collect(Step(student, pool([spying(t) for t in teachers]), recipe, KEY), QUESTIONS, [])
+    groups, stats = collect(Context(student, pool([spying(t) for t in teachers]), recipe, KEY), QUESTIONS, [])
     for group in groups[5:]:
         names[group.question.uid] += 1
         assert ("first" if group.question.uid == "a" else "second") in group.prompt
@@ -257,7 +278,7 @@ def test_one_teacher_rollout_is_drawn_at_random():
     for seed in range(60):
         recipe = Recipe(method="teacher_response", rho_aug=0.2)
         student, teacher = actors(RIGHT, ABLE, recipe)
-        groups, _ = baselines.collect(Step(student, teacher, recipe, (seed, 0)), QUESTIONS, [])
+        groups = baselines.collect(Context(student, teacher, recipe, (seed, 0)), QUESTIONS, [])
         (rollout,) = [r for group in groups for r in group.rollouts if r.by_teacher]
         picks[rollout.tokens[1]] += 1
     assert len(picks) == 4

@@ -1,4 +1,4 @@
-"""Decoding in tensors of fixed shape: as with growing ones; and the memory of a row."""
+"""Decoding with room in the cache, prefills in pieces: as with transformers' own cache and all prompts at once."""
 
 from types import SimpleNamespace
 
@@ -6,127 +6,89 @@ import pytest
 import tiny
 import torch
 import transformers
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from transformers.cache_utils import DynamicLayer
 from transformers.integrations import sdpa_attention
 
-from engine.decode import (
-    MEMORY_SHARE,
-    Decoder,
-    KVCache,
-    StaticDecoder,
-    grouped_attention,
-    prefill,
-    row_bytes,
-    rows_that_fit,
-)
-from engine.models import banned_token_ids, collate, position_ids
+from engine import decode
+from engine.decode import Decoder, KVCache, RoomyLayer, grouped_attention, prefill
+from engine.models import banned_token_ids
 from generate import Sampling, generate
 
 NEVER = [tiny.VOCABULARY]  # an end token that is never sampled
 ARCHITECTURES = ["qwen3", "gemma2", "qwen3_5", "qwen2_5_vl"]
 SEEDS = [[1, 2, 3], [4, 5, 6, 7], [8]]
+CPU = torch.device("cpu")
 
 
-def started(model, kind=Decoder, **room):
+def started(model, room: int = 11) -> Decoder:
     """A decoder behind a prefill, with two rollouts of each prompt."""
-    batch = collate(tiny.prompts(model))
-    positions = position_ids(model, batch)
-    cache = prefill(model, batch, positions).past_key_values
-    decoder = kind(model, cache, batch["attention_mask"], positions, **room)
+    _, *prefilled = prefill(model, tiny.prompts(model), CPU)
+    decoder = Decoder(model, *prefilled, room)
     decoder.keep(torch.tensor([0, 0, 1, 1, 2, 2]))
     return decoder
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("columns", [1, 3, 1024])
-def test_fixed_shapes_give_the_same_rollouts(name, columns, monkeypatch):
+def test_room_in_the_cache_changes_no_rollout(name, columns, monkeypatch):
     """Caches that are full after every token, now and then, or never; rows that end early, and rows that never do."""
-    monkeypatch.setattr("decode.CACHE_STEP", columns)
     model = tiny.make(name)
     prompts, banned = tiny.prompts(model), banned_token_ids(model, tiny.PROCESSOR)
     for sampling in (Sampling(24), Sampling(24, temperature=0.7, presence_penalty=3.0)):
         for ends in (NEVER, list(range(0, tiny.VOCABULARY, 12))):
-            growing = generate(model, prompts, SEEDS, sampling, ends, banned)
-            assert generate(model, prompts, SEEDS, sampling, ends, banned, cuda_graphs=True) == growing
+            with monkeypatch.context() as patch:
+                patch.setattr(decode, "RoomyLayer", lambda layer, limit: layer)  # transformers' own
+                expected = generate(model, prompts, SEEDS, sampling, ends, banned)
+            monkeypatch.setattr(decode, "CACHE_STEP", columns)
+            assert generate(model, prompts, SEEDS, sampling, ends, banned) == expected
+
+
+@torch.no_grad()
+def test_the_cache_moves_only_when_its_room_is_used_up(monkeypatch):
+    monkeypatch.setattr(decode, "CACHE_STEP", 4)
+    decoder, places = started(tiny.make("qwen3"), room=10), []
+    for step in range(10):
+        decoder(torch.arange(step, step + 6))
+        places.append(decoder.cache.layers[0].held[0].data_ptr())
+    moves = [step for step in range(1, 10) if places[step] != places[step - 1]]
+    assert moves == [4, 8] and type(decoder.cache.layers[0]) is RoomyLayer
+    assert decoder.cache.layers[0].held[0].shape[2] == decoder.mask.shape[1]  # no more room than will be used
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
 @torch.no_grad()
-def test_fixed_shapes_give_the_same_logits(name, monkeypatch):
-    monkeypatch.setattr("decode.CACHE_STEP", 4)
+def test_a_prefill_in_pieces_is_the_prefill_of_all(name, budget, monkeypatch):
     model = tiny.make(name)
-    decoders = [started(model), started(model, StaticDecoder, room=11)]
-    for step in range(11):
-        if step == 6:
-            for decoder in decoders:
-                decoder.keep(torch.tensor([5, 1, 2]))
-        tokens = torch.arange(step, step + len(decoders[0].mask))
-        logits = [decoder(tokens) for decoder in decoders]
-        torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
-    assert decoders[1].mask.shape == decoders[0].mask.shape  # no more room than was asked for
-
-
-class Tape(TorchDispatchMode):
-    """What a CUDA graph does, on a CPU: records every operation of a step with its tensors and repeats them in place.
-
-    Fails where a capture would: a tensor's value is asked for, or a tensor is made from Python's numbers.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "lift_fresh"), name
-        self.calls.append((function, args, kwargs or {}, function(*args, **(kwargs or {}))))
-        return self.calls[-1][-1]
-
-    def replay(self) -> None:
-        for function, args, kwargs, output in self.calls:
-            for old, new in zip(tree_leaves(output), tree_leaves(function(*args, **kwargs)), strict=True):
-                if torch.is_tensor(old) and old.data_ptr() != new.data_ptr():  # neither a view nor in place
-                    old.copy_(new)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@torch.no_grad()
-def test_a_recorded_step_can_be_repeated(name):
-    """Nothing in a step depends on Python's numbers or on tensors that get replaced: its record does all later ones."""
-    model, tape = tiny.make(name), Tape()
-    growing, static = started(model), started(model, StaticDecoder, room=20)
-    for step in range(20):
-        tokens = torch.arange(step, step + 6)
-        expected = growing(tokens)
-        static.tokens.copy_(tokens)
-        if step < 2:
-            logits = static.step()
-        elif step == 2:
-            with tape:
-                logits = static.step()
-        else:
-            tape.replay()
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    prompts, calls = tiny.prompts(model), []
+    prompts += prompts[:1]  # two of one length
+    prompts.sort(key=lambda prompt: len(prompt["input_ids"]))
+    results, forward = [], model.forward
+    for tokens in (10_000, budget):
+        monkeypatch.setattr(decode, "PREFILL_TOKENS", tokens)
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", lambda **kw: calls.append(kw["input_ids"].shape) or forward(**kw))
+            logits, *prefilled = prefill(model, prompts, CPU)
+        decoder = Decoder(model, *prefilled, room=9)  # more than gemma's sliding window of 8
+        decoder.keep(torch.tensor([0, 1, 1, 2, 3]))
+        results.append([logits, *(decoder(torch.arange(step, step + 5)) for step in range(9))])
+    assert all(rows * width <= budget or rows == 1 for rows, width in calls)
+    assert len(calls) > 1 or budget == 10_000
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_the_growing_step_cannot_be_recorded():
-    decoder = started(tiny.make("qwen3"))
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), Tape():
-        decoder(torch.arange(6))
-
-
-def test_a_model_without_fixed_shapes_is_named():
-    model = tiny.make("gemma2")
-    model.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="Gemma2ForCausalLM with eager attention: leave cuda_graphs out"):
-        generate(model, tiny.prompts(model), SEEDS, Sampling(2), NEVER, cuda_graphs=True)
-    model = tiny.make("qwen3")
-    decoder = started(model)
-    model.config.layer_types = ["chunked_attention", "full_attention"]
-    with pytest.raises(ValueError, match="Qwen3ForCausalLM with chunked_attention"):
-        StaticDecoder(model, decoder.cache, decoder.mask, decoder.mask, room=1)
+def test_prompts_of_one_length_need_no_mask(monkeypatch):
+    """A mask has L x L entries for each row."""
+    model, masks = tiny.make("qwen3"), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **kw: masks.append(kw.get("attention_mask")) or forward(**kw))
+    prompt, other, _ = tiny.prompts(model)
+    prefill(model, [prompt, prompt], CPU)
+    prefill(model, [other], CPU)
+    prefill(model, [prompt, other], CPU)
+    assert [mask is None for mask in masks] == [True, True, False]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -135,34 +97,19 @@ def test_under_autocast_the_cache_is_narrow_and_nothing_changes(name, monkeypatc
     model, logits = tiny.make(name), []
     with torch.autocast("cpu", torch.bfloat16):
         for cache in (transformers.DynamicCache, KVCache):
-            monkeypatch.setattr("decode.KVCache", cache)
+            monkeypatch.setattr(decode, "KVCache", cache)
             decoder = started(model)
             logits.append([decoder(torch.arange(6)) for _ in range(4)])
-        static = started(model, StaticDecoder, room=4)
         for ours, theirs in zip(*logits, strict=True):
             assert torch.equal(ours, theirs)
-            torch.testing.assert_close(static(torch.arange(6)), ours, rtol=0.1, atol=0.1)
     keys = [layer.keys for layer in decoder.cache.layers if getattr(layer, "keys", None) is not None]
     assert keys and {key.dtype for key in keys} == {torch.bfloat16}
 
 
-def test_a_rows_memory_is_what_the_config_says():
-    model = tiny.make("qwen3_5")
-    c = model.config.get_text_config()
-    full, linear = c.layer_types.count("full_attention"), c.layer_types.count("linear_attention")
-    per_token = full * 2 * c.num_key_value_heads * c.head_dim * 4
-    keys, values = (n * d for n, d in (
-        (c.linear_num_key_heads, c.linear_key_head_dim), (c.linear_num_value_heads, c.linear_value_head_dim)
-    ))  # fmt: skip
-    state = linear * 4 * (values * c.linear_key_head_dim + (2 * keys + values) * c.linear_conv_kernel_dim)
-    assert full and linear
-    for tokens in (100, 16_384):
-        row = tokens * per_token + state + 24 * tiny.VOCABULARY
-        assert row_bytes(model, tokens) == row
-        assert rows_that_fit(model, tokens, 10.5 * row / MEMORY_SHARE) == 10
-        assert rows_that_fit(model, tokens, -row) == 1
-    with torch.autocast("cpu", torch.bfloat16):
-        assert row_bytes(model, 2000) - row_bytes(model, 1000) == 1000 * per_token / 2
+def test_sliding_windows_and_linear_attention_keep_their_own_cache():
+    kinds = {name: {type(layer) for layer in started(tiny.make(name)).cache.layers} for name in ARCHITECTURES}
+    assert kinds["qwen3"] == {RoomyLayer} and all(DynamicLayer not in found for found in kinds.values())
+    assert len(kinds["gemma2"]) == len(kinds["qwen3_5"]) == 2
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 8])
@@ -180,13 +127,12 @@ def test_grouped_attention_is_transformers_attention(kv_heads):
         torch.testing.assert_close(ours[0], theirs[0])
 
 
+@torch.no_grad()
 def test_no_keys_are_copied_for_a_new_token(monkeypatch):
     copies = []
     monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda x, n: copies.append(x.shape) or x.repeat_interleave(n, 1))
     model = tiny.make("qwen3")
-    batch = collate(tiny.prompts(model))
-    positions = position_ids(model, batch)
-    output = prefill(model, batch, positions)
+    _, *prefilled = prefill(model, tiny.prompts(model), CPU)
     before = len(copies)
-    Decoder(model, output.past_key_values, batch["attention_mask"], positions)(torch.tensor([5, 6, 7]))
+    Decoder(model, *prefilled, room=1)(torch.tensor([5, 6, 7]))
     assert before > 0 and len(copies) == before

@@ -1,5 +1,7 @@
 """Sampling: exactly the distribution that was asked for, and the same rollouts however they are computed."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -196,7 +198,7 @@ def test_what_runs_on_behind_an_end_is_dropped(monkeypatch):
     prompts, seeds, rollouts = tiny.prompts(model), [[1, 2, 3], [4, 5, 6, 7], [8]], []
     for every in (1, 5, 16):
         monkeypatch.setattr("generate.LOOK_EVERY", {"cpu": every})
-        rollouts += [generate(model, prompts, seeds, Sampling(40), ends, (), static) for static in (0, 1)]
+        rollouts.append(generate(model, prompts, seeds, Sampling(40), ends))
     assert all(other == rollouts[0] for other in rollouts)
 
 
@@ -323,6 +325,24 @@ def test_work_is_dealt_there_and_back(processes):
     assert all(share == sorted(share, reverse=True) for share in shares)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "processes", "sizes"), [(480, 8, {15}), (96, 8, {12}), (7, 3, {3, 1}), (3, 8, {1})]
+)
+def test_batches_are_of_one_size_and_as_many_for_every_process(prompts, processes, sizes, monkeypatch):
+    """16 prompts fit into a batch: 480 on 8 processes used to give 30 batches, 3 or 4 each."""
+    shares = []
+    for process in range(processes):
+        state = SimpleNamespace(process_index=process, num_processes=processes, is_main_process=False)
+        monkeypatch.setattr("generate.PartialState", lambda state=state: state)
+        actor = Actor(tiny.make("qwen3"), tiny.TOKENIZER, rows=128)
+        monkeypatch.setattr(actor, "draw", lambda requests, samples, *_: [[] for _ in requests])
+        drawn = list(actor.batches([ask(str(i)) for i in range(prompts)], 8, LONG, (0, 0), "rollout"))
+        shares.append([places for places, _ in drawn])
+    assert sorted(i for share in shares for places in share for i in places) == list(range(prompts))
+    assert max(map(len, shares)) - min(map(len, shares)) <= (prompts < processes or prompts == 7)
+    assert {len(places) for share in shares for places in share} == sizes
+
+
 def test_actor_has_one_stream_for_each_step_kind_question_and_sample():
     actor = Actor(tiny.make("qwen3"), tiny.TOKENIZER)
     requests = [ask(uid, kind=kind) for uid in ("a", "b") for kind in ("plain", "teacher", "ncq")]
@@ -343,6 +363,29 @@ def test_a_reply_says_whether_it_ended():
     assert actor.seconds["rollout"] > 0
 
 
+@pytest.mark.parametrize("largest", [1, 2, 5])
+def test_out_of_memory_halves_the_rows_and_goes_on_with_the_same_replies(largest, monkeypatch, capsys):
+    """A forward pass with more rows than `largest` fails as CUDA does."""
+    model = tiny.make("qwen3_5")
+    expected = Actor(model, tiny.PROCESSOR, 64)(REQUESTS, 3, LONG, (0, 1), "rollout")
+    forward = model.forward
+
+    def limited(**inputs):
+        if len(inputs["input_ids"]) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", limited)
+    actor = Actor(model.train(), tiny.PROCESSOR, 64)
+    assert actor(REQUESTS, 3, LONG, (0, 1), "rollout") == expected
+    assert actor.rows <= largest and model.training
+    assert f"going on with {actor.rows}" in capsys.readouterr().out
+    monkeypatch.setattr(model, "forward", lambda **inputs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        actor(REQUESTS, 3, LONG, (0, 1), "rollout")
+    assert model.training
+
+
 @pytest.mark.parametrize(
     ("template", "rollout"), [({}, "default"), ({"enable_thinking": True}, "on"), ({"enable_thinking": False}, "off")]
 )
@@ -357,6 +400,6 @@ def test_rollouts_think_as_they_are_told_and_summaries_hints_and_verdicts_never(
                 "{% if enable_thinking is not defined %}default{% elif enable_thinking %}on{% else %}off{% endif %}"
             )
         actor = Actor(tiny.make("qwen3_5"), processor, template=template if switch else {})
-        ends = [processor.tokenizer.decode(actor.encode("q", asked)["input_ids"]) for asked in (question, None)]
+        ends = [processor.tokenizer.decode(actor.encoder("q", asked)["input_ids"]) for asked in (question, None)]
         expected = [rollout, "off"] if switch else ["", ""]
         assert [end.rpartition("assistant\n")[2] for end in ends] == expected

@@ -1,24 +1,28 @@
 """Whole runs of train.py on the embedded world: exact resume, several processes, bad input."""
 
 import json
+import re
 import shutil
-from contextlib import nullcontext
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
+import test_zppo
 import tiny
+import torch
 import transformers
 from accelerate import Accelerator
 from runs import ROOT, assert_close, torchrun, train
 from safetensors.torch import load_file
 
-from arguments import parse
-from build import load_actors, rows_from_memory
-from engine.decode import MEMORY_SHARE, row_bytes
+import zppo
+from engine.questions import Question
 from engine.run import check_same_run
-from generate import Actor
+from engine.update import make_accelerator
+from evaluate import DECODING
+from generate import Actor, Sampling
+from train import load_actors, make_learner, read_options
 from world import pretrain
+from world.table import CELL, WORLD
 
 
 def test_a_run_leaves_what_the_docstring_says(reference):
@@ -47,14 +51,6 @@ def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
     assert "on 2 processes" in train(two, launch=torchrun(2)).stdout
     assert (two / "dumps/step_00002.jsonl").read_bytes() == (run / "dumps/step_00002.jsonl").read_bytes()
     assert_close(two, run)
-
-
-def test_rollouts_in_tensors_of_fixed_shape_are_the_same(reference, tmp_path):
-    run, _ = reference
-    train(tmp_path / "run", "--cuda_graphs", "--rollout_rows", "0", "--steps", "1")
-    assert (tmp_path / "run" / "eval_before.jsonl").read_bytes() == (run / "eval_before.jsonl").read_bytes()
-    lines = [(folder / "metrics.jsonl").read_text().splitlines()[0] for folder in (tmp_path / "run", run)]
-    assert json.loads(lines[0]) == pytest.approx(json.loads(lines[1]), rel=1e-3, abs=1e-5)
 
 
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_named(reference):
@@ -117,31 +113,91 @@ def test_resume_under_another_method_is_refused(reference):
     assert done.returncode != 0 and "--method zppo (now grpo)" in done.stderr
 
 
-def test_configuration_file(tmp_path):
+def test_configuration_file(tmp_path, capsys):
     file = tmp_path / "run.yaml"
-    file.write_text("lr: 1e-5\nmethod: grpo_both\nsteps: 7\ncolumns:\n  question: prompt\n")
-    args, recipe, is_toy = parse([str(file), "--steps", "3"])
-    assert args.columns == ["question=prompt"]
-    assert (args.lr, recipe.replay, args.steps, is_toy, args.new_per_step) == (1e-5, False, 3, True, 32)
-    file.write_text("learning_rate: 1e-5\n")
-    with pytest.raises(SystemExit, match="learning_rate"):
-        parse([str(file)])
+    file.write_text("lr: 1e-5\nmethod: grpo_both\nsteps: 7\nresume: true\ncolumns:\n  question: prompt\n")
+    models = "--student s --teacher t --data d".split()
+    args, recipe = read_options([str(file), "--steps", "3", *models])
+    assert args.columns == ["question=prompt"] and args.resume is True
+    assert (args.lr, recipe.replay, args.steps, args.new_per_step) == (1e-5, False, 3, 384)
+    for text, message in [
+        ("learning_rate: 1e-5", "unknown option --learning_rate"),
+        ("rolout_rows: 5", "did you mean --rollout_rows"),
+        ("method: zpo", "zpo"),
+        ("steps: 0", "1 or more"),
+        ("steps: many", "invalid int value: 'many'"),
+        ("steps:", "steps has no value"),
+        ("- 1", "name: value"),
+        ("a: b: c", "cannot be read"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(SystemExit) as stopped:
+            read_options([str(file), *models])
+        assert message in f"{stopped.value}{capsys.readouterr().err}"
+    with pytest.raises(SystemExit, match="missing.yaml: cannot be read"):
+        read_options([str(tmp_path / "missing.yaml")])
+
+
+@pytest.mark.parametrize(
+    "line",
+    """--steps 0; --save_every -1; --keep_checkpoints -1; --dump_every -1; --updates_per_step 0; --group_size 1; --tau 2
+    --max_response_tokens 0; --new_per_step -4; --tau nan; --eps_low -0.1; --eps_high -1; --rho_aug -1; --rho_replay -1
+    --rollout_rows 0; --micro_tokens 0; --lr -1; --buffer_capacity -1; --dual_clip 0.5; --teacher_group_size 0
+    --weight_decay -1; --max_grad_norm -1; --max_prompt_tokens 0; --min_pixels 0; --max_pixels 0; --eval_questions -1
+    """.replace("\n", ";").split(";")[:-1],
+)
+def test_every_option_has_its_range(line, capsys):
+    name, _ = line.split()
+    with pytest.raises(SystemExit) as stopped:
+        read_options(line.split())
+    assert stopped.value.code == 2 and re.search(f"{name}.*or more", capsys.readouterr().err)
+
+
+def test_the_embedded_world_has_options_of_its_own():
+    args, recipe = read_options(["--steps", "3"])
+    assert (args.steps, args.new_per_step, args.lr, recipe.max_response_tokens) == (3, 32, 3e-4, 32)
+    assert args.student == str(ROOT / "world/student") and not args.data
+    (pixels,) = {args.min_pixels, CELL**2}
+    assert args.max_pixels == 64 * pixels
 
 
 def test_template_arguments_reach_the_actors_and_count_as_results(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text("teacher_chat_template_kwargs:\n  enable_thinking: true\n")
-    args, recipe, _ = parse([str(file), "--chat_template_kwargs", '{"enable_thinking":false}'])
+    models = ["--student", str(WORLD / "student"), "--teacher", str(WORLD / "teacher"), "--data", "d"]
+    args, recipe = read_options([str(file), "--chat_template_kwargs", '{"enable_thinking":false}', *models])
     student, teacher = load_actors(args, recipe, Accelerator(cpu=True), {})
-    assert (student.template, teacher.template) == ({"enable_thinking": False}, {"enable_thinking": True})
+    assert student.encoder.template == {"enable_thinking": False}
+    assert teacher.encoder.template == {"enable_thinking": True}
     (tmp_path / "args.json").write_text(json.dumps(asdict(args)))
     check_same_run(tmp_path, asdict(args))
     with pytest.raises(SystemExit, match="--chat_template_kwargs .*False.*now {}"):
-        check_same_run(tmp_path, asdict(parse([str(file)])[0]))
+        check_same_run(tmp_path, asdict(read_options([str(file), *models])[0]))
     for bad in ("{enable_thinking: true}", "[1]", "5"):
         with pytest.raises(SystemExit):
-            parse(["--teacher_chat_template_kwargs", bad])
+            read_options(["--teacher_chat_template_kwargs", bad])
         assert f"--teacher-chat-template-kwargs: not a JSON object: '{bad}'" in capsys.readouterr().err
+
+
+def test_rows_with_teacher_tokens_need_one_rendering_of_prompts(tmp_path):
+    """The teacher's template opens its response differently: its tokens would start in the wrong place."""
+    shutil.copytree(WORLD / "teacher", tmp_path / "teacher")
+    template = tmp_path / "teacher" / "chat_template.jinja"
+    switch = "{% if enable_thinking is defined and enable_thinking %}on{% else %}off{% endif %}"
+    models = ["--student", str(WORLD / "student"), "--teacher", str(tmp_path / "teacher"), "--data", "d"]
+    template.write_text(template.read_text() + switch)
+    for method in ("prefix", "teacher_response", "off_distill", "on_distill"):
+        with pytest.raises(SystemExit, match=f"--method {method} needs one rendering of prompts: .*off' is not|assist"):
+            load_actors(*read_options([*models, "--method", method]), Accelerator(cpu=True), {})
+    load_actors(*read_options([*models, "--method", "hint"]), Accelerator(cpu=True), {})
+    student = tmp_path / "student"
+    shutil.copytree(WORLD / "student", student)
+    (student / "chat_template.jinja").write_text(template.read_text())
+    models[1] = str(student)
+    thinking = ["--chat_template_kwargs", '{"enable_thinking": true}']
+    args = read_options([*models, "--method", "prefix", *thinking])
+    actors = load_actors(*args, Accelerator(cpu=True), {})
+    assert [actor.encoder.template for actor in actors] == [{"enable_thinking": True}] * 2  # alike
 
 
 def test_an_architecture_with_another_head_is_refused_before_training(tmp_path):
@@ -151,7 +207,7 @@ def test_an_architecture_with_another_head_is_refused_before_training(tmp_path):
     tokenizer = pretrain.make_processor().tokenizer
     tokenizer.chat_template = pretrain.CHAT_TEMPLATE
     tokenizer.save_pretrained(tmp_path)
-    args, recipe, _ = parse(["--student", str(tmp_path), "--teacher", str(ROOT / "world/teacher"), "--data", "d"])
+    args, recipe = read_options(["--student", str(tmp_path), "--teacher", str(ROOT / "world/teacher"), "--data", "d"])
     with pytest.raises(SystemExit, match="cohere: its head does more"):
         load_actors(args, recipe, Accelerator(cpu=True), {})
     args = replace(args, student=str(ROOT / "world/student"), teacher=str(tmp_path))
@@ -160,30 +216,9 @@ def test_an_architecture_with_another_head_is_refused_before_training(tmp_path):
         load_actors(args, replace(recipe, method="on_distill"), Accelerator(cpu=True), {})
 
 
-def test_rows_from_memory(capsys):
-    args, recipe, _ = parse(["--student", "s", "--teacher", "t", "--data", "d"])
-    accelerator, student = Accelerator(cpu=True), Actor(tiny.make("qwen3_5"), tiny.PROCESSOR)
-    teacher = Actor(tiny.make("qwen3"), tiny.TOKENIZER)
-    trained = 3 * 4 * sum(p.numel() for p in student.model.parameters())  # gradients and AdamW's moments, fp32
-    rows = [row_bytes(actor.model, 4096 + 12_288) for actor in (student, teacher)]
-    rows_from_memory(args, recipe, accelerator, [student, teacher, "served"], trained + 20.5 * rows[0] / MEMORY_SHARE)
-    assert (student.rows, teacher.rows) == (20, int(20.5 * rows[0] / rows[1]))
-    assert f"[20, {teacher.rows}]" in capsys.readouterr().out
-    rows_from_memory(args, recipe, accelerator, [student], 1e15)
-    assert student.rows == 384 * 8  # all of a step's plain rollouts
-    rows_from_memory(args, recipe, accelerator, [student], 0)
-    assert student.rows == 1
-    # FSDP2 over 8: of weights, gradients and moments an eighth stays, and the rest of what is here now gets free
-    sharded = SimpleNamespace(
-        num_processes=8, is_fsdp2=True, mixed_precision="no", autocast=nullcontext, print=accelerator.print
-    )
-    left = trained / 3 * (4 / 8 + 1) - trained / 3  # and once the whole weights, for the rollouts
-    rows_from_memory(args, recipe, sharded, [student], left + 20.5 * rows[0] / MEMORY_SHARE)
-    assert student.rows == 20
-
-
 def test_defaults_are_table_8():
-    args, recipe, _ = parse(["--student", "s", "--teacher", "t", "--data", "d"])
+    """Every value of Table 8, sampling and optimiser included."""
+    args, recipe = read_options(["--student", "s", "--teacher", "t", "--data", "d"])
     expected = dict(
         group_size=8, teacher_group_size=4, tau=0.5, rho_replay=0.25, rho_aug=0.25, buffer_capacity=10_000,
         norm="norm_wo_zero", updates_per_step=4, eps_low=0.20, eps_high=0.28, dual_clip=10.0, max_grad_norm=1.0,
@@ -191,4 +226,24 @@ def test_defaults_are_table_8():
     )  # fmt: skip
     assert vars(recipe) == expected
     assert (args.lr, args.weight_decay, args.steps, args.new_per_step) == (1e-6, 0.1, 200, 384)
-    assert (args.max_prompt_tokens, args.micro_tokens) == (4096, 16_384)
+    assert args.new_per_step // recipe.updates_per_step == 96
+    assert (args.max_prompt_tokens, args.min_pixels, args.max_pixels) == (4096, 256 * 32 * 32, 1280 * 32 * 32)
+    assert zppo.COMPRESSION_TOKENS == 512
+
+    # rollouts of both models: temperature 1, nothing cut off, 12,288 new tokens; summaries 512; a greedy judge
+    student, teacher = test_zppo.actors({"a": 1}, {"a": 4}, recipe)
+    essay = Question("b", "why?", (), "because of that", free_form=True)
+    test_zppo.collect(zppo.Context(student, teacher, recipe, (0, 0)), [test_zppo.ask("a"), essay] * 1, [])
+    tokens = {"rollout": 12_288, "reformulate": 12_288, "teacher": 12_288, "compress": 512, "judge": 512}
+    for call in student.calls + teacher.calls:
+        wanted = Sampling(tokens[call.phase], float(call.phase != "judge"), 1.0, 0, 0.0, 0.0)
+        assert call.sampling == wanted and call.n == {"teacher": 4, "compress": 1, "judge": 1}.get(call.phase, 8)
+
+    student = Actor(tiny.make("qwen3_5"), tiny.PROCESSOR)
+    optimizer = make_learner(args, make_accelerator(), student).optimizer.optimizer
+    (settings,) = optimizer.param_groups
+    assert type(optimizer) is torch.optim.AdamW
+    assert [settings[name] for name in ("lr", "betas", "eps", "weight_decay")] == [1e-6, (0.9, 0.999), 1e-8, 0.1]
+
+    decoding = dict(max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20, min_p=0.0, presence_penalty=1.5)
+    assert vars(DECODING) == decoding  # of the benchmarks (App. B.2)

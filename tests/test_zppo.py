@@ -6,6 +6,7 @@ import math
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,22 +15,26 @@ import torch
 from accelerate import Accelerator
 
 import zppo
-from engine.models import banned_token_ids, collate, encode, load_model
+from engine.models import Encoder, banned_token_ids, collate, load_model
 from engine.questions import Question
-from engine.update import Learner, Policy, micro_batches
+from engine.update import Learner, Policy, Row, micro_batches
 from generate import Sampling
 from rewards import extract_boxed
 from zppo import (
+    Context,
     Group,
     Recipe,
     Rollout,
-    Step,
     advantages,
-    collect,
     compress,
     mini_batches,
+    plain_groups,
     policy_loss,
+    quota,
     read_summary,
+    reformulate,
+    roll_out,
+    select,
     update,
 )
 
@@ -206,6 +211,13 @@ def instances(groups: list[Group]) -> list[tuple[str, str]]:
     return [(group.kind, group.question.uid) for group in groups if group.kind != "plain"]
 
 
+def collect(ctx: Context, new: list[Question], replayed: list[Question]) -> tuple[list[Group], dict]:
+    """Stages 1-5, as train.py calls them; (groups, counts)."""
+    plain = roll_out(ctx, plain_groups([*new, *replayed]), "rollout")
+    chosen = select(ctx, plain, quota(ctx.recipe.rho_aug, len(new)))
+    return plain + roll_out(ctx, reformulate(ctx, chosen), "reformulate"), ctx.counts
+
+
 KEY = (0, 3)
 FOUR = [ask(uid) for uid in "abcd"]
 
@@ -226,7 +238,7 @@ def test_caps_walk_in_ascending_accuracy_bcq_before_ncq(rho_aug, expected):
     """c 0/8, a 1/8, d 3/8 are hard, b 4/8 is exactly tau and is not; the teacher fails on d."""
     recipe = Recipe(rho_aug=rho_aug)
     student, teacher = actors({"a": 1, "b": 4, "c": 0, "d": 3}, {"a": 1, "b": 4, "c": 4, "d": 0}, recipe)
-    groups, stats = collect(Step(student, teacher, recipe, KEY), FOUR, [])
+    groups, stats = collect(Context(student, teacher, recipe, KEY), FOUR, [])
     assert instances(groups) == expected
     assert [group.question.uid for group in groups[:4]] == list("abcd")
     assert [group.accuracy for group in groups[:4]] == [1 / 8, 4 / 8, 0.0, 3 / 8]
@@ -237,7 +249,7 @@ def test_caps_walk_in_ascending_accuracy_bcq_before_ncq(rho_aug, expected):
 
 def test_counts_are_floors_whatever_floating_point_makes_of_the_product():
     pairs = ((0.25, 384), (0.29, 100), (0.1, 30), (0.25, 7), (0.0, 5))
-    assert [zppo.count(*pair) for pair in pairs] == [96, 29, 3, 1, 0]
+    assert [quota(*pair) for pair in pairs] == [96, 29, 3, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +268,7 @@ def test_counts_are_floors_whatever_floating_point_makes_of_the_product():
 def test_branches_and_threshold(changes, expected):
     recipe = Recipe(rho_aug=2.0, **changes)
     student, teacher = actors({"a": 1, "b": 4, "c": 0, "d": 3}, {"a": 1, "b": 4, "c": 4, "d": 0}, recipe)
-    groups, _ = collect(Step(student, teacher, recipe, KEY), FOUR, [])
+    groups, _ = collect(Context(student, teacher, recipe, KEY), FOUR, [])
     assert instances(groups) == expected
     if "bcq" not in recipe.branches:
         assert teacher.asked("teacher") == []
@@ -265,7 +277,7 @@ def test_branches_and_threshold(changes, expected):
 def test_cap_counts_new_questions_only_and_replayed_ones_take_part():
     recipe = Recipe(rho_aug=0.5)
     student, teacher = actors({"a": 3, "b": 3, "x": 0, "y": 1}, {}, recipe)
-    groups, _ = collect(Step(student, teacher, recipe, KEY), [ask("a"), ask("b")], [ask("x"), ask("y")])
+    groups, _ = collect(Context(student, teacher, recipe, KEY), [ask("a"), ask("b")], [ask("x"), ask("y")])
     assert [group.question.uid for group in groups[:4]] == ["a", "b", "x", "y"]
     assert instances(groups) == [("ncq", "x")]
     assert {request.uid for request in teacher.asked("teacher")} >= {"x"}  # fresh, also for a replayed question
@@ -301,7 +313,7 @@ def test_lazy_walk_is_the_literal_algorithm():
         able = {q.uid: rng.choice([0, 0, 1, 4]) for q in questions}
         new = rng.randint(0, count)
         student, teacher = actors(right, able, recipe)
-        groups, _ = collect(Step(student, teacher, recipe, (case, 0)), questions[:new], questions[new:])
+        groups, _ = collect(Context(student, teacher, recipe, (case, 0)), questions[:new], questions[new:])
         expected = literal({uid: k / n for uid, k in right.items()}, able, recipe, new)
         assert instances(groups) == expected
         sizes[len(expected)] += 1
@@ -317,7 +329,7 @@ def test_drawing_the_teacher_for_all_hard_questions_gives_the_same_groups(method
     for everything in (False, True):
         recipe = Recipe(teacher_on_all_hard=everything, method=method)
         student, teacher = actors(right, able, recipe)
-        groups, stats = collect(Step(student, teacher, recipe, KEY), questions[:20], questions[20:])
+        groups, stats = collect(Context(student, teacher, recipe, KEY), questions[:20], questions[20:])
         drawn[everything] = groups, len(teacher.asked("teacher")), stats
     assert drawn[False][0] == drawn[True][0] and len(instances(drawn[True][0])) == 5
     if method == "zppo":
@@ -330,7 +342,7 @@ def test_ties_are_broken_at_random_and_not_by_position():
     new, replayed = [ask(f"n{i}") for i in range(16)], [ask(f"r{i}") for i in range(4)]
     for step in range(100):
         student, teacher = actors({}, {}, recipe)
-        groups, _ = collect(Step(student, teacher, recipe, (0, step)), new, replayed)
+        groups, _ = collect(Context(student, teacher, recipe, (0, step)), new, replayed)
         picks.update(uid for _, uid in instances(groups))
     assert sum(picks.values()) == 400 and len(picks) == 20
     assert all(abs(count - 20) < 18 for count in picks.values())  # each has chance 4/20: 20 +- 4
@@ -340,7 +352,7 @@ def test_ties_are_broken_at_random_and_not_by_position():
 def test_no_hard_question_asks_the_teacher_nothing():
     recipe = Recipe()
     student, teacher = actors(dict.fromkeys("abcd", 8), {}, recipe)
-    groups, stats = collect(Step(student, teacher, recipe, KEY), FOUR, [])
+    groups, stats = collect(Context(student, teacher, recipe, KEY), FOUR, [])
     assert len(groups) == 4 and not any(call.requests for call in teacher.calls) and not any(stats.values())
 
 
@@ -350,7 +362,7 @@ def test_no_hard_question_asks_the_teacher_nothing():
 def test_everything_in_a_group_was_sampled_by_the_student():
     recipe = Recipe(rho_aug=2.0)
     student, teacher = actors({"a": 1, "b": 2}, dict.fromkeys("abcd", 2), recipe)
-    groups, _ = collect(Step(student, teacher, recipe, KEY), FOUR, [])
+    groups, _ = collect(Context(student, teacher, recipe, KEY), FOUR, [])
     assert len(groups) == 12
     for group in groups:
         for j, rollout in enumerate(group.rollouts):
@@ -368,7 +380,7 @@ def test_traces_in_the_prompts():
     of the teacher. All of them compressed, each once."""
     recipe = Recipe(rho_aug=2.0)
     student, teacher = actors({"a": 1, "b": 2}, dict.fromkeys("abcd", 2), recipe)
-    groups, stats = collect(Step(student, teacher, recipe, KEY), FOUR, [])
+    groups, stats = collect(Context(student, teacher, recipe, KEY), FOUR, [])
     plain = {group.question.uid: group for group in groups if group.kind == "plain"}
     for group in groups[4:]:
         uid, prompt = group.question.uid, group.prompt
@@ -396,7 +408,7 @@ def test_candidates_are_drawn_uniformly_in_an_order_that_tells_nothing():
     recipe, first, right, wrong = Recipe(rho_aug=1.0, method="grpo_replay_bcq"), 0, Counter(), Counter()
     for step in range(200):
         student, teacher = actors({"a": 2}, {"a": 2}, recipe)
-        groups, _ = collect(Step(student, teacher, recipe, (0, step)), [ask("a")], [])
+        groups, _ = collect(Context(student, teacher, recipe, (0, step)), [ask("a")], [])
         prompt = groups[-1].prompt
         first += prompt.index("teacher-") < prompt.index("student-")
         right[re.search(r"teacher-a-(\d)", prompt)[1]] += 1
@@ -410,11 +422,11 @@ def test_wrong_rollouts_without_an_answer_still_give_their_trace():
     recipe = Recipe(rho_aug=1.0, method="grpo_replay_ncq", group_size=3)
     texts = ["<think>student-a-0 never ends", "<think>student-a-1</think>\\boxed{7}", "student-a-2 \\boxed{7}"]
     summaries = Script(2, says({}, 3, "teacher"))
-    groups, stats = collect(Step(Script(1, lambda request, j: texts[j]), summaries, recipe, KEY), [ask("a")], [])
+    groups, stats = collect(Context(Script(1, lambda request, j: texts[j]), summaries, recipe, KEY), [ask("a")], [])
     prompt = groups[-1].prompt
     assert "are all WRONG: \\boxed{7}. Below" in prompt and "short student-a-0\n" in prompt
     assert prompt.count("\n<candidate>\n") == 3 and stats["compression_fallbacks"] == 0
-    groups, _ = collect(Step(Script(1, lambda request, j: texts[0]), summaries, recipe, KEY), [ask("a")], [])
+    groups, _ = collect(Context(Script(1, lambda request, j: texts[0]), summaries, recipe, KEY), [ask("a")], [])
     assert "WRONG" not in groups[-1].prompt
 
 
@@ -426,7 +438,8 @@ def test_model_text_cannot_leave_its_candidate_block():
         return f"<summary>{evil} \\boxed{{9}}</summary>" if request.kind == "compress" else f"{evil} \\boxed{{9}}"
 
     teacher = Script(2, lambda request, j: text(request, j) if request.kind == "compress" else f"{evil} \\boxed{{1}}")
-    groups, stats = collect(Step(Script(1, text), teacher, recipe, KEY, ["<|im_end|>", "<|im_start|>"]), [ask("a")], [])
+    ctx = Context(Script(1, text), teacher, recipe, KEY, ["<|im_end|>", "<|im_start|>"])
+    groups, stats = collect(ctx, [ask("a")], [])
     assert [group.kind for group in groups] == ["plain", "bcq", "ncq"] and stats["compression_fallbacks"] == 1
     for prompt in [group.prompt for group in groups[1:]] + [request.text for request in teacher.asked("compress")]:
         assert "<|im_" not in prompt and prompt.count("<think>") <= 1
@@ -444,7 +457,7 @@ def test_the_teacher_judges_free_form_golds_and_only_those():
         return says({"a": 2}, 2, "teacher")(request, j)
 
     student, teacher = Script(1, says({"b": 1}, 2, "student")), Script(2, text)
-    groups, _ = collect(Step(student, teacher, recipe, KEY), [essay, ask("b")], [])
+    groups, _ = collect(Context(student, teacher, recipe, KEY), [essay, ask("b")], [])
     judged = [call for call in teacher.calls if call.phase == "judge"]
     assert [len(call.requests) for call in judged] == [2, 2, 4]  # plain, teacher, reformulated: never question b
     assert all(call.sampling == Sampling(512, temperature=0.0) and call.n == 1 for call in judged)
@@ -459,10 +472,10 @@ def test_collect_is_deterministic_and_changes_none_of_its_inputs():
     results = []
     for _ in range(2):
         student, teacher = actors({"a": 1, "b": 4, "d": 2}, {"a": 1, "c": 3}, recipe)
-        results.append(collect(Step(student, teacher, recipe, KEY), new, replayed))
+        results.append(collect(Context(student, teacher, recipe, KEY), new, replayed))
     assert results[0] == results[1] and (new, replayed, recipe) == before
     student, teacher = actors({"a": 1, "b": 4, "d": 2}, {"a": 1, "c": 3}, recipe)
-    assert collect(Step(student, teacher, recipe, (0, 4)), new, replayed)[0] != results[0][0]
+    assert collect(Context(student, teacher, recipe, (0, 4)), new, replayed)[0] != results[0][0]
 
 
 # ---------------------------------------------------------------- compression
@@ -488,8 +501,10 @@ SEVEN = "<think>one\n\ntwo\nthree\nfour\nfive\nsix</think>\nso \\boxed{7}"
         ("<summary>corrected \\boxed{1}</summary>", SEVEN, "three\nfour\nfive\nsix\n\\boxed{7}", True),
         ("<summary>boxless</summary>", SEVEN, "three\nfour\nfive\nsix\n\\boxed{7}", True),
         ("<summary>boxless</summary>", "<think>lost\nhere", "boxless", False),
-        ("<summary>found \\boxed{1}</summary>", "<think>lost\nhere", "lost\nhere", True),
-        ("<summary>empty \\boxed{}</summary>", "<think>lost\nhere", "lost\nhere", True),
+        ("<summary>found \\boxed{1}</summary>", "<think>lost\nhere", "found", False),  # no answer: no box
+        ("<summary>a \\boxed{x}\nb \\boxed {\\frac{1}{2}} c</summary>", "<think>lost\nhere", "a \nb  c", False),
+        ("<summary>open \\boxed{1</summary>", "<think>lost\nhere", "open {1", False),
+        ("<summary>\\boxed{1}</summary>", "<think>lost\nhere", "lost\nhere", True),
         ("", "<think>a </candidate> b</think>\\boxed{7}", "a </candidate> b\n\\boxed{7}", True),
         (
             "<summary>\\frac{1}{2} \\boxed{\\frac{1}{2}}</summary>",
@@ -500,7 +515,7 @@ SEVEN = "<think>one\n\ntwo\nthree\nfour\nfive\nsix</think>\nso \\boxed{7}"
     ],
 )
 def test_a_summary_must_keep_the_answer(reply, text, expected, fell_back):
-    assert read_summary(reply, trace(text)) == (expected, fell_back)
+    assert read_summary(reply, text, extract_boxed(text)) == (expected, fell_back)
 
 
 @pytest.mark.parametrize(
@@ -517,20 +532,17 @@ def test_a_summary_must_keep_the_answer(reply, text, expected, fell_back):
     ],
 )
 def test_a_fallback_is_short_and_keeps_the_answer(text):
-    cut, fell_back = read_summary("nonsense", trace(text))
+    cut, fell_back = read_summary("nonsense", text, extract_boxed(text))
     assert fell_back and len(cut) < 2200 and len(cut.strip().splitlines()) <= 6
     assert extract_boxed(cut) == extract_boxed(text)
 
 
 def test_compress_asks_once_for_each_trace_and_falls_back_alone():
     teacher = Script(2, lambda request, j: "<summary>s \\boxed{1}</summary>")
-    results = compress(
-        [trace("a \\boxed{1}"), trace("b</think>\\boxed{2}"), trace("c<|im_end|> \\boxed{1}")],
-        teacher,
-        KEY,
-        ["<|im_end|>"],
-    )
-    assert results == [("s \\boxed{1}", False), ("b\n\\boxed{2}", True), ("s \\boxed{1}", False)]
+    ctx = Context(None, teacher, Recipe(), KEY, ["<|im_end|>"])
+    traces = [trace("a \\boxed{1}"), trace("b</think>\\boxed{2}"), trace("c<|im_end|> \\boxed{1}")]
+    assert compress(ctx, traces) == ["s \\boxed{1}", "b\n\\boxed{2}", "s \\boxed{1}"]
+    assert ctx.counts == {"compressed": 3, "compression_fallbacks": 1}
     (call,) = teacher.calls
     assert (call.n, call.sampling, call.phase) == (1, Sampling(512), "compress")
     assert len({request.uid for request in call.requests}) == 3  # a random stream each
@@ -556,15 +568,8 @@ def groups_of(seed: int = 0, count: int = 5, size: int = 4, dead: tuple = (1,)) 
     return groups
 
 
-def encoder(prompt: str, question: Question):
-    return encode(tiny.PROCESSOR, prompt, question.images)
-
-
-def length(prompt: str, question: Question) -> int:
-    return len(encoder(prompt, question)["input_ids"])
-
-
-BLANK = encode(tiny.PROCESSOR, "blank", [tiny.colour("black", 16, 16)])
+encoder = Encoder(tiny.PROCESSOR)
+BLANK = Row("blank", Question("blank", "", (tiny.colour("black", 16, 16),), ""), [tiny.END], 0.0)
 
 
 def sgd(parameters, lr: float = 0.2):
@@ -577,7 +582,7 @@ def run(groups, recipe, model=None, optimizer=sgd, steps: int = 1, **settings):
     accelerator = Accelerator(cpu=True)
     policy = Policy(model, banned_token_ids(model, tiny.PROCESSOR))
     policy, optimizer = accelerator.prepare(policy, optimizer(policy.parameters()))
-    settings = {"encode": encoder, "length": length, "blank": BLANK, "micro_tokens": 200, **settings}
+    settings = {"encoder": encoder, "blank": BLANK, "micro_tokens": 200, **settings}
     learner = Learner(policy, optimizer, accelerator, **settings)
     for step in range(steps):
         metrics = update(learner, groups, recipe, (0, step))
@@ -638,7 +643,7 @@ def plain_update(parts, recipe, lr: float = 0.2):
 def all_rows(groups, norm="norm_wo_zero") -> list:
     rewards = [[rollout.reward for rollout in group.rollouts] for group in groups]
     return [
-        zppo.Row(group.prompt, group.question, rollout.tokens, advantage)
+        Row(group.prompt, group.question, rollout.tokens, advantage)
         for group, line in zip(groups, scalar_advantages(rewards, norm))
         for rollout, advantage in zip(group.rollouts, line)
     ]
@@ -709,9 +714,9 @@ def test_micro_batches_hold_all_rows_within_the_budget_and_come_in_equal_numbers
 def test_padding_is_counted():
     groups, seen = groups_of(), []
     model = tiny.make("qwen3_5")
-    learner = Learner(Policy(model), None, Accelerator(cpu=True), encoder, length, BLANK, micro_tokens=200)
+    learner = Learner(Policy(model), None, Accelerator(cpu=True), encoder, BLANK, micro_tokens=200)
     rows = all_rows(groups)
-    for micro in learner.split(rows):
+    for micro in learner.micro_batches(rows):
         batch = collate([encoder(row.prompt, row.question) for row in micro], [row.tokens for row in micro])
         seen.append((batch["attention_mask"].sum().item(), batch["input_ids"].numel()))
     assert (learner.tokens, learner.slots) == tuple(map(sum, zip(*seen))) and learner.tokens < learner.slots
@@ -725,7 +730,7 @@ def test_all_groups_dead_touches_neither_parameters_nor_optimizer():
     model, _, optimizer = run(groups_of(), Recipe(), optimizer=torch.optim.AdamW)
     policy = Policy(model, banned_token_ids(model, tiny.PROCESSOR))
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    learner = Learner(policy, optimizer, Accelerator(cpu=True), encoder, length, BLANK)
+    learner = Learner(policy, optimizer, Accelerator(cpu=True), encoder, BLANK)
     metrics = update(learner, groups_of(dead=range(5)), Recipe(), (0, 1))
     assert (
         metrics["updates_without_signal"] == 4
@@ -783,7 +788,7 @@ def test_nothing_that_is_not_finite_reaches_the_weights(broken):
 
 def test_a_blank_image_row_changes_nothing_and_keeps_the_vision_tower_in_the_graph():
     groups = [group for group in groups_of(dead=()) if not group.question.images]
-    text_blank = encode(tiny.PROCESSOR, "blank")
+    text_blank = replace(BLANK, question=Question("blank", "", (), ""))
     used = []
 
     def with_hook():

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine.models import banned_token_ids, encode
-from engine.questions import Question, prompt_tokens
-from engine.update import Learner, Policy
+from engine.models import Encoder, banned_token_ids
+from engine.questions import Question
+from engine.update import Learner, Policy, Row
 from generate import Actor, Request, Sampling
 from world import pretrain
 from zppo import Group, Recipe, Rollout, update
@@ -58,14 +58,8 @@ def run(case: str, accelerator: Accelerator, folder: Path) -> None:
         bad = model.model.language_model.norm.weight
         bad.register_hook(lambda grad: grad * torch.nan if accelerator.is_last_process else grad)
 
-    def encode_prompt(text: str, question: Question) -> dict:
-        return encode(processor, text, question.images)
-
-    def length(text: str, question: Question) -> int:
-        return prompt_tokens(processor, text, question.images)
-
-    blank = encode(processor, "blank", [Image.new("RGB", (16, 16))])
-    learner = Learner(policy, optimizer, accelerator, encode_prompt, length, blank, micro_tokens=200)
+    blank = Row("blank", Question("blank", "", (Image.new("RGB", (16, 16)),), ""), [1], 0.0)
+    learner = Learner(policy, optimizer, accelerator, Encoder(processor), blank, micro_tokens=200)
     for step in range(2):
         groups = make_groups(case, processor.tokenizer)
         updates = 4 if case == "single" else 2  # single: one active row in each update

@@ -1,0 +1,83 @@
+"""Dataclasses as options: on the command line, in a YAML or JSON file, each with its help and its range."""
+
+import difflib
+import json
+import math
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from dataclasses import field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+
+class JsonObject(dict):
+    """An option that is a JSON object; in a configuration file a plain mapping."""
+
+    def __init__(self, given="{}"):
+        try:
+            super().__init__(json.loads(given) if isinstance(given, str) else given)
+        except (TypeError, ValueError) as error:
+            raise ArgumentTypeError(f"not a JSON object: {given!r}") from error
+
+
+class Range:
+    """The numbers that an option takes, as argparse's `choices`: it asks what is in them and prints them."""
+
+    def __init__(self, least: float, most: float):
+        self.least, self.most = least, most
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most  # not a number is in no range
+
+    def __iter__(self):
+        yield f"{self.least} or more" + (f", up to {self.most}" if self.most < math.inf else "")
+
+
+def option(default, help: str, least: float | None = None, most: float = math.inf, choices: Sequence[str] = ()):
+    """A field with its help, and its range or its choices. default: a value, or a class that makes one."""
+    metadata: dict = {"help": f"{help}: {', '.join(choices)}" if choices else help}
+    if least is not None:
+        metadata |= {"choices": Range(least, most), "metavar": "N"}
+    elif choices:
+        metadata |= {"choices": list(choices), "metavar": "NAME"}
+    elif default is not False:
+        metadata |= {"metavar": "TEXT"}
+    return field(metadata=metadata, **{"default_factory" if callable(default) else "default": default})
+
+
+def words(file: str) -> list[str]:
+    """The options of a YAML or JSON file as words of a command line, which is checked as a whole."""
+    try:
+        given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SystemExit(f"{file}: cannot be read as YAML or JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise SystemExit(f"{file}: expected lines of the form `name: value`")
+    line: list[str] = []
+    for name, value in given.items():
+        if value is None or value == []:
+            raise SystemExit(f"{file}: {name} has no value: give it one, or leave the line out")
+        if name == "columns" and isinstance(value, dict):
+            value = [f"{ours}={theirs}" for ours, theirs in value.items()]
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        line += [f"--{name}", *map(str, values)]
+    return line
+
+
+def parse(classes: Sequence[type], argv: Sequence[str], description: str, epilog: str = "") -> list:
+    """One object of each dataclass. The first word may be a YAML or JSON file; what comes later has the last word.
+
+    Raises SystemExit (2) with one sentence: an unknown option (and the nearest known one), a value that is none, or one
+    outside its range.
+    """
+    parser = HfArgumentParser(classes, description=description, epilog=epilog, allow_abbrev=False)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = [*words(argv[0]), *argv[1:]]
+    *found, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    if unknown:
+        known = [f"--{f.name}" for c in classes for f in fields(c)]
+        near = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, 1)
+        parser.error(f"unknown option {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+    return found
