@@ -1,56 +1,48 @@
 """ZPPO-77K, built from its two public sources by the recipe of App. B.1.
 
-    python zppo77k.py --out zppo77k      # long; the same command resumes. --help explains every filter
+    python -m extras.zppo77k --out zppo77k
 
-The result is a parquet set that train.py takes as it is, with a card and a report: every row at every filter.
+The result is a parquet set that train.py takes as it is, with a report in which every row of the files that were read
+has one fate. The recipe is the constants below. Where a source has renamed a sub-dataset or a column, the message names
+the constant to edit. The same command again resumes an interrupted build: it reads no group of GROUP files again that
+it has filtered. Other settings, other code or changed sources start afresh. Until the end, --out also holds every row
+that passed the filters: a multiple of the final size.
 
-Decisions where the paper is silent (those on cleaning a row are in data.py):
-1. Caps count canonical sub-datasets (two WeMath configs share one) and choose by the hash of (seed, uid), so not by
-   workers, files or order. A sub-dataset that both sources hold is taken from Vero alone.
-2. Vero rows graded by box, click, web action or instruction check have no short answer: dropped. MMFineReason rows
-   without a pass_rate are dropped.
-3. Exact copies across sub-datasets are dropped after the caps, without a refill.
+Decisions where the paper is silent (those on texts and golds are in engine/cleaning.py):
+1. Sub-datasets are merged by canonical name: two WeMath configs share one cap. A sub-dataset that both sources hold is
+   taken from Vero alone.
+2. Vero rows graded by box, click, web action or instruction check have no short answer: dropped. So are golds that list
+   the parts of one answer or a sequence, and MMFineReason rows without a pass_rate.
+3. The same question and images with different golds: all are dropped.
+4. Copies across sub-datasets are merged before the caps, and the copy of Vero stays. A cap then takes the questions of
+   the lowest hash of (seed, uid): the set depends neither on workers nor on files or their order.
 """
 
-import functools
 import hashlib
-import heapq
+import io
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from types import SimpleNamespace
+from pathlib import Path
 
 import datasets
-import fsspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
+from PIL import Image
 from transformers import HfArgumentParser
 
 import prompts
+from engine import cleaning, images, questions
+from engine.cleaning import spelled_list
+from engine.images import bound_pixels, image_bytes, prompt_tokens
 from engine.models import load_processor
-from engine.questions import (
-    MAX_ANSWER_CHARS,
-    MAX_PIXELS,
-    MIN_PIXELS,
-    DataError,
-    as_list,
-    bound_pixels,
-    clean_row,
-    dig,
-    image_bytes,
-    image_size,
-    parse_columns,
-    prompt_tokens,
-)
+from engine.questions import DataError, Question, as_list, broken_images, clean_row, names_in
+from rewards import answers_match
 
+CODE = "extras/zppo77k.py"
 VERO, FINE = "vero", "mmfinereason"
 RECIPE = {  # source -> (tier 1, tier 2), canonical names
     VERO: ({"ai2d", "geo170k", "geomverse", "geoqa_plus", "mmk12", "cosyn_math", "cosyn_chart",
@@ -62,25 +54,30 @@ RECIPE = {  # source -> (tier 1, tier 2), canonical names
            {"raven", "visualsphinx", "puzzleqa", "llava_cot", "zebra_cot"}),
 }
 NAMES = {source: first | second for source, (first, second) in RECIPE.items()}
-ALIASES = {  # how the sources write a name of RECIPE once subset_of has tidied it; --aliases adds to it
+ALIASES = {  # how a source writes a name of RECIPE, once subset_of has tidied it
     "ai2d_merged": "ai2d", "chartqa_difficulty": "chartqa", "arxivqa_formatted": "arxivqa",
     "cosyn_400k_math": "cosyn_math", "cosyn_400k_chart": "cosyn_chart", "cosyn_400k_table": "cosyn_table",
     "cosyn_400k_diagram": "cosyn_diagram", "wemath20_pro": "wemath", "wemath20_standard": "wemath",
     "wemath2_pro": "wemath", "wemath2_standard": "wemath", "wemath2_sft": "wemath", "multihop_qa": "multihop",
     "euclid30k": "euclid", "mmopenr1_8k": "mm_openr1", "zebra_cot_physics": "zebra_cot",
 }
-SOURCE_COLUMNS = {
-    VERO: {"question": "extra_info.question", "answer": "reward_model.ground_truth", "images": "image",
-           "row_id": "id", "reward_type": "extra_info.reward_type"},
-    FINE: {"question": "question", "answer": "answer", "images": "image", "row_id": "id", "source": "source",
-           "pass_rate": "pass_rate"},
+COLUMNS = {  # of the sources; a row takes the first of these names that holds something
+    VERO: {"question": ["extra_info.question"], "answer": ["reward_model.ground_truth", "extra_info.answer"],
+           "images": ["image"], "row_id": ["id"], "reward_type": ["extra_info.reward_type"]},
+    FINE: {"question": ["question"], "answer": ["answer"], "images": ["image"], "row_id": ["id"],
+           "source": ["source"], "pass_rate": ["pass_rate", "qwen3vl_4b_pass_rate"]},
 }
+SPLIT = "train"  # of both sources
+CAPS = (2800, 1400)  # most questions of a sub-dataset in tier 1 and tier 2
+MAX_PASS_RATE = 0.5  # an MMFineReason row above is too easy
+MIN_SIDE = 100  # pixels
+MAX_PROMPT_TOKENS = 4096  # template, image tokens, question and closer
 NO_SHORT_ANSWER = ("grounding", "clicking", "web_action", "instruction_following")  # Vero reward types
+LISTS = {"list_match": "answer_is_a_list_of_parts", "ordering": "answer_is_a_sequence"}
+GROUP = 32  # files that are filtered in one go
 ROWS_PER_FILE = 2000
-FEATURES = datasets.Features(
-    {name: datasets.Value("string") for name in ("uid", "question", "answer")}
-    | {"images": datasets.List(datasets.Image())}
-    | {name: datasets.Value("string") for name in ("source", "subset", "origin", "row_id", "rank")})
+TEXTS = ("uid", "question", "answer", "source", "subset", "origin", "row_id", "rank", "fate")
+FEATURES = datasets.Features({name: datasets.Value("string") for name in TEXTS} | {"images": [datasets.Image()]})
 
 
 def arg(default, text: str):
@@ -94,46 +91,16 @@ class BuildArgs:
     out: str = field(metadata={"help": "folder of the set; the same command again resumes there"})
     student: str = arg("Qwen/Qwen3.5-0.8B", "model id or folder whose processor measures the prompts")
     vero: str = arg("zlab-princeton/Vero-600k", "hub id or folder of the first source; '' leaves it out")
-    mmfinereason: str = arg("OpenDataArena/MMFineReason-SFT-586K-Qwen3-VL-235B-Thinking",
-                            "hub id or folder of the second source; '' leaves it out")
-    vero_split: str = arg("train", "split of the first source")
-    mmfinereason_config: str = arg("default", "config of the second source")
-    mmfinereason_split: str = arg("train", "split of the second source")
-    vero_columns: list[str] = field(default_factory=list, metadata={
-        "help": "ours=theirs where a column has another name: answer=extra_info.answer"})
-    mmfinereason_columns: list[str] = field(default_factory=list, metadata={
-        "help": "the same: pass_rate=qwen3vl_4b_pass_rate"})
-    aliases: list[str] = field(default_factory=list, metadata={
-        "help": "theirs=ours where a sub-dataset has another name: chartqa_v2=chartqa"})
-    allow_missing: list[str] = field(default_factory=list, metadata={
-        "help": "sub-datasets of the recipe that the sources may lack"})
-    tier1_cap: int = arg(2800, "most questions of a tier 1 sub-dataset")
-    tier2_cap: int = arg(1400, "most questions of a tier 2 sub-dataset")
-    max_pass_rate: float = arg(0.5, "MMFineReason rows above it are too easy")
-    max_answer_chars: int = arg(MAX_ANSWER_CHARS, "longest gold answer, characters")
-    min_side: int = arg(100, "shortest allowed image side, pixels")
-    max_prompt_tokens: int = arg(4096, "longest prompt: template, image tokens, question and closer")
-    min_pixels: int = arg(MIN_PIXELS, "lower pixel bound of the processor")
-    max_pixels: int = arg(MAX_PIXELS, "upper pixel bound of the processor")
+    mmfinereason: str = arg(
+        "OpenDataArena/MMFineReason-SFT-586K-Qwen3-VL-235B-Thinking", "the second source; '' leaves it out"
+    )
+    allow_missing: bool = arg(False, "build although the sources lack sub-datasets of the recipe")
+    limit: int | None = arg(None, "read at most so many rows of each file: for a trial")
     seed: int = arg(0, "of the choice under the caps")
     workers: int = arg(max(1, (os.cpu_count() or 2) - 1), "processes; the set does not depend on them")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One parquet file of a source, the unit of work and of resuming."""
-
-    source: str
-    config: str
-    url: str
-    rows: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.source}-{self.config}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
-
-
-def subset_of(origin: str, args: BuildArgs) -> str:
+def subset_of(origin: str) -> str:
     """Canonical name of "vero/<config>" or "mmfinereason/<source value>": the part after the domain, tidied.
 
     "vero/chart_ocr-CoSyn_400k_math" -> "cosyn_math", "mmfinereason/FineVision-geo170k(qa)" -> "geo170k".
@@ -141,226 +108,140 @@ def subset_of(origin: str, args: BuildArgs) -> str:
     source, label = origin.split("/", 1)
     name = label.split("-", 1)[-1] if source == VERO else re.sub(r"\(.*?\)|^FineVision-", "", label)
     name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    return (ALIASES | dict(alias.split("=") for alias in args.aliases)).get(name, name)
+    return ALIASES.get(name, name)
 
 
-def cap_of(subset: str, args: BuildArgs) -> int:
-    return args.tier1_cap if any(subset in tiers[0] for tiers in RECIPE.values()) else args.tier2_cap
+def cap_of(subset: str) -> int:
+    return CAPS[0] if any(subset in tiers[0] for tiers in RECIPE.values()) else CAPS[1]
 
 
 def rank_of(uid: str, seed: int) -> str:
     return hashlib.sha256(f"{seed} {uid}".encode()).hexdigest()[:16]
 
 
-def columns_of(source: str, args: BuildArgs) -> dict[str, str]:
-    return SOURCE_COLUMNS[source] | parse_columns(getattr(args, f"{source}_columns"), SOURCE_COLUMNS[source])
+def value_of(row: dict, names: list[str]):
+    """The first of these columns that holds something, or None."""
+    values = [row.get(name) for name in names]
+    return next((value for value in values if value is not None and value != ""), None)
 
 
-def find_files(path: str, source: str, config: str, split: str) -> list[str]:
-    """URLs or paths of the parquet files of one config and split; DataError lists what exists."""
+@contextmanager
+def reading(what: str, fix: str):
+    """Turn any error into a DataError that names source and fix: `datasets` raises many kinds."""
     try:
-        files = datasets.load_dataset_builder(path, config).config.data_files or {}
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: config {config!r} was expected: {error}. Set --{source}_config") from error
-    if split not in files:
-        raise DataError(f"{path} ({config}): split {split!r} was expected, the source has {sorted(files)}. "
-                        f"Set --{source}_split")
-    return sorted(files[split])
+        yield
+    except Exception as error:
+        raise DataError(f"{what}: cannot be read: {error.__cause__ or error}. {fix}") from error
 
 
-def open_shard(url: str, source: str, columns: dict[str, str]) -> pq.ParquetFile:
-    """The file, opened for streaming, once all its columns are known to exist. DataError otherwise."""
-    try:
-        file = pq.ParquetFile(fsspec.open(url, "rb").open())
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{url}: not a whole parquet file ({error}); only parquet is read") from error
-    leaves = [file.schema.column(i).path.split(".") for i in range(len(file.schema))]
-    exist = {".".join(leaf[:depth]) for leaf in leaves for depth in (1, 2)}
-    if missing := {ours: theirs for ours, theirs in columns.items() if theirs and theirs not in exist}:
-        raise DataError(f"{url}: columns {missing} were expected, the file has {sorted(exist)}. "
-                        f"Map them: --{source}_columns {next(iter(missing))}=<name>")
-    return file
+def open_files(source: str, path: str, config: str | None) -> tuple[list[datasets.IterableDataset], str]:
+    """(one stream for each file of a config, images undecoded; identity of the files). DataError names the fix."""
+    what = f"--{source} {path}, config {config}"
+    with reading(f"{what}, split {SPLIT}", f"If its split has another name: edit SPLIT of {CODE}"):
+        builder = datasets.load_dataset_builder(path, config)
+        stream = builder.as_streaming_dataset(split=SPLIT)
+        exist = names_in(stream.features or next(iter(stream)))
+    for ours, names in COLUMNS[source].items():
+        if not set(names) & set(exist):
+            expected = f"expected one of {names}, the source has {list(exist)}"
+            raise DataError(f"{what}: no column for {ours}: {expected}. Edit COLUMNS of {CODE}")
+    stream = stream.decode(False)
+    return [stream.shard(stream.num_shards, i) for i in range(stream.num_shards)], builder.cache_dir
 
 
-def plan(args: BuildArgs) -> tuple[list[Shard], set[str], list[str]]:
-    """(shards, sub-datasets that Vero holds, origins outside the recipe), from metadata alone.
-
-    DataError if a sub-dataset of the recipe matches nothing: a name differs from those known here.
-    """
-    files, origins, shards = [], {VERO: set(), FINE: set()}, []
+def origins_of(args: BuildArgs) -> dict[str, list[str]]:
+    """{source: ["<source>/<label>", ...]}: Vero's configs, and what the source column of MMFineReason holds."""
+    labels = {VERO: [], FINE: []}
     if args.vero:
-        try:
-            configs = sorted(datasets.get_dataset_config_names(args.vero))
-        except (ValueError, OSError) as error:
-            raise DataError(f"--vero {args.vero}: cannot be opened: {error}") from error
-        for config in configs:
-            origins[VERO].add(f"{VERO}/{config}")
-            if subset_of(f"{VERO}/{config}", args) in NAMES[VERO]:
-                files += [(VERO, config, url) for url in find_files(args.vero, VERO, config, args.vero_split)]
+        with reading(f"--vero {args.vero}", "Is the id or the folder right?"):
+            labels[VERO] = datasets.get_dataset_config_names(args.vero)
     if args.mmfinereason:
-        config, split = args.mmfinereason_config, args.mmfinereason_split
-        files += [(FINE, config, url) for url in find_files(args.mmfinereason, FINE, config, split)]
-    for source, config, url in tqdm(files, desc="file headers", unit="file"):
-        columns = columns_of(source, args)
-        with open_shard(url, source, columns) as file:
-            shards.append(Shard(source, config, url, file.metadata.num_rows))
-            if source == FINE:  # this one column tells which sub-datasets there are
-                values = file.read([columns["source"]]).to_pylist()
-                origins[FINE] |= {f"{FINE}/{dig(row, columns['source'])}" for row in values}
-    names = {source: {subset_of(origin, args) for origin in origins[source]} for source in origins}
-    held, outside = names[VERO] & NAMES[VERO], []
+        (column,) = COLUMNS[FINE]["source"]
+        with reading(f"--mmfinereason {args.mmfinereason}", "Is the id or the folder right, and the file whole?"):
+            rows = datasets.load_dataset(args.mmfinereason, split=SPLIT, streaming=True, columns=[column])
+            labels[FINE] = {row[column] for row in rows}
+    return {source: sorted(f"{source}/{label}" for label in found) for source, found in labels.items()}
+
+
+def check_recipe(origins: dict[str, list[str]], held: set[str], args: BuildArgs) -> tuple[list[str], list[str]]:
+    """(origins outside the recipe, names of the recipe that are missing). DataError for a missing name, unless allowed."""
+    outside, missing = [], []
     for source, path in ((VERO, args.vero), (FINE, args.mmfinereason)):
-        others = sorted(origin for origin in origins[source] if subset_of(origin, args) not in NAMES[source])
-        outside += others
-        lost = sorted(NAMES[source] - names[source] - held - set(args.allow_missing))
-        if path and lost:
+        there = {subset_of(origin) for origin in origins[source]}
+        others = [origin for origin in origins[source] if subset_of(origin) not in NAMES[source]]
+        lost = sorted(NAMES[source] - there - held) if path else []
+        outside, missing = outside + others, missing + lost
+        if lost and not args.allow_missing:
             raise DataError(
-                f"{path}: nothing there matches {lost} of the recipe; there, not in the recipe: {others}. If "
-                f"one of these is meant: --aliases <its name, lower case, _ between words>={lost[0]}; to "
-                f"build without: --allow_missing {' '.join(lost)}")
-    return shards, held, outside
+                f"--{source} {path}: nothing there matches {lost} of the recipe; there, not in the recipe: {others}. "
+                f"If one of these is meant, add it to ALIASES of {CODE}; to build without: --allow_missing"
+            )
+    return outside, missing
 
 
-def judge_row(row: dict, origin: str, subset: str, columns: dict, args: BuildArgs, held: set, processor):
-    """One source row through all filters, in this order: (row of the set, "") or (None, reason)."""
-    source = origin.split("/", 1)[0]
+def judge_row(row: dict, origin: str, held: set[str], processor, seed: int) -> dict:
+    """One source row through all filters, as a row of FEATURES. fate: the reason to drop the row, or "" if it passes."""
+    source, subset = origin.split("/", 1)[0], subset_of(origin)
+    value = {ours: value_of(row, names) for ours, names in COLUMNS[source].items()}
+    made = dict.fromkeys(TEXTS, "") | {"source": source, "subset": subset, "origin": origin, "images": []}
+    made["row_id"] = str(value["row_id"])
     if subset not in NAMES[source]:
-        return None, "not_in_recipe"
+        return made | {"fate": "not_in_recipe"}
     if source == FINE:
         if subset in held:
-            return None, "held_by_vero"
-        rate = dig(row, columns["pass_rate"])
-        if rate is None or np.isnan(float(rate)):
-            return None, "pass_rate_missing"
-        if float(rate) > args.max_pass_rate:
-            return None, "pass_rate_too_high"
-    elif dig(row, columns["reward_type"]) in NO_SHORT_ANSWER:
-        return None, "no_short_answer"
-    cells = as_list(dig(row, columns["images"])) or [None]  # a question of this set has an image
-    checked, reason = clean_row(dig(row, columns["question"]), dig(row, columns["answer"]), cells,
-                                max_answer_chars=args.max_answer_chars)
+            return made | {"fate": "held_by_vero"}
+        rate = float("nan" if value["pass_rate"] is None else value["pass_rate"])
+        if not rate <= MAX_PASS_RATE:
+            return made | {"fate": "pass_rate_missing" if rate != rate else "pass_rate_too_high"}
+    elif value["reward_type"] in NO_SHORT_ANSWER:
+        return made | {"fate": "no_short_answer"}
+    elif value["reward_type"] in LISTS and len(as_list(spelled_list(value["answer"], (object,)))) > 1:
+        return made | {"fate": LISTS[value["reward_type"]]}
+    cells = as_list(value["images"]) or [None]  # a question of this set has an image
+    checked, reason = clean_row(value["question"], value["answer"], cells)
     if reason:
-        return None, reason
-    text, answer, sizes, uid = checked
-    if min(min(size) for size in sizes) < args.min_side:
-        return None, "image_too_small"
-    prompt, boxes = prompts.plain_prompt(text), [SimpleNamespace(size=size) for size in sizes]
-    if prompt_tokens(processor, prompt, boxes) > args.max_prompt_tokens:
-        return None, "prompt_too_long"
-    images = [{"bytes": image_bytes(cell), "path": None} for cell in cells]
-    try:
-        for image in images:
-            image_size(image["bytes"], full=True)  # the costly check comes last
-    except OSError:
-        return None, "image_unreadable"
-    return {"uid": uid, "question": text, "answer": answer, "images": images, "source": source,
-            "subset": subset, "origin": origin, "row_id": str(dig(row, columns["row_id"])),
-            "rank": rank_of(uid, args.seed)}, ""
+        return made | {"fate": reason}
+    text, _, answer, sizes, uid = checked
+    if min(map(min, sizes)) < MIN_SIDE:
+        return made | {"fate": "image_too_small"}
+    encoded = [image_bytes(cell) for cell in cells]
+    pictures = tuple(Image.open(io.BytesIO(cell)) for cell in encoded)
+    if prompt_tokens(processor, prompts.plain_prompt(text), pictures) > MAX_PROMPT_TOKENS:
+        return made | {"fate": "prompt_too_long"}
+    if broken_images([Question(uid, text, pictures, answer)]):  # the costly check comes last
+        return made | {"fate": "image_unreadable"}
+    made["images"] = [{"bytes": cell, "path": None} for cell in encoded]
+    return made | {"uid": uid, "question": text, "answer": answer, "rank": rank_of(uid, seed)}
 
 
-def choice_order(row: dict) -> tuple:
-    return row["rank"], row["origin"], row["answer"], row["row_id"]
+def judged_rows(files: list[tuple], held: set[str], processor, args: BuildArgs):
+    """The rows of these files, judged. A file of MMFineReason names the origin in each row."""
+    for origin, stream in files:
+        for row in stream if args.limit is None else stream.take(args.limit):
+            row = names_in(row)
+            label = origin if origin != FINE else f"{FINE}/{value_of(row, COLUMNS[FINE]['source'])}"
+            yield judge_row(row, label, held, processor, args.seed)
 
 
-def lowest_ranks(rows: list[dict], cap: int) -> list[dict]:
-    """The rows that a cap can still choose: the `cap` lowest ranks, one row per (uid, origin)."""
-    chosen, ranks = {}, set()
-    for row in sorted(rows, key=choice_order):
-        ranks.add(row["rank"])
-        if len(ranks) > cap:
-            break
-        chosen.setdefault((row["uid"], row["origin"]), row)
-    return list(chosen.values())
-
-
-def scan_shard(shard: Shard, args: BuildArgs, held: set, folder: str, processor) -> int:
-    """Filter one file into `folder`; returns its number of rows.
-
-    <key>.parquet: the rows a cap can still choose, in choice order. <key>.json, written last:
-    {"counts": {origin: {"rows", reason: n}}, "passed": {origin: [uid]}}.
-    """
-    columns, counts, passed, kept = columns_of(shard.source, args), {}, {}, {}
-    with open_shard(shard.url, shard.source, columns) as file:
-        for batch in file.iter_batches(batch_size=32, columns=sorted(filter(None, columns.values()))):
-            for row in batch.to_pylist():
-                label = shard.config if shard.source == VERO else dig(row, columns["source"])
-                origin = f"{shard.source}/{label}"
-                subset = subset_of(origin, args)
-                made, reason = judge_row(row, origin, subset, columns, args, held, processor)
-                counts.setdefault(origin, Counter()).update(["rows"] + [reason] * bool(reason))
-                if made:
-                    passed.setdefault(origin, []).append(made["uid"])
-                    kept.setdefault(subset, []).append(made)
-    rows = [row for subset, group in kept.items() for row in lowest_ranks(group, cap_of(subset, args))]
-    target = os.path.join(folder, shard.key)
-    table = pa.Table.from_pylist(sorted(rows, key=choice_order), schema=FEATURES.arrow_schema)
-    pq.write_table(table, f"{target}.parquet", row_group_size=32)
-    with open(f"{target}.part", "w") as file:
-        json.dump({"counts": counts, "passed": passed}, file)
-    os.replace(f"{target}.part", f"{target}.json")  # only a finished shard has this name
-    return shard.rows
-
-
-def scan_all(shards: list[Shard], scan, workers: int) -> None:
-    """Run `scan` on the shards, here or in `workers` spawned processes (no lock or thread is inherited)."""
-    with tqdm(total=sum(shard.rows for shard in shards), desc="filter", unit="row") as bar:
-        if workers <= 1:
-            for shard in shards:
-                bar.update(scan(shard))
-            return
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            try:
-                for done in as_completed([pool.submit(scan, shard) for shard in shards]):
-                    bar.update(done.result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # what runs may finish; the same command resumes
-                raise
-
-
-def choose(stats: list[dict], args: BuildArgs) -> tuple[dict[str, str], dict[str, Counter]]:
-    """({uid: origin} of the set, {origin: counts of every fate}): duplicates and caps, from uids alone."""
-    counts, passed, owners, chosen = {}, {}, {}, {}
-    for stat in stats:
-        for origin, count in stat["counts"].items():
-            counts.setdefault(origin, Counter()).update(count)
-        for origin, uids in stat["passed"].items():
-            passed.setdefault(origin, Counter()).update(uids)
-    for origin in sorted(passed):  # owners: subset -> {uid: its first origin}
-        owner = owners.setdefault(subset_of(origin, args), {})
-        for uid, copies in passed[origin].items():
-            counts[origin]["duplicate"] += copies - (uid not in owner)
-            owner.setdefault(uid, origin)
-    for subset in sorted(owners, key=lambda name: (name not in NAMES[VERO], name)):  # Vero's names first
-        for place, uid in enumerate(sorted(owners[subset], key=lambda uid: rank_of(uid, args.seed))):
-            origin = owners[subset][uid]
-            fate = ("over_cap" if place >= cap_of(subset, args) else
-                    "duplicate_of_another_subset" if uid in chosen else "kept")
-            counts[origin][fate] += 1
-            if fate == "kept":
-                chosen[uid] = origin
-    for origin, count in counts.items():
-        assert 2 * count["rows"] == count.total(), f"{origin}: a row without a fate or with two: {count}"
-    return chosen, {origin: +counts[origin] for origin in sorted(counts)}
-
-
-def write_set(files: list[str], chosen: dict[str, str], folder: str) -> None:
-    """Stream the chosen rows from the sorted shard files into train-*.parquet, by rank: a seeded shuffle."""
-
-    def stream(path):
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=8):
-            yield from batch.to_pylist()
-
-    total, rows, written = -(-len(chosen) // ROWS_PER_FILE), [], set()
-    for row in tqdm(heapq.merge(*map(stream, files), key=choice_order), desc="write", unit="row"):
-        if chosen.get(row["uid"]) != row["origin"] or row["uid"] in written:
-            continue
-        written.add(row["uid"])
-        rows.append(row)
-        if len(rows) == ROWS_PER_FILE or len(written) == len(chosen):
-            name = f"train-{(len(written) - 1) // ROWS_PER_FILE:05d}-of-{total:05d}.parquet"
-            table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
-            pq.write_table(table, os.path.join(folder, name), row_group_size=100)
-            rows = []
+def settle(rows: dict[str, list[str]]) -> list[str]:
+    """The one fate of each row: its reason, or what becomes of copies and caps (decisions 3, 4), or "kept"."""
+    fates, copies, owned = list(rows["fate"]), {}, {}
+    order = list(zip(*(rows[name] for name in ("source", "subset", "origin", "answer", "row_id"))))
+    for i in sorted(range(len(fates)), key=lambda i: (order[i][0] != VERO, order[i])):
+        if not fates[i]:
+            copies.setdefault(rows["uid"][i], []).append(i)
+    for owner, *others in copies.values():
+        if not all(answers_match(rows["answer"][i], rows["answer"][owner]) for i in others):
+            fates[owner] = "conflicting_answers"
+        else:
+            owned.setdefault(rows["subset"][owner], []).append(owner)
+        for i in others:
+            same = "duplicate" if rows["subset"][i] == rows["subset"][owner] else "duplicate_of_another_subset"
+            fates[i] = fates[owner] or same
+    for subset, members in owned.items():
+        for place, i in enumerate(sorted(members, key=rows["rank"].__getitem__)):
+            fates[i] = "kept" if place < cap_of(subset) else "over_cap"
+    return fates
 
 
 CARD = """---
@@ -372,101 +253,90 @@ configs:
 ---
 # ZPPO-77K, rebuilt
 
-{questions} questions (image, text, short answer), chosen from two public sets by the recipe of App. B.1 of
-the ZPPO paper (arXiv 2606.18216) with `python zppo77k.py`. The licences are those of the sources.
+{questions} questions (image, text, short answer), chosen from two public sets by the recipe of App. B.1 of the ZPPO paper
+(arXiv 2606.18216) with `python -m extras.zppo77k`. The licences are those of the sources. report.json tells what became
+of every row. In the sources but not in the recipe: {outside}. In the recipe but not in the sources: {missing}.
 
-Columns: uid; question (no image marker, no format directive); answer; images (bytes as in the source);
-source; subset (canonical name); origin; row_id (id in the source); rank (the hash that chose the row, and the
-order of the set).
+Columns: uid; question (no image marker, no format directive); answer; images (bytes as in the source); source; subset
+(canonical name); origin; row_id (id in the source); rank (the hash that chose the row, and the order of the set).
 
-In the sources but not in the recipe: {outside}.
+Settings: {settings}
 
-## Settings
-| setting | value |
-|---|---|
-{settings}
-
-## Questions per sub-dataset
 | sub-dataset | cap | questions |
-|---|---|---|
+| --- | --- | --- |
 {subsets}
-
-## Every row of the files that were read
-{origins}
 """
 
 
-def card(report: dict) -> str:
-    """README.md of the set."""
-
-    def table(rows) -> str:
-        return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
-
-    fates = [fate for fate in report["totals"] if fate not in ("rows", "kept")]
-    head = ["origin", "rows", *fates, "kept"]
-    counts = report["origins"] | {"all": report["totals"]}
-    return CARD.format(
-        questions=report["questions"], outside=", ".join(report["outside_the_recipe"]) or "nothing",
-        settings=table((name, f"`{value}`") for name, value in report["settings"].items()),
-        subsets=table((name, cap, kept) for name, (cap, kept) in report["subsets"].items()),
-        origins=table([head, ["---"] * len(head)] + [
-            [origin] + [count.get(fate, 0) for fate in head[1:]] for origin, count in counts.items()]))
+def filter_files(files: list[tuple], state: str, held: set[str], args: BuildArgs, processor) -> datasets.Dataset:
+    """All rows of the files, judged, on disk. A group of files that is there already is not read again."""
+    groups = []
+    for start in range(0, len(files), GROUP):
+        group = files[start : start + GROUP]
+        kwargs = {"files": group, "held": held, "processor": processor, "args": args}
+        processes = min(args.workers, len(group)) if args.workers > 1 else None
+        with reading("a source file", "The lines above name the file: is it whole?"):
+            made = datasets.Dataset.from_generator(
+                judged_rows, FEATURES, os.path.join(args.out, "work"), gen_kwargs=kwargs, num_proc=processes,
+                fingerprint=hashlib.sha256(f"{state} {start} {GROUP}".encode()).hexdigest()[:16],
+            )
+        groups.append(made)
+    return datasets.concatenate_datasets(groups)
 
 
 def build(args: BuildArgs, processor=None) -> dict:
     """Make the set in args.out: data/train-*.parquet, README.md, report.json. Returns the report:
 
-    {"settings", "questions", "subsets": {subset: [cap, questions]}, "totals": {"rows", reason: n, "kept"},
-    "origins": {"<source>/<label>": the same}, "outside_the_recipe"}. processor: default that of args.student.
-    Files finished by an interrupted run with the same settings are not read again. Until the end args.out
-    also holds every row that a cap could still choose: a multiple of the final size.
+    {"settings", "questions", "subsets": {subset: [cap, questions]}, "totals": {"rows", fate: n},
+    "origins": {"<source>/<label>": the same}, "outside_the_recipe", "missing"}. processor: default that of args.student.
     """
-    final = os.path.join(args.out, "data")
+    final, part = os.path.join(args.out, "data"), os.path.join(args.out, "work", "set")
     if os.path.exists(final):
         raise DataError(f"{final} exists: the set is finished. Delete it or choose another --out")
-    processor = processor or load_processor(args.student)
-    bound_pixels(processor, args.min_pixels, args.max_pixels)
-    shards, held, outside = plan(args)
+    processor = bound_pixels(processor or load_processor(args.student))
+    origins = origins_of(args)
+    held = {subset_of(origin) for origin in origins[VERO]} & NAMES[VERO]
+    outside, missing = check_recipe(origins, held, args)
+    parts = [(origin, VERO, args.vero, origin.split("/", 1)[1]) for origin in origins[VERO] if subset_of(origin) in held]
+    parts += [(FINE, FINE, args.mmfinereason, None)] if args.mmfinereason else []
     settings = {name: value for name, value in asdict(args).items() if name not in ("out", "workers")}
-    with open(__file__, "rb") as code:  # other settings or other code: start afresh
-        key = hashlib.sha256(json.dumps([settings, prompts.CLOSER]).encode() + code.read()).hexdigest()[:12]
-    work = os.path.join(args.out, f"work-{key}")
-    os.makedirs(work, exist_ok=True)
-    todo = [shard for shard in shards if not os.path.exists(os.path.join(work, f"{shard.key}.json"))]
-    print(f"{len(shards)} files, {sum(shard.rows for shard in shards)} rows; "
-          f"{len(shards) - len(todo)} files were finished before")
-    scan = functools.partial(scan_shard, args=args, held=held, folder=work, processor=processor)
-    scan_all(todo, scan, args.workers)
-    stats = []
-    for shard in shards:
-        with open(os.path.join(work, f"{shard.key}.json")) as file:
-            stats.append(json.load(file))
-    chosen, counts = choose(stats, args)
-    part = os.path.join(work, "set")
+    files, state = [], hashlib.sha256(repr(settings).encode())
+    for origin, *place in parts:
+        streams, identity = open_files(*place)
+        files += [(origin, stream) for stream in streams]
+        state.update(identity.encode())
+    for module in (sys.modules[__name__], prompts, cleaning, images, questions):
+        state.update(Path(module.__file__).read_bytes())
+    rows = filter_files(files, state.hexdigest(), held, args, processor)
+    columns = rows.select_columns(list(TEXTS)).to_dict()
+    fates, counts = settle(columns), {}
+    for origin, fate in zip(columns["origin"], fates):
+        counts.setdefault(origin, Counter()).update(["rows", fate])
+    kept = sorted((i for i, fate in enumerate(fates) if fate == "kept"), key=lambda i: columns["rank"][i])
+    chosen, total = rows.select(kept).remove_columns("fate"), -(-len(kept) // ROWS_PER_FILE)
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
-    write_set([os.path.join(work, f"{shard.key}.parquet") for shard in shards], chosen, part)
-    subsets = Counter(subset_of(origin, args) for origin in chosen.values())
-    report = {"settings": settings, "questions": len(chosen),
-              "subsets": {name: [cap_of(name, args), subsets[name]] for name in sorted(subsets)},
-              "totals": dict(sum(counts.values(), Counter())),
-              "origins": {origin: dict(count) for origin, count in counts.items()},
-              "outside_the_recipe": outside}
-    with open(os.path.join(args.out, "report.json"), "w") as file:
-        json.dump(report, file, indent=1)
-    with open(os.path.join(args.out, "README.md"), "w") as file:
-        file.write(card(report))
+    for number in range(total):
+        name = os.path.join(part, f"train-{number:05d}-of-{total:05d}.parquet")
+        chosen.shard(total, number, contiguous=True).to_parquet(name)
+    subsets = Counter(columns["subset"][i] for i in kept)
+    report = {"settings": settings, "questions": len(kept), "outside_the_recipe": outside, "missing": missing}
+    report["subsets"] = {name: [cap_of(name), subsets[name]] for name in sorted(subsets)}
+    report["totals"] = dict(sum(counts.values(), Counter()))
+    report["origins"] = {origin: dict(counts[origin]) for origin in sorted(counts)}
+    lists = {"outside": ", ".join(outside) or "nothing", "missing": ", ".join(missing) or "nothing"}
+    lists["subsets"] = "\n".join(f"| {name} | {cap} | {n} |" for name, (cap, n) in report["subsets"].items())
+    Path(args.out, "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    Path(args.out, "README.md").write_text(CARD.format(**report | lists), encoding="utf-8")
     os.replace(part, final)  # the set appears whole
-    for name in os.listdir(args.out):
-        if name.startswith("work-"):  # those of other settings too
-            shutil.rmtree(os.path.join(args.out, name))
+    shutil.rmtree(os.path.join(args.out, "work"))
     return report
 
 
 if __name__ == "__main__":
     (arguments,) = HfArgumentParser(BuildArgs).parse_args_into_dataclasses()
     try:
-        report = build(arguments)
+        made = build(arguments)
     except DataError as error:
         sys.exit(f"zppo77k.py: {error}")
-    print(json.dumps({"questions": report["questions"], "totals": report["totals"]}, indent=1))
+    print(json.dumps({"questions": made["questions"], "totals": made["totals"]}, indent=1))

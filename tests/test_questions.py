@@ -1,4 +1,4 @@
-"""data.py on synthetic sets: loading in every shape, images in every mode, the builder row by row."""
+"""questions.py on synthetic sets: loading in every shape, bad files and rows, images in every mode."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen3VL
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import prompts
 from engine import questions as data
-from engine.questions import DataError, Question, load_questions, open_images
+from engine.questions import DataError, ImageError, Question, load_questions, open_images
 
 TEXT, RAW_IMAGE = datasets.Value("string"), datasets.Image(decode=False)
 
@@ -83,16 +83,16 @@ def test_bad_rows_are_skipped_and_counted_by_reason(tmp_path):
     features = datasets.Features({"question": TEXT, "answer": TEXT, "image": RAW_IMAGE, "uid": TEXT})
     path = save(tmp_path / "set.parquet", rows, features)
     skipped = {"answer_missing": 2, "answer_is_a_list": 1, "answer_too_long": 1, "question_empty": 2,
-               "image_missing": 2, "image_unreadable": 3, "image_too_narrow": 1, "duplicate_uid": 1}
-    questions, report = load_questions(path, check="full")
-    assert [q.uid for q in questions] == ["a", "e"] and questions[1].answer == "4"
+               "image_missing": 2, "image_unreadable": 1, "image_too_narrow": 1, "duplicate_uid": 1}
+    questions, report = load_questions(path)
+    assert [q.uid for q in questions] == ["a", "e", "k", "l"] and questions[1].answer == "4"
     assert report["skipped"] == skipped and report["rows"] == 15
-    assert (report["questions"], report["with_images"], report["free_form"]) == (2, 2, 0)
-    by_header, report = load_questions(path)  # a cut file has a good header: found when it is opened
-    assert [q.uid for q in by_header] == ["a", "e", "k", "l"]
-    assert report["skipped"] == {**skipped, "image_unreadable": 1}
-    with pytest.raises(DataError, match='question k: image cannot be decoded.*check="full"'):
-        open_images(by_header[2])
+    assert (report["questions"], report["with_images"], report["free_form"]) == (4, 4, 0)
+    with pytest.raises(ImageError, match="question k: image cannot be decoded.*repair the file") as caught:
+        open_images(questions[2])  # a cut file has a good header: found when it is opened
+    assert caught.value.uid == "k"
+    broken = data.broken_images(questions)
+    assert set(broken) == {"k", "l"} and "cannot be decoded" in broken["l"]
 
 
 def test_images_stay_on_disk_until_opened(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_nested_images_and_pickled_questions(tmp_path):
 def test_wrong_names_say_what_was_expected_what_exists_and_the_fix(tmp_path):
     path = tmp_path / "set.jsonl"
     path.write_text(json.dumps({"query": "What?", "label": "1"}))
-    with pytest.raises(DataError, match=r"expected one of \['question', 'problem'\], the set has "
+    with pytest.raises(DataError, match=r"expected one of \['question', 'problem', 'prompt'\], the set has "
                                         r"\['query', 'label'\].*--columns question=<name>"):
         load_questions(str(path))
     with pytest.raises(DataError, match=r"question is mapped to \['querry'\], the set has \['query',"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from test_data import RAW_IMAGE, TEXT, cell, cut, save, tiny_processor
+from test_questions import RAW_IMAGE, TEXT, cell, cut, save, tiny_processor
 from transformers import HfArgumentParser
 
 from engine import questions as data
@@ -34,12 +34,12 @@ FINE_FEATURES = datasets.Features({
 
 
 def vero_row(i, question="<image>\nHow many are there? Please put your final answer within \\boxed{}.",
-             answer="3", image=None, reward_type="numeric"):
+             answer="3", image=None, reward_type="numeric", extra=None):
     question = question.replace("there", f"there in case {i}")
     return {"id": f"v{i}", "data_source": "d", "image": image or cell(color=(i % 256, i // 256, 0)),
             "prompt": [{"role": "user", "content": question}], "ability": "stem",
             "reward_model": {"style": "rule", "ground_truth": answer},
-            "extra_info": {"question": question, "answer": answer, "reward_type": reward_type, "id": f"v{i}"}}
+            "extra_info": {"question": question, "answer": extra or answer, "reward_type": reward_type, "id": f"v{i}"}}
 
 
 def fine_row(i, source, question="Look at <image>. How many are there?", answer="3", image=None,
@@ -57,6 +57,11 @@ def broken(content: bytes) -> dict:
 VERO_ODD = [  # what is odd about a row, and where it must end
     ({"answer": "['cat', 'kitten']"}, "answer_is_a_list"), ({"answer": "['cat']"}, "good"),
     ({"answer": ""}, "answer_missing"), ({"answer": "[3, 4]"}, "good"),
+    ({"answer": "", "extra": "5"}, "good"), ({"answer": None, "extra": "5"}, "good"),  # the gold stands beside
+    ({"answer": "['a', 'b']", "reward_type": "list_match"}, "answer_is_a_list_of_parts"),
+    ({"answer": "[2, 1, 3]", "reward_type": "ordering"}, "answer_is_a_sequence"),
+    ({"answer": "['3']", "reward_type": "list_match"}, "good"),
+    ({"answer": "6 * 7 = 42\n#### 42"}, "good"), ({"answer": "So x is \\boxed{43}."}, "good"),
     ({"answer": "[1, 2, 3, 4]", "reward_type": "grounding"}, "no_short_answer"),
     ({"answer": "z" * 513}, "answer_too_long"), ({"answer": "z" * 512}, "good"),
     ({"image": broken(b"\x89PNG broken")}, "image_unreadable"),
@@ -111,10 +116,15 @@ def world(tmp_path_factory):
         for _ in range(2):
             fine("GameQA-140K", shard, "not_in_recipe")
             fine("WeMath2-Standard", shard, "held_by_vero", pass_rate=0.75)
-    # an exact copy of a Vero question under another name of the second source: dropped after the caps
+    # an exact copy of a Vero question under another name of the second source: Vero wins
     copy = rows["knowledge_recognition-vqav2", 0][0]
     put(("fine", 2), "mmfinereason/MMR1", fine_row(0, "MMR1", image=copy["image"]) | {
         "question": copy["extra_info"]["question"]}, "duplicate_of_another_subset")
+    # the same question and image with two golds, one in each source; and with two spellings of one gold
+    first, second = vero("knowledge_recognition-vqav2", 0, "conflicting_answers"), vero("knowledge_recognition-vqav2")
+    for row, fate, answer in ((first, "conflicting_answers", "4"), (second, "duplicate_of_another_subset", "3.0")):
+        put(("fine", 0), "mmfinereason/FineVision-raven", fine_row(0, "FineVision-raven", image=row["image"]) | {
+            "question": row["extra_info"]["question"], "answer": answer}, fate)
     files = Counter(file[0] for file in rows)
     for (config, shard), made in rows.items():
         kind, features = ("fine", FINE_FEATURES) if config == "fine" else ("vero", VERO_FEATURES)
@@ -126,18 +136,18 @@ def world(tmp_path_factory):
                for config in configs]
     (root / "vero" / "README.md").write_text("---\nconfigs:\n" + "".join(entries) + "---\n")
     used = {"ai2d", "wemath", "vqav2", "mmr1", "raven"}
-    lacking = sorted((zppo77k.NAMES["vero"] | zppo77k.NAMES["mmfinereason"]) - used | {"raven"})
+    lacking = [*sorted(zppo77k.NAMES["vero"] - used | {"raven"}), *sorted(zppo77k.NAMES["mmfinereason"] - used)]
 
     def arguments(out, **changes) -> zppo77k.BuildArgs:
         settings = {"vero": str(root / "vero"), "mmfinereason": str(root / "fine"), "student": "tiny",
-                    "workers": 1, "allow_missing": lacking}
+                    "workers": 1, "allow_missing": True}
         return zppo77k.BuildArgs(str(out), **settings | changes)
 
-    return arguments, fates
+    return arguments, fates, lacking
 
 
 def rows_of(out) -> list[dict]:
-    return list(data.undecoded(data.open_source(str(out), "train", None)[0]))
+    return list(data.undecoded(datasets.load_dataset(str(out), split="train")))
 
 
 @pytest.fixture(scope="module")
@@ -154,30 +164,33 @@ def test_counts_at_every_filter_are_as_predicted(world, whole):
     assert report["origins"] == expected
     assert report["outside_the_recipe"] == ["vero/captioning_IF-PixMo-Cap", "mmfinereason/GameQA-140K"]
     kept = {name: kept for name, (_, kept) in report["subsets"].items()}
-    assert kept == {"ai2d": 6, "wemath": 18, "vqav2": 9, "mmr1": 27, "raven": 21}
+    assert kept == {"ai2d": 11, "wemath": 18, "vqav2": 10, "mmr1": 27, "raven": 21}
+    assert report["missing"] == world[2]
     assert report["totals"]["kept"] == report["questions"] == sum(kept.values())
     assert json.loads((out / "report.json").read_text()) == report
     text = (out / "README.md").read_text()
-    for line in ("| vqav2 | 1400 | 9 |", "| tier1_cap | `2800` |", "vero/captioning_IF-PixMo-Cap"):
+    for line in ("| vqav2 | 1400 | 10 |", "'seed': 0", "vero/captioning_IF-PixMo-Cap"):
         assert line in text
     assert sorted(os.listdir(out)) == ["README.md", "data", "report.json"]
 
 
 def test_the_built_set_loads_as_it_is(whole):
     out, report = whole
-    questions, loaded = load_questions(str(out), check="full")
+    questions, loaded = load_questions(str(out))
+    assert data.broken_images(questions) == {}
     assert loaded["skipped"] == {} and len(questions) == report["questions"]
     assert all(len(q.images) == 1 and open_images(q)[0].mode == "RGB" for q in questions)
     assert not any("<image>" in q.text or "boxed" in q.text for q in questions)
-    assert {q.answer for q in questions} == {"3", "cat", "[3, 4]", "z" * 512}
+    assert {q.answer for q in questions} == {"3", "5", "42", "43", "cat", "[3, 4]", "z" * 512}
 
 
-def test_caps_choose_the_lowest_ranks(world, whole, processor, tmp_path):
-    report = zppo77k.build(world[0](tmp_path, tier1_cap=6, tier2_cap=4, seed=7), processor)
+def test_caps_choose_the_lowest_ranks(world, whole, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(zppo77k, "CAPS", (6, 4))
+    report = zppo77k.build(world[0](tmp_path, seed=7), processor)
     totals, kept = report["totals"], {name: kept for name, (_, kept) in report["subsets"].items()}
-    copies = totals.get("duplicate_of_another_subset", 0)  # 1 if the caps chose both copies
-    assert kept == {"ai2d": 6, "wemath": 6, "vqav2": 4, "mmr1": 6 - copies, "raven": 4}
-    assert totals["kept"] + totals["over_cap"] + copies == whole[1]["totals"]["kept"] + 1
+    assert kept == {"ai2d": 6, "wemath": 6, "vqav2": 4, "mmr1": 6, "raven": 4}
+    assert totals["kept"] + totals["over_cap"] == whole[1]["totals"]["kept"]
+    assert totals["duplicate_of_another_subset"] == 2  # also where the cap cuts the copy of Vero
     chosen = rows_of(tmp_path)
     assert [row["rank"] for row in chosen] == sorted(zppo77k.rank_of(row["uid"], 7) for row in chosen)
     for subset, cap in (("wemath", 6), ("raven", 4)):
@@ -186,86 +199,111 @@ def test_caps_choose_the_lowest_ranks(world, whole, processor, tmp_path):
         assert {row["uid"] for row in chosen if row["subset"] == subset} == set(lowest)
 
 
-def test_same_set_from_two_workers_and_another_seed_another_set(world, processor, tmp_path):
-    caps = {"tier1_cap": 6, "tier2_cap": 4}
-    one = zppo77k.build(world[0](tmp_path / "one", **caps), processor)
-    two = zppo77k.build(world[0](tmp_path / "two", **caps, workers=2), processor)
-    other = zppo77k.build(world[0](tmp_path / "other", **caps, seed=1), processor)
+def test_same_set_from_two_workers_and_another_seed_another_set(world, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(zppo77k, "CAPS", (6, 4))
+    monkeypatch.setattr(zppo77k, "GROUP", 5)
+    one = zppo77k.build(world[0](tmp_path / "one"), processor)
+    two = zppo77k.build(world[0](tmp_path / "two", workers=2), processor)
+    zppo77k.build(world[0](tmp_path / "other", seed=1), processor)
     assert one == two and rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
     prints = [data.fingerprint(load_questions(str(tmp_path / name))[0]) for name in ("one", "two", "other")]
     assert prints[0] == prints[1] != prints[2]
-    assert one["questions"] == pytest.approx(other["questions"], abs=1)
+
+
+def test_the_set_does_not_depend_on_the_order_of_rows():
+    rows = [("vero", "a", "vero/a", "3", "1"), ("vero", "b", "vero/b", "3", "2"), ("mmfinereason", "c", "m/c", "3.0", "3"),
+            ("vero", "a", "vero/a", "3", "4"), ("mmfinereason", "c", "m/c", "4", "5"), ("vero", "a", "vero/a", "3", "6")]
+    uids, expected = ["u", "u", "u", "v", "v", "w"], ["kept", "duplicate_of_another_subset", "duplicate_of_another_subset",
+                                                      "conflicting_answers", "conflicting_answers", "kept"]
+    for order in (range(6), range(5, -1, -1), [2, 0, 4, 1, 5, 3]):
+        columns = dict(zip(("source", "subset", "origin", "answer", "row_id"), zip(*(rows[i] for i in order))))
+        columns |= {"uid": [uids[i] for i in order], "rank": [uids[i] for i in order], "fate": [""] * 6}
+        assert zppo77k.settle(columns) == [expected[i] for i in order]
+
+
+def test_limit_reads_so_many_rows_of_each_file(world, processor, tmp_path):
+    report = zppo77k.build(world[0](tmp_path, limit=2), processor)
+    assert report["totals"]["rows"] == 2 * 8 - 1  # eight files; one has a single row
 
 
 def test_a_killed_build_resumes_where_it_was(world, whole, processor, tmp_path, monkeypatch):
     code = f"""if True:
         import os, signal, sys
         sys.path[:0] = {sys.path!r}
-        import test_data, zppo77k
-        scan, done = zppo77k.scan_shard, []
-        def scan_two(shard, **rest):
-            if len(done) == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done.append(shard)
-            return scan(shard, **rest)
-        zppo77k.scan_shard = scan_two
-        zppo77k.build(zppo77k.{world[0](tmp_path)!r}, test_data.tiny_processor())
+        import datasets, test_questions
+        from extras import zppo77k
+        zppo77k.GROUP, judge, groups = 2, datasets.Dataset.from_generator, []
+        def two_groups(*args, **rest):
+            if len(groups) == 2:
+                rest["gen_kwargs"]["files"].append(None)  # the third group fails in its middle
+                zppo77k.value_of = lambda row, names: os.kill(os.getpid(), signal.SIGKILL)
+            groups.append(judge(*args, **rest))
+            return groups[-1]
+        datasets.Dataset.from_generator = two_groups
+        zppo77k.build(zppo77k.{world[0](tmp_path)!r}, test_questions.tiny_processor())
     """
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    (work,) = [name for name in os.listdir(tmp_path) if name.startswith("work-")]
-    finished = {name[:-5] for name in os.listdir(tmp_path / work) if name.endswith(".json")}
-    assert len(finished) == 2
-    scan, again = zppo77k.scan_shard, []
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    judge, again = zppo77k.judged_rows, []
 
-    def watched(shard, **rest):
-        again.append(shard.key)
-        return scan(shard, **rest)
+    def watched(files, **rest):
+        again.extend(files)
+        return judge(files, **rest)
 
-    monkeypatch.setattr(zppo77k, "scan_shard", watched)
+    monkeypatch.setattr(zppo77k, "GROUP", 2)
+    monkeypatch.setattr(zppo77k, "judged_rows", watched)
     report = zppo77k.build(world[0](tmp_path), processor)
-    assert len(again) == 6 and not finished & set(again)
+    assert len(again) == 8 - 4
     assert report == whole[1] and rows_of(tmp_path) == rows_of(whole[0])
     with pytest.raises(DataError, match="the set is finished"):
         zppo77k.build(world[0](tmp_path), processor)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"vero_split": "training"}, r"'training' was expected, the source has \['train'\]. Set --vero_split"),
-    ({"mmfinereason_config": "all"}, r"config 'all' was expected.*default.*--mmfinereason_config"),
-    ({"vero_columns": ["answer=reward_model.gold"]},
-     r"'reward_model.gold'} were expected, the file has .*'reward_model.ground_truth'.*_columns answer="),
-    ({"mmfinereason_columns": ["pass_rate=qwen3vl_4b_pass_rate"]}, "--mmfinereason_columns pass_rate=<name>"),
-    ({"mmfinereason_columns": ["passrate=x"]}, r"\['passrate'\] are not our names"),
-    ({"allow_missing": []}, r"nothing there matches .*'visual7w'.*PixMo-Cap.*--aliases .*--allow_missing"),
-    ({"vero": "/nowhere/at/all"}, "--vero /nowhere/at/all: cannot be opened"),
+@pytest.mark.parametrize("constants, changes, message", [
+    ({"SPLIT": "training"}, {}, "training.*train.*edit SPLIT of extras/zppo77k.py"),
+    ({"vero": {"answer": ["reward_model.gold"]}}, {},
+     r"no column for answer: expected one of \['reward_model.gold'\], the source has .*'reward_model.ground_truth'"),
+    ({"mmfinereason": {"pass_rate": ["rate"]}}, {}, "no column for pass_rate: .*Edit COLUMNS of extras/zppo77k.py"),
+    ({}, {"allow_missing": False}, r"nothing there matches .*'visual7w'.*PixMo-Cap.*ALIASES of .*--allow_missing"),
+    ({}, {"vero": "/nowhere/at/all"}, "--vero /nowhere/at/all: cannot be read"),
 ])
-def test_sources_that_turn_out_different_say_what_to_change(world, processor, tmp_path, changes, message):
+def test_sources_that_turn_out_different_say_what_to_change(
+        world, processor, tmp_path, monkeypatch, constants, changes, message):
+    if "SPLIT" in constants:
+        changes = changes | {"mmfinereason": ""}
+    for name, value in constants.items():
+        if name == "SPLIT":
+            monkeypatch.setattr(zppo77k, "SPLIT", value)
+        else:
+            monkeypatch.setitem(zppo77k.COLUMNS, name, zppo77k.COLUMNS[name] | value)
     with pytest.raises(DataError, match=message):
         zppo77k.build(world[0](tmp_path, **changes), processor)
 
 
-def test_a_cut_parquet_file_is_named(tmp_path):
-    whole = save(tmp_path / "a.parquet", [{"x": "y" * 1000}])
-    (tmp_path / "cut.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:300])
-    with pytest.raises(DataError, match="cut.parquet: not a whole parquet file"):
-        zppo77k.open_shard(str(tmp_path / "cut.parquet"), "vero", {})
-    assert zppo77k.open_shard(whole, "vero", {"row_id": ""}).metadata.num_rows == 1  # "" switches a column off
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cut_parquet_file_is_named(world, processor, tmp_path, workers):
+    for shard in range(2):
+        save(tmp_path / "fine" / f"train-{shard}.parquet", [fine_row(shard, "MMR1")], FINE_FEATURES)
+    (tmp_path / "fine" / "train-1.parquet").write_bytes((tmp_path / "fine" / "train-1.parquet").read_bytes()[:300])
+    with pytest.raises(DataError, match="cannot be read"):
+        zppo77k.build(world[0](tmp_path / "out", mmfinereason=str(tmp_path / "fine"), workers=workers), processor)
 
 
-def test_aliases_and_leaving_a_source_out(world, processor, tmp_path):
-    report = zppo77k.build(world[0](tmp_path, vero="", aliases=["gameqa_140k=virl39k"]), processor)
+def test_aliases_and_leaving_a_source_out(world, processor, tmp_path, monkeypatch):
+    monkeypatch.setitem(zppo77k.ALIASES, "gameqa_140k", "virl39k")
+    report = zppo77k.build(world[0](tmp_path, vero=""), processor)
     assert report["origins"]["mmfinereason/GameQA-140K"] == {"rows": 6, "kept": 6}
     assert report["origins"]["mmfinereason/FineVision-ai2d_merged"]["kept"] == 21  # not held by Vero
 
 
 def test_command_line(capsys):
-    (arguments,) = HfArgumentParser(zppo77k.BuildArgs).parse_args_into_dataclasses(["--out", "x", "--tier1_cap", "5"])
-    assert (arguments.tier1_cap, arguments.tier2_cap, arguments.max_pass_rate) == (5, 1400, 0.5)
+    parser = HfArgumentParser(zppo77k.BuildArgs)
+    (arguments,) = parser.parse_args_into_dataclasses(["--out", "x", "--allow_missing", "--limit", "5"])
+    assert (arguments.limit, arguments.allow_missing, arguments.seed) == (5, True, 0)
 
 
 def test_the_embedded_student_trains_on_the_built_set(whole, tmp_path):
-    root = Path(zppo77k.__file__).parent
+    root = Path(zppo77k.__file__).parents[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", f"{root}/train.py"]
     command += f"--student {root}/world/student --teacher {root}/world/teacher --data {whole[0]} --output run".split()
     command += "--steps 2 --new_per_step 4 --group_size 2 --teacher_group_size 1 --max_response_tokens 8".split()

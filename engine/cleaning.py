@@ -1,0 +1,164 @@
+"""What leaves a row before it is a question: image markers, format directives, the working around a gold.
+
+    clean_text("<image>\\nWhat is x? Put your answer in \\\\boxed{}.", images=1)  ->  "What is x?"
+    clean_answer("6 * 7 = 42\\n#### 42")  ->  ("42", "")
+
+Decisions where the paper is silent (App. B.2 only says that format directives are stripped):
+1. A sentence leaves only if it begins like the wish for a format, and each of its words belongs to such wishes. One
+   other word, and the sentence stays: a model can answer a question beside a wish, but not half a question.
+2. What changes the answer itself stays: "round to two decimals", "give the answer in cm", "answer yes or no".
+3. If only options would be left, the question stays as it was.
+4. The gold of a worked solution is what follows its closing "####", or else its last \\boxed{}.
+5. A gold that lists several accepted strings is skipped: the reward knows one gold. Numbers in brackets stay text:
+   "[0, 1]" is an interval or a point.
+
+This file imports nothing from the rest of the project: copy what you need.
+"""
+
+import ast
+import re
+
+MAX_ANSWER_CHARS = 512  # App. B.1
+FREE_FORM_WORDS = 3  # a gold with more words of natural language goes to the judge
+
+MARKER = re.compile(r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>|<image[ _]?\d*>")
+NOT_PROSE = re.compile(r"\$[^$]*\$|\\[a-zA-Z]+|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
+SENTENCE_GAP = re.compile(r"((?<=[.!?])(?<!^[A-J\d]\.)(?<!e\.g\.)\s+|\n+)", re.MULTILINE)
+OPTION = re.compile(r"\W*(?:(?:answer )?(?:options|choices)\W*$|[A-J][.):])", re.IGNORECASE)
+
+VERB = (
+    r"(?:put|place|enclose|write|give|provide|present|output|return|state|box|wrap|mark|show|select|choose|pick|answer|"
+    r"respond|reply|report|think|reason|solve|use|conduct|perform)"
+)
+BOX = r"\$*\\?\bboxed\b(?:\s*\{[^{}]*\})?\$*"
+FORMAT = re.compile(  # what a wish is about; a sentence without any of these stays
+    rf"{BOX}|</?(?:answer|think)>|\b(?:single|one)[ -](?:word|letter|number|phrase)\b|\bword or (?:short )?phrase\b|"
+    r"\bletters?\b|\bdirectly\b|\bat the end\b|\b(?:last|own) line\b|\bjson\b|\bstep[ -]by[ -]step\b|"
+    r"\breasoning process\b|\b(?:your|the) (?:reasoning|thinking)\b|"
+    r"\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b",
+    re.IGNORECASE,
+)
+FILLER = re.compile(  # what belongs to a wish in this form alone
+    r"\b[A-J](?:(?:,| or|, or|/) ?[A-J]\b)+|\be\.g\.,? [A-J]\b|\b[Ff]inal (?=answer|result|solution)|"
+    rf"\b(?:options|choices) (?:above|below)\b|\bafter (?=\W?Answer)|\b[Ff](?:irst|IRST),? (?={VERB})"
+)
+WISH = re.compile(  # how a wish begins
+    r"\W*(?:(?:hint|note|instructions?|important|format)\W+)?(?:(?:please|and|now|then|finally|first|let|s|"
+    rf"you|should|must|remember|make|sure|to|directly|only)\W+)*{VERB}\b|\W*(?:the|your|it)\b.*\b(?:must|should|needs?)\b",
+    re.IGNORECASE,
+)
+ABOUT = re.compile(r"\b(?:answer|option|choice|respon|repl|reason|think|solve|solution)|boxed", re.IGNORECASE)
+WISH_WORDS = set(re.findall(r"[a-z]+", VERB)) | set(
+    "a about an the you your my its it this that these given provided listed following correct right best single one "
+    "only just simply clearly answers answering question questions problem math mathematical option options choice "
+    "choices solution response result reasoning process thinking internal monologue step steps word number phrase "
+    "here user mind in into inside within between using with without from for of to on at by as and or then now "
+    "finally before please let s lets me be is are must should need needs make sure remember enclosed boxed tag tags "
+    "format form line own where no not do any other else nothing text explanation quotes hint note instruction "
+    "instructions important e g abcd".split()
+)
+CLAUSE = re.compile(  # a wish hung on to a sentence that carries the question: only the clause goes
+    rf",?\s?\b(?:and|then)\s(?:then\s)?{VERB}\s+(?:your|the)\s+(?:final\s+)?answer\s+(?:with)?in(?:side)?\s+"
+    rf"(?:{BOX}|<answer>\s*</answer>(?:\s+tags)?)",
+    re.IGNORECASE,
+)
+
+
+def is_wish(sentence: str) -> bool:
+    """True if the sentence asks for a reasoning or answer format and says nothing else (decisions 1, 2)."""
+    if "?" in sentence or not WISH.match(sentence) or not ABOUT.search(sentence):
+        return False
+    rest, found = FORMAT.subn(" ", FILLER.sub(" ", sentence))
+    words = re.findall(r"[^\W_]+", rest)  # a lone capital is an option or a point, not the article
+    return found > 0 and all((word if len(word) == 1 else word.lower()) in WISH_WORDS for word in words)
+
+
+def strip_directives(text: str) -> str:
+    """The question without the sentences that ask for a reasoning or answer format (App. B.2)."""
+    pieces = SENTENCE_GAP.split(text)  # sentence, gap, sentence, ..., sentence
+    kept = []
+    for sentence, gap in zip(pieces[::2], pieces[1::2] + [""]):
+        if not is_wish(sentence) and not is_wish(rest := CLAUSE.sub("", sentence)):
+            kept += [rest, gap]
+        elif kept:  # of the two gaps around the sentence, the one with more line ends stays
+            kept[-1] = max(kept[-1], gap, key=lambda white: white.count("\n"))
+    question = "".join(kept).strip()
+    only_options = question and all(OPTION.match(line) for line in question.split("\n") if line.strip())
+    return text.strip() if only_options else question
+
+
+def clean_text(text: str, images: int) -> str:
+    """The question of a row with `images` images, without image markers and format directives.
+
+    With several images, a marker inside a sentence becomes "[image k]": "compare <image> and <image>" stays readable.
+    """
+    text = text.replace("\r\n", "\n")
+    if images <= 1:  # the space around a marker goes with it
+        return strip_directives(re.sub(rf"(?m)^(?:{MARKER.pattern})\s*|[ \t]*(?:{MARKER.pattern})", "", text))
+    lead = re.match(rf"(?:\s*(?:{MARKER.pattern}))*", text).end()
+    count = len(MARKER.findall(text[:lead]))
+    text = text[lead:]
+    while marker := MARKER.search(text):
+        count += 1
+        number = re.search(r"\d+", marker[0])
+        text = f"{text[: marker.start()]}[image {number[0] if number else count}]{text[marker.end() :]}"
+    return strip_directives(text)
+
+
+def last_box(text: str) -> str | None:
+    """Content of the last \\boxed{...} whose braces balance, stripped; None without one."""
+    for opening in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+        depth = 1
+        for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening.end()):
+            depth += {"{": 1, "}": -1}.get(token[0], 0)
+            if depth == 0:
+                return text[opening.end() : token.start()].strip()
+    return None
+
+
+def worked_answer(text: str) -> tuple[str, str]:
+    """(short answer, "####" or "boxed") of a worked solution; (text, "column") of any other text (decision 4)."""
+    if closing := re.search(r"####[ \t]*([^\n#]+)\s*\Z", text):
+        return closing[1].strip(), "####"
+    box = last_box(text)
+    return (box, "boxed") if box else (text, "column")
+
+
+def clean_answer(value, max_chars: int = MAX_ANSWER_CHARS) -> tuple[str, str]:
+    """(gold answer, "") or ("", reason to skip). Numbers become text; <answer> tags around the whole go.
+
+    A list of strings, real or spelled out ("['cat', 'kitten']"), must hold one answer (decision 5).
+    """
+    if isinstance(value := spelled_list(value), (list, tuple)):
+        distinct = {str(item).strip().casefold(): item for item in value}
+        if len(distinct) > 1:
+            return "", "answer_is_a_list"
+        value = next(iter(distinct.values()), None)
+    if isinstance(value, (dict, bytes)):
+        return "", "answer_is_not_text"
+    text = "" if value is None or value != value else str(value).strip()  # NaN is not equal to itself
+    if wrapped := re.fullmatch(r"<answer>(.*?)</answer>", text, re.DOTALL):
+        text = wrapped[1].strip()
+    text, _ = worked_answer(text)
+    if not text:
+        return "", "answer_missing"
+    return (text, "") if len(text) <= max_chars else ("", "answer_too_long")
+
+
+def spelled_list(value, kinds: tuple = (str,)):
+    """The list that a string spells out as Python does, if all its items are of these kinds; else the value itself."""
+    if isinstance(value, str) and value.strip()[:1] == "[":
+        try:
+            items = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+        if isinstance(items, list) and items and all(isinstance(item, kinds) for item in items):
+            return items
+    return value
+
+
+def is_free_form(answer: str) -> bool:
+    """True if the judge compares this gold (App. D.1: derivations, OCR, open VQA): several lines, or more than
+    FREE_FORM_WORDS words outside mathematics. Letters, numbers, formulas, names go by rule."""
+    words = re.findall(r"[^\W\d_]{2,}", NOT_PROSE.sub(" ", answer))
+    return len(words) > FREE_FORM_WORDS or "\n" in answer.strip()

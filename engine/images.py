@@ -1,0 +1,86 @@
+"""Pixels and prompts: encoded image cells to upright RGB, pixel bounds, the chat turns of a prompt and their tokens.
+
+Decisions where the paper is silent:
+1. Images come first, then the text. The model's processor resizes them (`bound_pixels` sets the bounds of Table 8).
+2. Transparency is laid on white, 16-bit grey is divided by 257. Integer and float pixels, whose range is unknown, are
+   stretched from minimum to maximum. An animation gives its first frame.
+
+This file imports nothing from the rest of the project: copy what you need.
+"""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MIN_PIXELS, MAX_PIXELS = 256 * 32 * 32, 1280 * 32 * 32  # Table 8
+
+
+def image_bytes(cell, folder: str = "") -> bytes:
+    """Encoded bytes of a cell: {"bytes", "path"}, bytes, or a file name in `folder`. Raises OSError, ValueError."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str):
+        with open(os.path.join(folder, cell), "rb") as file:
+            return file.read()
+    if not isinstance(cell, bytes) or not cell:
+        raise OSError(f"no image bytes in a cell of type {type(cell).__name__}")
+    return cell
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB image (decision 2); an upright RGB image is returned as it is."""
+    if image.getexif().get(0x0112, 1) != 1:  # the orientation tag
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        low, high = (0, 65535) if image.mode.startswith("I;16") else (values.min(), values.max())
+        image = Image.fromarray(((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
+    """The image scaled, proportions kept, to least <= width * height <= most."""
+    pixels = image.width * image.height
+    if least <= pixels <= most:
+        return image
+    target, rounding = (most, np.floor) if pixels > most else (least, np.ceil)
+    sides = [max(1, int(rounding(side * (target / pixels) ** 0.5))) for side in image.size]
+    return image.resize(sides, Image.Resampling.BICUBIC)
+
+
+def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS):
+    """Set the pixel bounds (Table 8) on a processor of the Qwen family, in place; returns the processor."""
+    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    return processor
+
+
+def chat(text: str, images=(), system: str = "") -> list[dict]:
+    """The messages of a prompt: a system turn if there is one, then the user turn: images, then text."""
+    pictures = [{"type": "image", "image": image} for image in images]
+    said = {"system": system, "user": text} if system else {"user": text}
+    content = {role: [{"type": "text", "text": words}] if images else words for role, words in said.items()}
+    content["user"] = pictures + content["user"] if images else text
+    return [{"role": role, "content": content[role]} for role in said]
+
+
+def prompt_tokens(processor, prompt_text: str, images, system: str = "", **template) -> int:
+    """Tokens of `chat(prompt_text, images, system)` in the chat template with its generation prompt.
+
+    images: anything with `.size` = (width, height): image tokens come from the processor's own arithmetic, no pixel is
+    touched. (A processor without that arithmetic is run, and needs PIL images.) `processor` may be a bare tokenizer if
+    there are no images. template: extra arguments of the chat template.
+    """
+    turns = chat(prompt_text, images, system)
+    text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template)
+    tokens = len(getattr(processor, "tokenizer", processor)(text)["input_ids"])
+    if not images:
+        return tokens
+    patches = getattr(processor.image_processor, "get_number_of_image_patches", None)
+    if patches is None:
+        return len(processor(text=[text], images=list(images))["input_ids"][0])
+    sizes = [image.size for image in images]  # the template holds one placeholder token per image already
+    return tokens + sum(patches(h, w, {}) // processor.image_processor.merge_size**2 - 1 for w, h in sizes)
