@@ -1,9 +1,9 @@
 """Pass@1 with the paper's decoding, closer and grader (App. B.2): of a model folder, a hub id or a served model.
 
-    python evaluate.py --model world/student                            the embedded world's held-out questions
-    python evaluate.py --model M --data questions.jsonl                 own questions
-    accelerate launch evaluate.py --model M --suite vlm --judge J       the paper's benchmarks, or --benchmarks ai2d,mmlu
-    python evaluate.py --compare paper:0.8B/grpo_replay results.jsonl   differences with intervals (App. F.6)
+    python evaluate.py --model world/student                           the embedded world's held-out questions
+    python evaluate.py --model M --data questions.jsonl                own questions
+    accelerate launch evaluate.py --model M --suite vlm --judge J      the paper's benchmarks; or --benchmarks ai2d,mmlu
+    python evaluate.py --compare paper:0.8B/grpo_replay results.jsonl  differences with intervals (App. F.6)
 
 What a run leaves: --out with a line per question, while it runs; beside it .args.json, .summary.json (every number) and
 .judged.jsonl (every row that needed a judge, and why). The same command goes on where it was stopped.
@@ -14,7 +14,6 @@ Decisions:
 3. A family's average is said to be partial unless all its benchmarks have a score.
 """
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -22,14 +21,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 import prompts
 from engine.options import option, parse
 from engine.questions import MAX_PIXELS, MIN_PIXELS, DataError, Question, load_questions
-from engine.run import append, read_records, write_records, write_whole
+from engine.results import Results
+from engine.run import read_records
 from engine.snapshots import find_snapshot
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
@@ -41,6 +42,7 @@ from world import table as world
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
 DECODING = Sampling(max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5)
+MAY_CHANGE = ("out", "root", "rows", "paper", "list", "compare")  # where a run goes on
 
 
 def evaluate(
@@ -53,7 +55,7 @@ def evaluate(
 ) -> list[dict]:
     """One response to each question (Pass@1). Returns a record per question with its family and reward.
 
-    questions: by family; those of the suite are by benchmark. judge: the model that judges free-form golds, and what the
+    questions: by family; those of the suite by benchmark. judge: the model that judges free-form golds and what the
     suite's rules cannot settle. judge_prompts: scorers.read_prompts, for the suite.
     """
     asked = [(family, question) for family in questions for question in questions[family]]
@@ -105,26 +107,30 @@ class Arguments:
     min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", 1)
     max_pixels: int = option(MAX_PIXELS, "images are scaled down to this many pixels", 1)
     paper: str = option("", "row of the paper's tables beside ours: 0.8B/base, 2B/zppo, ...")
-    list: bool = option(False, "print the suite and stop")
     compare: list[str] = option(list, "results to compare with the first: files, or paper:0.8B/base")
+    list: bool = option(False, "print the suite and stop")  # last: in this class `list` is it from here on
 
 
-def entries_of(args: Arguments) -> list[Benchmark]:
-    """The benchmarks that were asked for, with their ids. Raises DataError."""
+def chosen(args: Arguments) -> list[Benchmark]:
+    """The benchmarks that were asked for, under the ids that were given. Raises DataError."""
     ids = dict(pair.split("=", 1) for pair in args.ids)
     names = [e.name for e in BENCHMARKS if args.suite in (e.family, "all")] + args.benchmarks.replace(",", " ").split()
     if unknown := sorted({*names, *ids} - {*BY_NAME}):
-        raise DataError(f"no benchmark is called {unknown}; there are {', '.join(BY_NAME)}")
+        raise DataError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
     entries = [BY_NAME[name] for name in dict.fromkeys(names)]
+    if judged := [entry.name for entry in entries if entry.scorer in JUDGES and not args.judge]:
+        raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
     return [replace(entry, source=ids[entry.name], moved=()) if entry.name in ids else entry for entry in entries]
 
 
-def load_suite(entries: Sequence[Benchmark], args: Arguments, judge_prompts: dict) -> dict[str, list[Item]]:
-    """The questions of each benchmark. Raises DataError, with all sets that are missing before any is read."""
-    if needed := [entry.name for entry in entries if entry.scorer in JUDGES and not args.judge]:
-        raise DataError(f"{', '.join(needed)} are scored by a judge alone: give --judge, or leave them out")
+def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
+    """The questions to ask, by benchmark or family. Raises DataError; sets that are missing are named all at once."""
+    if args.data:
+        return {"data": load_questions(args.data, args.split, args.columns or None)[0]}
+    if not (args.suite or args.benchmarks):
+        return world.questions()[1]
     folders, problems = {}, []
-    for entry in entries:
+    for entry in chosen(args):
         patterns = None if entry.video else ["*.parquet", "*.json*", "*.csv", "*.arrow", "*.md", "*.jpg", "*.png"]
         try:
             folders[entry] = find_snapshot(entry.ids, args.root, entry.revision, patterns)
@@ -137,7 +143,7 @@ def load_suite(entries: Sequence[Benchmark], args: Arguments, judge_prompts: dic
 
 
 def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accelerator) -> Actor | ServedActor:
-    """A model here, in bf16 on an accelerator, or behind a URL. Raises ConnectionError."""
+    """A model here, in bf16 on an accelerator, or one behind a URL. Raises OSError where there is none."""
     pixels = (args.min_pixels, args.max_pixels)
     if not name.startswith(("http://", "https://")):
         dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
@@ -147,52 +153,102 @@ def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accele
     return actor
 
 
-def whole_lines(path: Path) -> list[dict]:
-    """The records of a run that was stopped, without a line cut short; the file is cut back to them."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):
-        write_whole(text[: text.rfind("\n") + 1], path)
-    return read_records(path)
+def run(questions: dict[str, list[Question]], models: list, args: Arguments, results: Results, judge_prompts) -> None:
+    """Ask what `results` does not hold yet, round by round. models: [the model] or [the model, its judge].
 
-
-def run(questions: dict[str, list[Question]], actor, judge, sampling: Sampling, args: Arguments, judge_prompts: dict,
-        accelerator: Accelerator) -> list[dict]:  # fmt: skip
-    """Ask what --out does not hold yet, round by round. Returns all records in the order of the questions."""
-    out, settings = Path(args.out), {name: value for name, value in asdict(args).items() if name not in FREE}
-    described, summary = out.with_suffix(".args.json"), out.with_suffix(".summary.json")
-    old = json.loads(described.read_text(encoding="utf-8")) if out.exists() and described.exists() else settings
-    finished = summary.exists() or not described.exists()
-    if not finished and old != settings:
-        changed = [name for name in settings if settings[name] != old.get(name)]
-        raise SystemExit(f"{out} is of another run ({', '.join(changed)} differ): choose another --out, or delete it")
-    done = {} if finished else {record["uid"]: record for record in whole_lines(out)}
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and finished:
-        summary.unlink(missing_ok=True)
-        write_records([], out)
-        write_whole(json.dumps(settings, indent=1), described)
+    Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong."""
+    sampling, state = replace(DECODING, max_new_tokens=args.max_new_tokens), PartialState()
     asked = [(family, question) for family in questions for question in questions[family]]
-    pending = [(family, question) for family, question in asked if question.uid not in done]
-    size, served = 4 * args.rows * accelerator.num_processes, [a for a in (actor, judge) if isinstance(a, ServedActor)]
-    bar = tqdm(total=len(asked), initial=len(done), unit="question", disable=not accelerator.is_main_process or None)
+    pending = [(family, question) for family, question in asked if question.uid not in results.done]
+    size, tokens = 4 * args.rows * state.num_processes, 0
+    bar = tqdm(total=len(asked), initial=len(asked) - len(pending), disable=not state.is_main_process or None)
     for start in range(0, len(pending), size):
-        chunk = defaultdict(list)
+        part = defaultdict(list)
         for family, question in pending[start : start + size]:
-            chunk[family].append(question)
-        failures = sum(one.failures for one in served)
-        records = evaluate(actor, chunk, sampling, args.seed, judge, judge_prompts)
-        if failed := sum(one.failures for one in served) - failures:
-            raise SystemExit(f"{failed} requests failed, which would count as wrong: the same command goes on from {out}")
-        done |= {record["uid"]: record for record in records}
-        if accelerator.is_main_process:
-            append(records, out)
-        for one in (actor, judge):
-            if isinstance(one, Actor):
-                one.encoder.clear()
-        last = records[-1]["family"]
-        rewards = [r["reward"] or 0.0 for r in done.values() if r["family"] == last]
-        bar.set_postfix({last: f"{100 * sum(rewards) / len(rewards):.1f}%",
-                         "tokens": sum(record.get("tokens", 0) for record in done.values())})  # fmt: skip
+            part[family].append(question)
+        failures = [getattr(model, "failures", 0) for model in models]
+        records = evaluate(models[0], part, sampling, args.seed, *models[1:2] or [None], judge_prompts)
+        if failures != [getattr(model, "failures", 0) for model in models]:
+            raise ConnectionError("requests got no answer: the same command goes on from here")
+        results.add(records)
+        for model in models:
+            if isinstance(model, Actor):
+                model.encoder.clear()
+        family, tokens = records[-1]["family"], tokens + sum(record.get("tokens", 0) for record in records)
+        rewards = [record["reward"] or 0 for record in results.done.values() if record["family"] == family]
+        bar.set_postfix({family: f"{100 * sum(rewards) / len(rewards):.1f}%", "tokens": tokens})
         bar.update(len(records))
     bar.close()
-    return [done[question.uid] for _, question in asked]
+
+
+def report(records: list[dict], row: str) -> tuple[str, dict]:
+    """(a table of scores, every number). row: of the paper's tables, beside ours; "": none. Raises ValueError."""
+    if not any("method" in record for record in records):
+        numbers = accuracies(records)
+        return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items()), numbers
+    numbers, theirs = summarise(records), paper(row) if row else {}
+    table = pd.DataFrame.from_dict(numbers, orient="index").drop(columns=["beside", "groups"], errors="ignore")
+    if theirs:
+        table.insert(1, row, pd.Series(theirs))
+    text = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
+    for name, summary in numbers.items():
+        text += [f"{name}, {key}: {value:.1f}" for key, value in summary.get("beside", {}).items()]
+    for whose, scores in {"ours": {name: one["score"] for name, one in numbers.items()}, row: theirs}.items():
+        for family, (mean, n, of) in macro({name: scores.get(name) for name in numbers}).items():
+            text.append(f"{family} {whose}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
+    return "\n".join(text), numbers
+
+
+def read_scores(name: str) -> dict[str, float]:
+    """Percent by benchmark or family, of a results file or a row of the paper's tables. Raises ValueError."""
+    if name.startswith("paper:"):
+        return paper(name.removeprefix("paper:"))
+    records = read_records(Path(name))
+    if not records:
+        raise ValueError(f"{name}: no such file of results")
+    numbers = summarise(records)
+    return {name: one["score"] for name, one in numbers.items() if one["score"] is not None} or accuracies(records)
+
+
+def compare(names: Sequence[str]) -> str:
+    """Each result beside the first: percent, then the cluster bootstrap (F.6) over the benchmarks that all have."""
+    table = pd.DataFrame({name: read_scores(name) for name in names}).dropna()
+    families, text = [BY_NAME[name].family if name in BY_NAME else "questions" for name in table.index], []
+    for family, block in table.groupby(families, sort=False):
+        text += [f"\n{family}, {len(block)} in all results", block.to_string(float_format="{:.1f}".format)]
+        text.append(cluster_bootstrap(block, names[0]).to_string(float_format="{:+.2f}".format))
+    return "\n".join(text)
+
+
+def main(args: Arguments) -> None:
+    if args.list:
+        columns = "name family source moved configs splits size terms scorer".split()
+        print(pd.DataFrame([asdict(entry) for entry in BENCHMARKS])[columns].to_string(index=False))
+        return
+    try:
+        if args.compare:
+            print(compare(args.compare))
+            return
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        own = args.data or args.suite or args.benchmarks
+        args.max_new_tokens = args.max_new_tokens or (DECODING.max_new_tokens if own else 64)
+        settings = {name: value for name, value in asdict(args).items() if name not in MAY_CHANGE}
+        results = Results(Path(args.out), settings, accelerator.is_main_process)
+        judge_prompts = read_prompts(args.judge_prompts)
+        with accelerator.main_process_first():  # the others find what it has downloaded and read
+            questions = load_all(args, judge_prompts)
+        results.start(settings)
+        names = [(args.model, args.model_name), (args.judge, args.judge_name)]
+        models = [load_actor(name, served, args, accelerator) for name, served in names if name]
+        run(questions, models, args, results, judge_prompts)
+        records = [results.done[question.uid] for asked in questions.values() for question in asked]
+        text, numbers = report(records, args.paper)
+    except (ValueError, OSError) as error:  # DataError, ConnectionError
+        raise SystemExit(f"evaluate.py: {error}") from error
+    if accelerator.is_main_process:
+        results.finish(records, {"settings": settings, "scores": numbers})
+        print(f"{text}\nper-question results: {args.out}")
+
+
+if __name__ == "__main__":
+    main(*parse([Arguments], sys.argv[1:], __doc__.splitlines()[0]))

@@ -1,8 +1,8 @@
 """A final answer against the options of a multiple-choice question: letters, texts, or both.
 
 Decision: only a clear choice counts. Clear are exactly one option, several options, and a letter that no option has.
-What is ambiguous is None: "2" among options that are no numbers, a letter whose text is another option's, an answer that
-fits two options. So a wrong choice is never taken for a right one.
+What is ambiguous is None: "2" among options that are no numbers, a letter whose text is another option's, an answer
+that fits two options. So a wrong choice is never taken for a right one.
 """
 
 import re
@@ -52,3 +52,13 @@ def choose(answer: str, options: Sequence[str]) -> set[int] | None:
             return {letter}
         return texts if texts == {letter} else None
     return texts if len(texts) == 1 else None
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein's: the fewest insertions, deletions and changes of a sign that make b of a."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (left != right))
+    return row[-1]

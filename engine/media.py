@@ -1,4 +1,4 @@
-"""Videos as evenly spaced frames, files found by name (in zips too), subtitles.
+"""Videos as evenly spaced frames, files found by name (in zips too), subtitles, pictures in cells of rows.
 
 Decisions:
 1. A video is up to `frames` images in order of time, each scaled down to the least pixels of an image (Table 8).
@@ -7,12 +7,13 @@ Decisions:
 3. MVBench's start and end count, unless the file is a cut segment already (its path says so).
 """
 
+import base64
 import io
 import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,11 +22,27 @@ import datasets
 from PIL import Image
 from transformers import video_utils
 
-from engine.questions import MIN_PIXELS, DataError, LazyImage
+from engine.questions import MIN_PIXELS, DataError, LazyImage, image_bytes
 
-BACKENDS = {"torchcodec": "torchcodec", "decord": "decord", "pyav": "av", "opencv": "cv2"}  # name -> package, best first
+BACKENDS = {"torchcodec": "torchcodec", "decord": "decord", "pyav": "av", "opencv": "cv2"}  # best first
 FILES, PICTURES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".srt"), (".jpg", ".jpeg", ".png")
 FOLDER_FPS = 3.0  # of TVQA's frame folders (episodic_reasoning)
+
+
+class Picture(LazyImage):
+    """An image in a cell; unlike those of engine.questions also a data URI."""
+
+    def read(self) -> bytes:
+        cell = self.rows[self.row][self.column]
+        if isinstance(cell, str) and cell.startswith("data:"):
+            return base64.b64decode(cell.partition(",")[2])
+        return image_bytes(cell, self.folder)
+
+
+def picture(rows: datasets.Dataset, row: int, column: str, folder: Path) -> Picture:
+    """The image of a cell, its size read from the header. Raises OSError where there is none."""
+    cell = Picture(rows, row, column, 0, str(folder), (0, 0))
+    return replace(cell, size=Image.open(io.BytesIO(cell.read())).size)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def by_name(folder: Path, config: str, splits: Sequence[str]) -> dict[str, list[
     if config:  # exactly that name, or else a name that begins or ends with it
         for pattern in (r"(^|/){}(/|$)", r"(^|[/_-]){}([/_-]|$)"):
             pattern = pattern.format(re.escape(config.casefold()))
-            mine = {file: re.sub(pattern, "/", name, count=1) for file, name in names.items() if re.search(pattern, name)}
+            mine = {file: re.sub(pattern, "/", name) for file, name in names.items() if re.search(pattern, name)}
             if mine:
                 break
         names = mine
@@ -98,8 +98,8 @@ def read_splits(folder: Path, config: str, splits: Sequence[str], every: bool = 
     found = datasets.load_from_disk(saved) if saved else by_readme(folder, config) or by_name(folder, config, splits)
     names = [split for split in splits if split in found][: None if every else 1]
     if not names or (every and len(names) < len(splits)):
-        wanted = " and ".join(splits) if every else " or ".join(splits)
-        raise DataError(f"{folder}, config {config or 'default'}: expected split {wanted}, found {list(found) or 'none'}")
+        wanted, there = (" and " if every else " or ").join(splits), ", ".join(found) or "none"
+        raise DataError(f"{folder}, config {config or 'default'}: expected split {wanted}, found {there}")
     read = {}
     for split in names:
         rows = found[split]

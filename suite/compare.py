@@ -1,11 +1,11 @@
 """From records to numbers: scores and their parts, macro averages, the cluster bootstrap (F.6), the paper's tables."""
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 
@@ -43,22 +43,21 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
         singles = [steps.get(f"{size}steps_{i}") for i in range(1, int(size) + 1)]
         if not singles or None in singles:
             continue
-        ways["n"] += 1
         if not steps[f"{size}steps_multi"]:
-            ways["IG" if all(singles) else "IK"] += 1
+            ways.update(["IG" if all(singles) else "IK"])
         else:
-            ways["CM strict" if all(singles) else "RM strict"] += 1
-            ways["CM loose" if any(singles) else "RM loose"] += 1
-    n, shares = max(1, ways["n"]), {}
+            ways.update(["CM strict" if all(singles) else "RM strict", "CM loose" if any(singles) else "RM loose"])
+    n = max(1, ways["IG"] + ways["IK"] + ways["CM strict"] + ways["RM strict"])
+    shares = {name: 100 * ways[name] / n for name in "IK,IG,CM strict,RM strict,CM loose,RM loose".split(",")}
     for kind in ("strict", "loose"):
         mastered, rote = ways[f"CM {kind}"], ways[f"RM {kind}"]
-        shares[f"score {kind}"] = (ways["n"] - ways["IG"] / 2 - rote - ways["IK"]) / n
-        shares |= {f"CM {kind}": mastered / n, f"RM {kind}": rote / n, f"RM rate {kind}": rote / max(1, mastered + rote)}
-    return {name: 100 * share for name, share in (shares | {"IG": ways["IG"] / n, "IK": ways["IK"] / n}).items()}
+        shares[f"RM rate {kind}"] = 100 * rote / max(1, mastered + rote)
+        shares[f"score {kind}"] = 100 * (mastered + ways["IG"] / 2) / n  # (n - IG / 2 - RM - IK) / n
+    return shares
 
 
 def calibration_error(records: Sequence[dict], size: int = 100) -> float:
-    """HLE: root mean square of confidence minus accuracy, in percent, over bins of `size` records; the last is fuller."""
+    """HLE: root mean square of confidence minus accuracy, in percent, over bins of `size`; the last is fuller."""
     pairs = np.array(sorted((record.get("confidence", 100), 100 * record["reward"]) for record in records))
     bins = np.split(pairs, range(size, len(pairs) - size + 1, size))
     return float(np.sqrt(sum(len(one) * (one[:, 0].mean() - one[:, 1].mean()) ** 2 for one in bins) / len(pairs)))
@@ -73,26 +72,23 @@ def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
     if name == "hle":
         return {"calibration error": calibration_error(records)}
     if name == "mmlu_redux":
-        return {"rows without an error": by_group(records, "error_type").get("ok", float("nan"))}
+        return {"rows without an error": by_group(records, "error_type").get("ok", np.nan)}
     return {"mean of tasks": float(np.mean([*by_group(records, "group").values()]))} if name == "vlmsareblind" else {}
 
 
 def summarise(records: Sequence[dict]) -> dict[str, dict]:
     """{benchmark: its score in percent (None if a row could not be scored), its parts, and counts}."""
-    result = {}
-    for entry in BENCHMARKS:
-        mine = [record for record in records if record["family"] == entry.name]
-        if not mine:
-            continue
-        result[entry.name] = summary = {
-            "score": None, "rows": len(mine), "published": entry.size,
-            "unfinished": sum(not record["finished"] for record in mine),
-            "methods": dict(Counter(record["method"] for record in mine)),
-        }  # fmt: skip
+    found, result = defaultdict(list), {}
+    for record in records:
+        found[record["family"]].append(record)
+    for entry, mine in ((BY_NAME[name], found[name]) for name in BY_NAME if name in found):
+        summary = dict(rows=len(mine), published=entry.size, **Counter(record["method"] for record in mine))
+        summary |= {"unfinished": sum(not record["finished"] for record in mine), "score": None}
         if all(record["reward"] is not None for record in mine):
             groups = {group: by_group(mine, group) for group in entry.groups}
             parts = groups[entry.average].values() if entry.average else [100 * record["reward"] for record in mine]
             summary |= {"score": float(np.mean([*parts])), "beside": beside(entry.name, mine), "groups": groups}
+        result[entry.name] = summary
     return result
 
 
@@ -107,25 +103,21 @@ def macro(scores: dict[str, float | None]) -> dict[str, tuple[float, int, int]]:
 
 
 def paper(row: str) -> dict[str, float]:
-    """The paper's numbers in one row of its tables, "0.8B/zppo", by our names. Raises KeyError with the rows it has."""
-    with open(TABLES, encoding="utf-8") as file:
-        lines = {line.pop("benchmark"): line for line in csv.DictReader(file)}
-    if row not in (known := list(lines["AI2D"])):
-        raise KeyError(f"the paper's tables have no row {row}; they have {', '.join(known)}")
-    return {entry.name: float(lines[entry.paper][row]) for entry in BENCHMARKS if lines[entry.paper][row]}
+    """The paper's numbers in one row of its tables, "0.8B/zppo", by our names. Raises ValueError."""
+    tables = pd.read_csv(TABLES, index_col="benchmark")
+    if row not in tables:
+        raise ValueError(f"the paper's tables have no row {row!r}; they have {', '.join(tables)}")
+    numbers = tables[row].dropna()
+    return {entry.name: float(numbers[entry.paper]) for entry in BENCHMARKS if entry.paper in numbers}
 
 
-def cluster_bootstrap(scores: dict[str, Sequence[float]], reference: str, resamples: int = 10_000, seed: int = 0) -> dict:
+def cluster_bootstrap(scores: pd.DataFrame, reference: str, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """F.6, on one (scale, family) block: the macro-average difference of each column to the reference.
 
-    scores: {column: percent, benchmarks in one order}. Benchmarks are resampled with replacement, one shared resample for
-    all columns. Returns {column: mean, delta, 95% percentile interval (low, high), wins, benchmarks}.
+    scores: percent, a line for each benchmark. Benchmarks are resampled with replacement, one shared resample for all
+    columns. Returns mean, delta, 95% percentile interval (low, high) and wins, a line for each column.
     """
-    n, result = len(scores[reference]), {}
-    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    for name, values in scores.items():
-        deltas = np.subtract(values, scores[reference])
-        low, high = np.percentile(deltas[draws].mean(1), [2.5, 97.5])
-        result[name] = dict(mean=float(np.mean(values)), delta=float(deltas.mean()), low=float(low), high=float(high),
-                            wins=int((deltas > 0).sum()), benchmarks=n)  # fmt: skip
-    return result
+    deltas = scores.sub(scores[reference], axis=0)
+    draws = np.random.default_rng(seed).integers(len(scores), size=(resamples, len(scores)))
+    low, high = np.percentile(deltas.to_numpy()[draws].mean(1), [2.5, 97.5], axis=0)
+    return pd.DataFrame(dict(mean=scores.mean(), delta=deltas.mean(), low=low, high=high, wins=(deltas > 0).sum()))

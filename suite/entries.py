@@ -3,12 +3,10 @@
 Decisions where the paper is silent:
 1. `average` names the group whose means are averaged into the score: MMMU-Pro over its three configs, CharXiv over its
    two halves, C-Eval over subjects, MVBench over tasks, MultiChallenge over axes, OCRBench v2 over capabilities. All
-   others are means over rows, We-Math (its four-way score stands beside it), VLMs-are-Blind and MMLU-Redux included.
-2. DynaMath's score is the average over all variants; the worst case stands beside it. The paper does not say which one
-   it reports (its 70.5 for the 27B teacher, below smaller models' published averages, looks like the worst case).
-3. MathVerse is its five versions with an image; Text-Only is a separate ablation upstream.
-4. MMLU-Redux corrects its golds and keeps all rows; the accuracy over the rows without an error stands beside it.
-5. An id that has moved keeps its old name first; `moved` is tried next.
+   others are means over rows; what else is usual stands beside them: DynaMath's worst case (the paper's numbers, 70.5
+   for the 27B teacher, look like it), We-Math's four ways, VLMs-are-Blind by task, MMLU-Redux without wrong rows.
+2. MathVerse is its five versions with an image. MMLU-Redux keeps all rows, with corrected golds.
+3. An id that has moved keeps its old name first; `moved` is tried next.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -80,15 +78,13 @@ OCR_CAPABILITIES = {  # OCRBench v2: capability -> types, without their language
     "understanding": ("document classification", "cognition VQA", "diagram QA"),
     "knowledge": ("reasoning VQA", "science QA", "APP agent", "ASCII art classification", "text translation"),
 }
-MVBENCH = {  # part of the path of a task's videos, where one file name stands in several folders
-    "action_antonym": "ssv2_video", "action_count": "perception", "action_localization": "sta",
-    "action_prediction": "star", "action_sequence": "star", "character_order": "perception",
-    "counterfactual_inference": "clevrer", "egocentric_navigation": "vlnqa", "episodic_reasoning": "tvqa",
-    "fine_grained_action": "Moments_in_Time_Raw", "fine_grained_pose": "nturgbd", "moving_attribute": "clevrer",
-    "moving_count": "clevrer", "moving_direction": "clevrer", "object_existence": "clevrer",
-    "object_interaction": "star", "object_shuffle": "perception", "scene_transition": "scene_qa",
-    "state_change": "perception", "unexpected_action": "FunQA_test",
-}  # fmt: skip
+# MVBench's tasks, with the part of the path of their videos that tells them from others of the same file name.
+MVBENCH = dict(task.split(":") for task in """action_antonym:ssv2_video action_count:perception action_localization:sta
+    action_prediction:star action_sequence:star character_order:perception counterfactual_inference:clevrer
+    egocentric_navigation:vlnqa episodic_reasoning:tvqa fine_grained_action:Moments_in_Time_Raw
+    fine_grained_pose:nturgbd moving_attribute:clevrer moving_count:clevrer moving_direction:clevrer
+    object_existence:clevrer object_interaction:star object_shuffle:perception scene_transition:scene_qa
+    state_change:perception unexpected_action:FunQA_test""".split())
 
 VLM, LLM, VIDEO = (partial(Benchmark, family=family) for family in FAMILIES)
 IMAGE, DECODED = dict(images=("image",)), dict(images=("decoded_image",))

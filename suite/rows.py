@@ -10,7 +10,6 @@ Decisions:
 """
 
 import ast
-import base64
 import random
 import re
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from pathlib import Path
 import datasets
 
 from engine.choices import LETTERS
-from engine.media import find_file, sample, subtitles
-from engine.questions import DataError, LazyImage, Question, clean_text, image_bytes, image_size
+from engine.media import find_file, picture, sample, subtitles
+from engine.questions import DataError, Question, clean_text
 from engine.snapshots import config_names, read_splits
 from generate import seed_of
 from suite.entries import BLIND_TASKS, MVBENCH, OCR_CAPABILITIES, Benchmark
@@ -51,18 +50,6 @@ class Item(Question):
 
 def lettered(options: Sequence[str]) -> list[str]:
     return [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False) if text]
-
-
-def cell_bytes(cell, folder: str) -> bytes:
-    """Encoded bytes of an image cell, a data URI included. Raises OSError."""
-    if isinstance(cell, str) and cell.startswith("data:"):
-        return base64.b64decode(cell.partition(",")[2])
-    return image_bytes(cell, folder)
-
-
-class Picture(LazyImage):
-    def read(self) -> bytes:
-        return cell_bytes(self.rows[self.row][self.column], self.folder)
 
 
 def dig(row: dict, name: str):
@@ -211,8 +198,7 @@ def media_of(entry: Benchmark, rows, number: int, config: str, folder: Path, fra
             intro += f"The subtitles of these frames:\n{shown}\n\n"
     for column in entry.images:
         if row.get(column) not in (None, ""):
-            size = image_size(cell_bytes(row[column], str(folder)))
-            images += (Picture(rows, number, column, 0, str(folder), size),)
+            images += (picture(rows, number, column, folder),)
             name = "the image after the frames" if entry.video else f"image {len(images)}"
             names[re.sub(r"\D", "", column) or "1"] = f"[{name}]"
     return images, intro, names

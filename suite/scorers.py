@@ -14,10 +14,12 @@ import importlib
 import json
 import math
 import re
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from engine.choices import WRAPPED, choose
+from engine.choices import WRAPPED, choose, distance
 from engine.questions import DataError, Question
 from rewards import extract_boxed, grade, judge
 from suite.entries import BLIND_TASKS, BY_NAME
@@ -41,14 +43,10 @@ def number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
 
 
-def choice(item: Item, answer: str) -> float | None:
-    chosen = choose(answer, item.options)
-    return None if chosen is None else float(len(chosen) == 1 and chosen <= set(item.golds))
-
-
 def answer_rule(item: Item, answer: str) -> float | None:
     if item.options:
-        return choice(item, answer)
+        chosen = choose(answer, item.options)
+        return None if chosen is None else float(len(chosen) == 1 and chosen <= set(item.golds))
     if any(grade(f"\\boxed{{{answer}}}", gold) for gold in item.golds):
         return 1.0
     return 0.0 if number(answer) is not None and all(number(gold) is not None for gold in item.golds) else None
@@ -67,20 +65,10 @@ def dynamath(item: Item, answer: str) -> float | None:
     return None if None in values else float(abs(values[0] - values[1]) <= 0.001)
 
 
-def distance(a: str, b: str) -> int:
-    """Levenshtein's."""
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, right in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (left != right))
-    return row[-1]
-
-
 def mathvista(item: Item, answer: str) -> float | None:
     """Its chain: letter or text of a choice, else the nearest one; integers are cut, floats rounded to `precision`."""
     if item.options:
-        settled = choice(item, answer)
+        settled = answer_rule(item, answer)
         far = [distance(answer.casefold(), option.casefold()) for option in item.options]
         nearest = [i for i, value in enumerate(far) if value == min(far)]
         return float(nearest[0] in item.golds) if settled is None and len(nearest) == 1 else settled
@@ -140,29 +128,30 @@ RULES = {"answer": answer_rule, "dynamath": dynamath, "mathvista": mathvista, "b
 METRICS = {"anls": anls, "ocrbench": ocrbench}  # no judge behind them
 
 
-# ---- official judges (Figs. 10-15): reply as JSON -> reward; KeyError or ValueError where it is none ----------
+# ---- official judges (Figs. 10-15) -------------------------------------------------------------------------
+
+JUDGES = ("charxiv", "mmvet", "hle", "multichallenge", "mmvu")  # scorers, and names of benchmarks too
+PROMPTS = Path(__file__).parent.parent / "configs" / "judges.toml"
 
 
-def mmvet_score(reply: dict, item: Item) -> float:
-    if not 0 <= (score := float(reply["score"])) <= 1:
-        raise ValueError(score)
-    return score
-
-
-def charxiv_score(reply: dict, item: Item) -> float:
-    return {0: 0.0, 1: 1.0}[int(reply["score"])]
-
-
-def verdict(reply: dict, item: Item) -> float:
-    said = str(reply["verdict"] if "verdict" in reply else reply["correct"]).casefold()
-    return {"correct": 1.0, "yes": 1.0, "true": 1.0, "wrong": 0.0, "no": 0.0, "false": 0.0}[said]
-
-
-def criterion(reply: dict, item: Item) -> float:
-    return float({"YES": "YES", "NO": "NO"}[str(reply["verdict"]).upper()] == item.golds[0].upper())
-
-
-JUDGES = {"mmvet": mmvet_score, "charxiv": charxiv_score, "hle": verdict, "mmvu": verdict, "multichallenge": criterion}
+def read_official(item: Item, reply: str) -> Score:
+    """The score in the JSON of an official judge's reply."""
+    try:
+        said, scorer, extra = json.loads(reply[reply.index("{") : reply.rindex("}") + 1]), item.benchmark, {}
+        if scorer in ("mmvet", "charxiv"):
+            reward = float(said["score"])
+            if not 0 <= reward <= 1 or (scorer == "charxiv" and reward % 1):
+                raise ValueError(reward)
+        else:
+            verdict = str(said["verdict"] if "verdict" in said else said["correct"]).casefold()
+            reward = {"correct": 1.0, "yes": 1.0, "true": 1.0, "wrong": 0.0, "no": 0.0, "false": 0.0}[verdict]
+        if scorer == "multichallenge" and item.golds[0].upper() == "NO":
+            reward = 1 - reward
+        if scorer == "hle":
+            extra = {"confidence": float(said.get("confidence", 100))}
+        return Score(reward, "official judge", extra=extra)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
 
 
 def official_prompt(item: Item, response: str, prompts: dict) -> str:
@@ -179,13 +168,13 @@ def official_prompt(item: Item, response: str, prompts: dict) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: values[m[1]].replace("</", "< /") if m[1] in values else m[0], prompts[name])
 
 
-def read_official(item: Item, reply: str) -> Score:
-    try:
-        said = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
-        extra = {"confidence": float(said.get("confidence", 100))} if item.benchmark == "hle" else {}
-        return Score(JUDGES[BY_NAME[item.benchmark].scorer](said, item), "official judge", extra=extra)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
+def read_prompts(path: str = "") -> dict:
+    """The official judges' prompts: configs/judges.toml, those of another file in their place. Raises DataError."""
+    read = tomllib.loads(PROMPTS.read_text(encoding="utf-8"))
+    given = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    if unknown := sorted(set(given) - set(read)):
+        raise DataError(f"{path}: expected prompts called {sorted(read)}, found {unknown}")
+    return read | given | {"rubrics": read["rubrics"] | given.get("rubrics", {})}
 
 
 def shared_item(question: Question, response: str) -> tuple:

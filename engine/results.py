@@ -1,0 +1,50 @@
+"""Results that survive a kill: a file of records that grows, and what a later start needs to go on with it."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.run import write_records, write_whole
+
+
+class Results:
+    """The records of a run in `path`, one a line; beside it .args.json, and .summary.json once the run is finished.
+
+    done: {uid: record} of an earlier start that was stopped. A finished run starts anew. Raises SystemExit where an
+    unfinished run with other settings is in the way. Only the main process (main) writes; all of them read.
+    """
+
+    def __init__(self, path: Path, settings: dict, main: bool):
+        self.path, self.main, self.done = path, main, {}
+        self.summary, described = path.with_suffix(".summary.json"), path.with_suffix(".args.json")
+        goes_on = path.exists() and described.exists() and not self.summary.exists()
+        if goes_on:
+            old = json.loads(described.read_text(encoding="utf-8"))
+            if changed := [name for name in settings if settings[name] != old.get(name)]:
+                was = ", ".join(f"--{name} {old.get(name)} (now {settings[name]})" for name in changed)
+                raise SystemExit(f"{path} was started with {was}: go on with that, or choose another --out")
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its end was cut short
+            self.done = {record["uid"]: record for record in map(json.loads, lines)}
+
+    def start(self, settings: dict) -> None:
+        """Leave only whole records in the file. To be called when all processes have read it."""
+        if self.main:
+            self.summary.unlink(missing_ok=True)
+            write_whole(json.dumps(settings, indent=1), self.path.with_suffix(".args.json"))
+            write_records(list(self.done.values()), self.path)
+
+    def add(self, records: Sequence[dict]) -> None:
+        self.done |= {record["uid"]: record for record in records}
+        if self.main:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def finish(self, records: Sequence[dict], summary: dict) -> None:
+        """All records in order, those that a judge saw once more apart, and a summary: the run is finished."""
+        judged = [record for record in records if record.get("method", "rule") != "rule"]
+        write_records(records, self.path)
+        write_records(judged, self.path.with_suffix(".judged.jsonl"))
+        write_whole(json.dumps(summary, indent=1), self.summary)
