@@ -69,7 +69,7 @@ def evaluate(
         record |= {"reward": result.reward, "finished": reply.finished}
         if isinstance(question, Item):
             record |= {"method": result.method, "why": result.why, "tokens": len(reply.tokens), **result.extra}
-            record |= {"unit": question.row["unit"], "groups": question.groups}
+            record |= {"scored_with": question.row["scored_with"], "groups": question.groups}
         records.append(record)
     return records
 

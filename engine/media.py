@@ -82,7 +82,7 @@ def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Pat
     hits = [hit for hit in index(folder)[wanted.name] if hit[0].endswith(".srt") == srt]
     hits = [hit for hit in hits if re.search(rf"(^|/){re.escape(str(wanted))}(\.\w+)?$", hit[0])]
     if len(hits) > 1 and hint:
-        hits = [hit for hit in hits if hint in f"{hit[1]}/{hit[2]}"]
+        hits = [hit for hit in hits if re.search(rf"/{hint}(?![a-z])", f"{hit[1]}/{hit[2]}")]
     if len(hits) > 1:
         raise DataError(f"{name}: expected one file in {folder}, found {[f'{hit[1]}/{hit[2]}' for hit in hits]}")
     if not hits or not hits[0][2]:

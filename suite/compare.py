@@ -26,7 +26,7 @@ def worst_case(records: Sequence[dict], variants: int = 10) -> float:
     """DynaMath: of the seed questions whose variants are all there, the percentage with all of them right."""
     seeds = defaultdict(list)
     for record in records:
-        seeds[record["unit"]].append(record["reward"])
+        seeds[record["scored_with"]].append(record["reward"])
     return 100 * float(np.mean([min(found) == 1 for found in seeds.values() if len(found) == variants] or [np.nan]))
 
 
@@ -37,7 +37,7 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
     """
     problems, ways = defaultdict(dict), Counter()
     for record in records:
-        problems[record["unit"]][record["groups"]["key"]] = record["reward"] == 1
+        problems[record["scored_with"]][record["groups"]["key"]] = record["reward"] == 1
     for steps in problems.values():
         size = next((key[0] for key in steps if key.endswith("_multi")), "0")
         singles = [steps.get(f"{size}steps_{i}") for i in range(1, int(size) + 1)]

@@ -27,6 +27,7 @@ from suite.entries import BLIND_TASKS, MVBENCH, OCR_CAPABILITIES, Benchmark
 
 IN_PICTURE = "Answer the question in the picture."
 MARKER = re.compile(r"<image[ _]?(\d*)>")
+AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
 # CharXiv: the rubric of each of the 19 descriptive questions.
 RUBRICS = (*["title"], *["ocr"] * 6, *["quant"] * 3, "bool", "quant", "enum", "quant", "quant", "trend", "quant",
            "layout", "quant")  # fmt: skip
@@ -166,6 +167,7 @@ def options_of(entry: Benchmark, row: dict, question: str) -> list[str]:
         listed = re.findall(r"(?m)^\s*\(?([A-J])[:.)]\s*(.+?)\s*$", question)
         value = [text for _, text in listed] if [one for one, _ in listed] == list(LETTERS[: len(listed)]) else None
     texts = [str(text).strip() for text in value or [""] * entry.drawn]
+    texts = [""] * len(texts) if texts == list(LETTERS[: len(texts)]) else texts  # drawn: only the letters are given
     plain = [re.sub(rf"^\(?{letter}[.:)]\s*", "", text) for letter, text in zip(LETTERS, texts, strict=False)]
     return plain if all(one != text for one, text in zip(plain, texts, strict=True)) else texts
 
@@ -224,15 +226,15 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
     options = [named(text) for text in options]
     accepted = gold if isinstance(gold, list) else [gold]
     golds = gold_options(entry, accepted, options) if options else tuple(map(str, accepted))
-    text = named(question) if len(images) > 1 else question
+    text = named(AROUND.sub("", question))  # the images come first anyway
     text = (clean_text(text, 1) if entry.clean else text) or IN_PICTURE
     if question and entry.options and any(options):
         text = "\n".join([text, *lettered(options)])
     answer = ", ".join(LETTERS[gold] for gold in golds) if options else golds[0]
+    kept = {name: row[name] for name in (*entry.needs, entry.judge_question, "scored_with", "rubric") if name in row}
     groups = {name: value for name in entry.groups if (value := dig(row, name)) is not None}
-    kept = {name: row[name] for name in (*entry.needs, entry.judge_question, "unit", "rubric") if name in row}
-    turns = row.get("turns", ())
-    return Item(uid, intro + text, images, answer, False, entry.name, tuple(options), golds, turns, kept, groups)
+    return Item(uid, intro + text, images, answer, benchmark=entry.name, options=tuple(options), golds=golds,
+                turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
 
 
 def places(entry: Benchmark, folder: Path, limit: int | None) -> list[tuple]:
@@ -266,7 +268,7 @@ def load(entry: Benchmark, folder: Path, prompts: dict, frames: int = 32, limit:
     try:
         for config, split, rows, number, unit in places(entry, folder, limit):
             uid = "/".join(filter(None, (entry.name, config, split if entry.every_split else "", str(number))))
-            row = rows[number] | {"config": config, "split": split, "unit": unit}
+            row = rows[number] | {"config": config, "split": split, "scored_with": unit}
             media = media_of(entry, rows, number, config, folder, frames)
             parts = PREPARE[entry.prepare](row, prompts) if entry.prepare else [{}]
             items += [item_of(entry, uid + (f".{i}" if i else ""), row | part, *media) for i, part in enumerate(parts)]
