@@ -67,6 +67,8 @@ class Arguments:
     gradient updates. micro_tokens and rollout_rows change memory and speed, and results by rounding alone.
     """
 
+    _argument_group_name = "what people set"
+
     student: str = option("", "model folder or hub id; none: the embedded world")
     teacher: str = option("", "frozen teacher: folder, hub id or http://host:port/v1; several: commas between them")
     teacher_model: str = option("", "a served teacher's name on its server; none: the server is asked")
@@ -98,6 +100,7 @@ class Arguments:
     dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", least=0)
     eval_questions: int = option(160, "held-out questions per family, known and hard, at most; 0: none", least=0)
     log_with: str = option("", "tracker of accelerate: tensorboard, wandb, ...")
+    preview: int = option(0, "look at this many questions and stop: prompts, rewards, time; trains nothing", least=0)
 
 
 def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
@@ -106,7 +109,8 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
     own = is_file or any(word.split("=")[0] in ("--student", "--data", "-h", "--help") for word in argv)
     preset = Path(__file__).parent / "world" / "train.yaml"
     line = argv if own else [str(preset), *argv]
-    args, recipe = parse([Arguments, Recipe], line, "Train a student with ZPPO. Without --student: the embedded world.")
+    about = "Train a student with ZPPO. Without --student: the embedded world, with the options of world/train.yaml."
+    args, recipe = parse([Arguments, Recipe], line, about)
     if not own:  # wherever it was started from
         root = preset.parent.parent
         args = replace(args, student=str(root / args.student), teacher=str(root / args.teacher))

@@ -51,6 +51,7 @@ from rewards import extract_boxed, score
 
 COMPRESSION_TOKENS = 512  # Table 8
 SUMMARY_LINES = 5  # Fig. 16
+PLAIN_IN_DUMP = 4  # plain groups in a dump, for a look at them
 BOX = re.compile(r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")  # with braces inside, two deep
 
 
@@ -313,12 +314,18 @@ def summarise(groups: Sequence[Group], recipe: Recipe) -> dict[str, float | None
         "hard_share": mean(g.accuracy < recipe.tau for g in by_kind["plain"]),
         "all_wrong_share": mean(g.accuracy == 0 for g in by_kind["plain"]),
         "no_answer_share": mean(rollout.answer is None for rollout in rollouts),
+        "response_length": mean(len(rollout.tokens) for rollout in rollouts),
+        "cut_share": mean(not rollout.finished for rollout in rollouts),
         "positive_share": mean(rollout.reward > group.accuracy for group in groups for rollout in group.rollouts),
     }
 
 
 def dump(groups: Sequence[Group]) -> list[dict]:
-    """BCQ and NCQ prompts (and hints, ...) with what went into them and what came out (Tables 16-17 audit these)."""
+    """A few plain prompts and all BCQ and NCQ ones (hints, ...), with what went into them and what came out of them.
+
+    Tables 16-17 audit these.
+    """
+    plain = [group for group in groups if group.kind == "plain"]
     return [
         {
             "uid": group.question.uid,
@@ -328,8 +335,7 @@ def dump(groups: Sequence[Group]) -> list[dict]:
             "candidates": group.candidates,  # BCQ: the correct one first; the prompt has them in random order
             "rollouts": [{"text": r.text, "answer": r.answer, "reward": r.reward} for r in group.rollouts],
         }
-        for group in groups
-        if group.kind != "plain"
+        for group in [*plain[:PLAIN_IN_DUMP], *(group for group in groups if group.kind != "plain")]
     ]
 
 
@@ -359,6 +365,8 @@ METHODS = {
 @dataclass
 class Recipe:
     """The method's hyperparameters. Defaults: Table 8 of the paper."""
+
+    _argument_group_name = "the paper's constants (Table 8)"
 
     group_size: int = option(8, "G_S, student rollouts per prompt", least=2)
     teacher_group_size: int = option(4, "G_T, teacher rollouts per hard question", least=1)

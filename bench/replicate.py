@@ -1,17 +1,19 @@
-"""Rows of the paper's tables x seeds on the embedded world: one results file, one table, three figures.
+"""Rows of the paper's tables x seeds on the embedded world: results.json, a table, three figures, curves of every run.
 
     python bench/replicate.py --jobs 2                                    every row, 5 seeds
     python bench/replicate.py --methods zppo grpo_replay --seeds 0        one pair, one seed
-    python bench/replicate.py --figures_only                              table and figures from results.json
+    python bench/replicate.py --figures_only                              table and figures again from what is on disk
 
-Options it does not know go to every run of train.py. Stopped at any time, the same command goes on where it was.
+Options that this script does not know go to every run of train.py. Stopped at any time, the same command goes on where
+it was.
 
 Decisions:
-1. All runs share every argument but method, seed and output; runs that do not are refused.
-2. A claim of the paper "agrees" if the 95% interval of the paired difference over seeds is above 0, "differs" if it is
-   below, and is "within noise" otherwise. Each claim stands alone: no correction for their number.
-3. Claims are judged on the held-out questions that the base student gets wrong ("hard") and on all of them ("all");
-   the paper's numbers beside them are macro averages over its 16 VLM benchmarks.
+1. All runs share every argument but method, seed and output. Runs that do not are refused.
+2. A claim of the paper "agrees" if the 95% interval of the paired difference over seeds is above 0. It "differs" if the
+   interval is below 0, and is "within noise" otherwise. Each claim stands alone: no correction for their number.
+3. Claims are judged on the held-out questions that the base student gets wrong ("hard") and on all of them ("all").
+   The paper's numbers beside them are macro averages over its 16 VLM benchmarks.
+4. What is not a row of the paper stands below a line, and no claim is about it.
 """
 
 import argparse
@@ -22,10 +24,12 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from engine.run import read_records  # noqa: E402
 from extras import analysis  # noqa: E402
-from extras.analysis import ROWS, markdown, plus_minus  # noqa: E402
+from extras.analysis import ROWS, SMOOTH, markdown  # noqa: E402
 
 REFERENCE = "grpo_replay"
 PAPER = {  # macro averages over 16 VLM benchmarks at 0.8B and 2B: Tables 1-3, 10-13, 19-21
@@ -43,12 +47,15 @@ PAPER = {  # macro averages over 16 VLM benchmarks at 0.8B and 2B: Tables 1-3, 1
     "zppo": (50.3, 62.0),
 }  # fmt: skip
 PAPER_GRADUATION = {  # Fig. 4 (2B): percent of admissions that graduated, by plain accuracy at admission
-    "zppo": {0.0: 28, 0.125: 54, 0.25: 76, 0.375: 93, "all": 26.6},
-    "grpo_replay": {0.0: 4, 0.125: 14, 0.25: 49, 0.375: 82, "all": 14.3},
+    "zppo": {"0%": 28, "12.5%": 54, "25%": 76, "37.5%": 93, "all": 26.6},
+    "grpo_replay": {"0%": 4, "12.5%": 14, "25%": 49, "37.5%": 82, "all": 14.3},
 }
 CLAIMS = [("zppo", other) for other in PAPER if other not in ("zppo", "grpo", "base")]
 CLAIMS += [("grpo_replay", "grpo"), ("grpo_replay", "grpo_both")]
 MEASURES = ("hard", "known", "all")
+CURVES = (  # metrics of each step that are kept of every run
+    "step plain_accuracy hard_share bcq_accuracy ncq_accuracy active_share no_answer_share entropy graduated"
+).split()
 OWN = ("method", "seed", "output", "resume")  # arguments that may differ between runs
 
 # ---------------------------------------------------------------- running
@@ -100,157 +107,251 @@ def run_all(folder: Path, methods: list[str], seeds: list[int], extra: list[str]
 # ---------------------------------------------------------------- results
 
 
-def gather(folder: Path) -> dict:
-    """Everything that the table and the figures need, from all finished runs in a folder."""
-    table = analysis.by_method(analysis.read_run(path) for path in sorted(folder.iterdir()) if is_finished(path))
-    runs = [run for seeds in table.values() for run in seeds.values()]
-    if not runs:
+def gather(folder: Path) -> tuple[dict, pd.DataFrame]:
+    """All finished runs in a folder: what results.json holds, and the metrics of their steps."""
+    finished = [path for path in sorted(folder.iterdir()) if is_finished(path)]
+    if not finished:
         raise SystemExit(f"{folder} holds no finished run")
-    shared = [{name: value for name, value in run.args.items() if name not in OWN} for run in runs]
-    for run, arguments in zip(runs, shared):
-        if arguments != shared[0]:
-            names = [k for k in {**arguments, **shared[0]} if arguments.get(k) != shared[0].get(k)]
-            raise SystemExit(f"{run.path} and {runs[0].path} differ in {', '.join(names)}: not comparable")
-    seeds = sorted({seed for seeds in table.values() for seed in seeds})
+    runs = analysis.read_runs(finished)
+    shared = {key: {k: value for k, value in args.items() if k not in OWN} for key, args in runs.args.items()}
+    first, *_ = shared
+    for key, arguments in shared.items():
+        if names := [k for k in {**arguments, **shared[first]} if arguments.get(k) != shared[first].get(k)]:
+            raise SystemExit(f"{runs.paths[key]} and {runs.paths[first]} differ in {', '.join(names)}: not comparable")
+    methods, seeds = (dict.fromkeys(part) for part in zip(*runs.paths))
     extra = json.loads((folder / "options.json").read_text(encoding="utf-8"))
-    command = ["python", "bench/replicate.py", "--methods", *table, "--seeds", *map(str, seeds), *extra]
+    command = ["python", "bench/replicate.py", "--methods", *methods, "--seeds", *map(str, sorted(seeds)), *extra]
     packages = ("torch", "transformers", "accelerate", "numpy")
-    return {
+    counts = runs.admissions.groupby(["method", "seed", "accuracy"])[["graduated", "admitted"]].sum()
+    families = {key: table.droplevel([0, 1]) for key, table in runs.held_out.round(2).groupby(["method", "seed"])}
+    lines = []
+    for key, path in runs.paths.items():
+        lines.append({
+            "method": key[0],
+            "seed": key[1],
+            "minutes": round(sum(line["total"] for line in read_records(path / "times.jsonl")) / 60, 1),
+            "before": families[key].before.to_dict(),
+            "after": families[key].after.to_dict(),
+            "graduation": {str(at[2]): pair.tolist() for at, pair in counts.iterrows() if at[:2] == key},
+        })  # fmt: skip
+    results = {
         "command": shlex.join(command),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "arguments": json.loads(json.dumps(shared[0]).replace(f"{ROOT}/", "")),
-        "runs": [
-            {
-                "method": run.args["method"],
-                "seed": run.args["seed"],
-                "minutes": round(sum(line["total"] for line in read_records(run.path / "times.jsonl")) / 60, 1),
-                "before": {family: round(value, 2) for family, value in run.before.items()},
-                "after": {family: round(value, 2) for family, value in run.after.items()},
-                "graduation": {str(key): counts for key, counts in run.buffer.graduation_by_admission().items()},
-                "plain_accuracy": [x and round(x, 4) for x in (line["plain_accuracy"] for line in run.metrics)],
-            }
-            for run in runs
-        ],
+        "arguments": json.loads(json.dumps(shared[first]).replace(f"{ROOT}/", "")),
+        "runs": lines,
     }
+    return results, runs.metrics
 
 
-def graduations(results: dict, method: str) -> dict[float | str, tuple[int, int, float]]:
+def write_results(results: dict, metrics: pd.DataFrame, out: Path) -> None:
+    """results.json with a line per run, and curves/METHOD-SEED.csv with a line per step."""
+    (out / "curves").mkdir(parents=True, exist_ok=True)
+    runs = ",\n".join(json.dumps(run) for run in results["runs"])
+    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1)
+    (out / "results.json").write_text(f'{head[:-2]},\n "runs": [\n{runs}\n]\n}}\n', encoding="utf-8")
+    for (method, seed), steps in metrics.groupby(level=["method", "seed"], sort=False):
+        columns = [name for name in CURVES if name in steps]
+        steps[columns].to_csv(out / "curves" / f"{method}-{seed}.csv", index=False, float_format="%.4g")
+
+
+def read_results(out: Path) -> tuple[dict, pd.DataFrame]:
+    """What `write_results` wrote, runs in the order of ROWS."""
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    results["runs"].sort(key=lambda run: (list(ROWS).index(run["method"]), run["seed"]))
+    keys = [(run["method"], run["seed"]) for run in results["runs"]]
+    curves = {key: pd.read_csv(out / "curves" / f"{key[0]}-{key[1]}.csv") for key in keys}
+    return results, pd.concat(curves, names=["method", "seed", ""])
+
+
+def measured(results: dict, when: str) -> pd.DataFrame:
+    """Held-out accuracy in percent "before" or "after": a line per (method, seed), a column per measure and family."""
+    families = pd.DataFrame({(run["method"], run["seed"]): run[when] for run in results["runs"]}).T
+    return analysis.measures(families.rename_axis(["method", "seed"]))
+
+
+def graduations(results: dict, method: str) -> pd.DataFrame:
     """Fig. 4, over all seeds of a method."""
-    tables = [run["graduation"] for run in results["runs"] if run["method"] == method]
-    return analysis.graduation({float(key): counts for key, counts in table.items()} for table in tables)
+    tables = [run["graduation"].items() for run in results["runs"] if run["method"] == method]
+    lines = [(float(accuracy), *counts) for table in tables for accuracy, counts in table]
+    return analysis.graduation(pd.DataFrame(lines, columns=["accuracy", "graduated", "admitted"]))
 
 
-def scores_of(results: dict) -> dict[str, dict[int, tuple[dict, dict]]]:
-    runs = [(run["method"], run["seed"], (run["before"], run["after"])) for run in results["runs"]]
-    return {method: {seed: pair for name, seed, pair in runs if name == method} for method, _, _ in runs}
+def plus_minus(mean: float, half: float, sign: str = "") -> str:
+    """Both with one decimal; a NaN stands for what is not known."""
+    return "–" if mean != mean else f"{mean:{sign}.1f}" + ("" if half != half else f" ± {half:.1f}")
 
 
-def verdict(difference: float | None, half: float | None) -> str:
+def verdict(difference: float, half: float) -> str:
     """What a paired difference says about the claim that it is positive (decision 2)."""
-    if half is None:
+    if half != half:
         return "fewer than two seeds in common"
     return "agrees" if difference > half else "differs" if difference < -half else "within noise"
 
 
+def rows_table(results: dict) -> str:
+    """A line per row of the paper, the base student first; then, below a line, what is not in the paper."""
+    base, after = measured(results, "before").groupby("seed").first(), measured(results, "after")
+    compared, name = analysis.compare(after, REFERENCE), ROWS[REFERENCE].label
+    header = ["row", "seeds", *MEASURES, f"hard: minus {name}", "paper 0.8B", "paper 2B"]
+    means = [plus_minus(*analysis.mean_interval(base[measure])[::2]) for measure in MEASURES]
+    lines, others = [("base", len(base), *means, "–", *PAPER["base"])], []
+    for method in after.index.unique("method"):
+        found = [compared.loc[measure, method] for measure in MEASURES]
+        difference = "–" if method == REFERENCE else plus_minus(found[0].difference, found[0].difference_half, "+")
+        cells = [plus_minus(cell["mean"], cell.half) for cell in found]
+        label, paper = ROWS[method].label.split(" (")[0], PAPER.get(method, ("–", "–"))
+        line = (label, len(after.loc[method]), *cells, difference, *paper)
+        (lines if method in PAPER else others).append(line)
+    if others:
+        lines += [("**not in the paper**", *[""] * (len(header) - 1)), *others]
+    return markdown(pd.DataFrame(lines, columns=header))
+
+
+def claims_table(results: dict) -> str:
+    """A line per claim of the paper about two rows that are both there."""
+    after, lines = measured(results, "after"), []
+    for first, second in CLAIMS:
+        if {first, second} <= set(after.index.unique("method")):
+            compared = analysis.compare(after, second)
+            found = [compared.loc[measure, first] for measure in ("hard", "all")]
+            pairs = [(cell.difference, cell.difference_half) for cell in found]
+            paper = [f"{a - b:+.1f}" for a, b in zip(PAPER[first], PAPER[second])]
+            ours = [text for pair in pairs for text in (plus_minus(*pair, "+"), verdict(*pair))]
+            lines.append((f"{ROWS[first].label} > {ROWS[second].label}", *paper, *ours))
+    header = ["claim", "paper 0.8B", "paper 2B", "hard: difference", "hard: says", "all: difference", "all: says"]
+    return markdown(pd.DataFrame(lines, columns=header))
+
+
+def graduation_table(results: dict) -> str:
+    """Fig. 4 beside the paper's numbers."""
+    lines = []
+    for method, paper in PAPER_GRADUATION.items():
+        for line in graduations(results, method).query("admitted > 0").itertuples():
+            interval = f"[{line.low:.1f}, {line.high:.1f}]"
+            found = (line.graduated, line.admitted, line.percent, interval, paper.get(line.Index, "–"))
+            lines.append((ROWS[method].label, line.Index, *found))
+    header = ["row", "at admission", "graduated", "admitted", "%", "95% interval", "paper, 2B (%)"]
+    return markdown(pd.DataFrame(lines, columns=header))
+
+
 def report(results: dict) -> str:
     """The results as a Markdown page: rows, claims, graduation."""
-    scores = scores_of(results)
-    against = {
-        other: {(c.method, c.measure): c for c in analysis.compare(scores, other)}
-        for other in dict.fromkeys([REFERENCE, *(second for _, second in CLAIMS)])
-    }
-    base = {seed: analysis.measures(before) for seeds in scores.values() for seed, (before, _) in seeds.items()}
-    means = [analysis.mean_interval([x[name] for x in base.values()]) for name in MEASURES]
-    rows = [("base", len(base), *(plus_minus(mean, half) for mean, _, half in means), None, *PAPER["base"])]
-    for method, seeds in scores.items():
-        found = [against[REFERENCE][method, name] for name in MEASURES]
-        difference = plus_minus(found[0].difference, found[0].difference_half, "+") if method != REFERENCE else None
-        cells = [plus_minus(c.mean, c.half) for c in found]
-        rows.append((ROWS[method].label, len(seeds), *cells, difference, *PAPER.get(method, (None, None))))
-
-    claims = []
-    for first, second in (claim for claim in CLAIMS if {*claim} <= scores.keys()):
-        paper = [f"{a - b:+.1f}" for a, b in zip(PAPER[first], PAPER[second])]
-        found = [against[second][first, name] for name in ("hard", "all")]
-        pairs = [(c.difference, c.difference_half) for c in found]
-        ours = [cell for pair in pairs for cell in (plus_minus(*pair, "+"), verdict(*pair))]
-        claims.append((f"{ROWS[first].label} > {ROWS[second].label}", *paper, *ours))
-
-    shares = []
-    for method in PAPER_GRADUATION:
-        for key, (graduated, admitted, percent) in graduations(results, method).items():
-            label = key if key == "all" else f"{100 * key:g}%"
-            shares.append((ROWS[method].label, label, graduated, admitted, percent, PAPER_GRADUATION[method].get(key)))
-    name = ROWS[REFERENCE].label
-    header = ["row", "seeds", *MEASURES, f"hard: minus {name}", "paper 0.8B", "paper 2B"]
-    claim_header = ["claim", "paper 0.8B", "paper 2B", "hard: difference", "says", "all: difference", "says"]
-    share_header = ["row", "at admission", "graduated", "admitted", "%", "paper, 2B (%)"]
     return f"""# Rows of the paper's tables on the embedded world
 
 `{results["command"]}`
 
 Held-out accuracy in percent after training, macro mean over families: mean ± 95% t-interval over seeds. Differences to
-{name} are at equal seeds. Paper: macro averages over its 16 VLM benchmarks.
+{ROWS[REFERENCE].label} are at equal seeds. Paper: macro averages over its 16 VLM benchmarks.
 
-{markdown(header, rows)}
+{rows_table(results)}
 
 ## The paper's claims
 
 Agrees or differs: the 95% interval of the difference at equal seeds excludes 0. Each claim stands alone.
 
-{markdown(claim_header, claims)}
+{claims_table(results)}
 
 ## Graduation by plain accuracy at admission (Fig. 4)
 
-{markdown(share_header, shares)}
+Admissions of all seeds together; Wilson's 95% interval.
+
+{graduation_table(results)}
 """
 
 
-def draw(results: dict, out: Path) -> None:
-    """heldout.png, curves.png and graduation.png."""
-    scores = scores_of(results)
-    compared = analysis.compare(scores, REFERENCE)
-    figure, grid = analysis.panels(1, 2, width=3.2, height=1.2 + 0.23 * len(scores), sharey=True)
+# ---------------------------------------------------------------- figures
+
+
+def draw_slopes(axes, results: dict, methods: Iterable[str]) -> None:
+    """Held-out hard questions before and after training: every seed, the mean and its 95% interval."""
+    before, after = (measured(results, when)["hard"] for when in ("before", "after"))
+    for method in methods:
+        label, colour, line, marker = ROWS[method]
+        for start, end in zip(before.loc[method], after.loc[method]):
+            axes.plot([0, 1], [start, end], line, color=colour, linewidth=0.8, marker=marker, ms=3)
+        mean, _, half = analysis.mean_interval(after.loc[method])
+        axes.errorbar(1.13, mean, half, fmt=marker, color=colour, ms=6, capsize=3)
+        axes.text(1.22, mean, f"{label}\n{plus_minus(mean, half)}", color=colour, va="center")
+    axes.set_xticks([0, 1], ["before", f"after {results['arguments']['steps']} steps"])
+    axes.set(ylabel="held-out accuracy (%)", xlim=(-0.1, 1.8), ylim=(0, None))
+    axes.set_title("Hard questions never trained on, every seed", fontsize=8)
+
+
+def draw_graduation(axes, results: dict, methods: Iterable[str]) -> None:
+    """Fig. 4, ours with 95% intervals and counts, the paper's hollow."""
+    tables = {method: graduations(results, method) for method in methods}
+    places = list(PAPER_GRADUATION[REFERENCE])
+    counts, handles = [], []
+    for i, (method, table) in enumerate(tables.items()):
+        label, colour, _, marker = ROWS[method]
+        table = table.reindex(places)
+        reach = table.percent - table.low, table.high - table.percent
+        x = [place + 0.42 * i - 0.29 for place in range(len(places))]
+        handles.append(axes.errorbar(x, table.percent, reach, fmt=marker, color=colour, ms=5, capsize=3, label=label))
+        x = [place + 0.15 for place in x]
+        paper = [PAPER_GRADUATION[method][place] for place in places]
+        handles += axes.plot(x, paper, marker, color=colour, mfc="white", ms=5, label=f"{label} in the paper, 2B")
+        counts.append([f"{g:.0f} of {n:.0f}" for g, n in table[["graduated", "admitted"]].fillna(0).to_numpy()])
+    for place in range(1, len(places)):
+        axes.axvline(place - 0.5, color="#CCCCCC", linewidth=0.6)
+    axes.set_xticks(range(len(places)), ["\n".join(lines) for lines in zip(places, *counts)], fontsize=7)
+    names = "\n".join(["", *(ROWS[method].label for method in methods)])
+    axes.text(-0.57, -0.041, names, fontsize=7, ha="right", va="top", transform=axes.get_xaxis_transform())
+    axes.set(xlabel="plain accuracy at admission", ylabel="graduated (% of admissions)", ylim=(0, 100))
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.set_title("Hard questions in the buffer: share that is learnt", fontsize=8)
+    axes.legend(handles=handles, loc="upper left", framealpha=1)
+
+
+def draw_zppo_and_grpo(results: dict, path: Path) -> None:
+    """What does ZPPO do that GRPO cannot? Hard questions that are held out, and hard questions in the buffer."""
+    methods = [method for method in PAPER_GRADUATION if any(run["method"] == method for run in results["runs"])]
+    figure, (left, right) = analysis.panels(1, 2, width=3.8, height=3.2, width_ratios=[1, 1.6])
+    draw_slopes(left, results, methods)
+    draw_graduation(right, results, methods)
+    figure.savefig(path)
+
+
+def draw_held_out(results: dict, path: Path) -> None:
+    """Every row on hard and on known questions: seeds, mean and 95% interval."""
+    before, after = (measured(results, when) for when in ("before", "after"))
+    methods = list(after.index.unique("method"))
+    outside = sum(method not in PAPER for method in methods)
+    figure, grid = analysis.panels(1, 2, width=3.2, height=1.2 + 0.23 * len(methods), sharey=True)
     for axes, measure in zip(grid, ("hard", "known")):
-        base = [analysis.measures(before)[measure] for seeds in scores.values() for before, _ in seeds.values()]
-        axes.axvline(sum(base) / len(base), color="black", linestyle=":", linewidth=0.8, label="before training")
-        for y, c in enumerate(c for c in compared if c.measure == measure):
-            row, seeds = ROWS[c.method], list(c.values.values())
-            axes.plot(seeds, [y + 0.3] * len(seeds), "o", color=row.colour, mfc="none", ms=3)
-            axes.errorbar(c.mean, y, xerr=c.half, fmt=row.marker, color=row.colour, ms=5, capsize=2.5, elinewidth=1.2)
-        axes.set(xlabel=f"held-out accuracy, {measure} questions (%)", ylim=(len(scores) - 0.4, -0.6))
-    grid[0].set_yticks(range(len(scores)), [ROWS[method].label for method in scores])
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower right")
-    figure.savefig(out / "heldout.png")
+        axes.axvline(before[measure].mean(), color="black", linestyle=":", linewidth=0.8, label="before training")
+        for y, method in enumerate(methods):
+            values, look = after.loc[method][measure], ROWS[method]
+            mean, _, half = analysis.mean_interval(values)
+            axes.plot(values, [y + 0.3] * len(values), "o", color=look.colour, mfc="none", ms=3)
+            axes.errorbar(mean, y, xerr=half, fmt=look.marker, color=look.colour, ms=5, capsize=2.5, elinewidth=1.2)
+        if outside:
+            axes.axhline(len(methods) - outside - 0.35, color="black", linewidth=0.5)
+        axes.set(xlabel=f"held-out accuracy, {measure} questions (%)", ylim=(len(methods) - 0.4, -0.6))
+    grid[0].set_yticks(range(len(methods)), [ROWS[method].label.replace(" (", "\n(") for method in methods])
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower right", frameon=False)
+    figure.savefig(path)
 
-    own = [method for method in scores if method.startswith("grpo") or method == "zppo"]
-    rest = [method for method in scores if method not in own]
-    sides = [own, [*rest, *(method for method in (REFERENCE, "zppo") if method in scores)]][: 2 if rest else 1]
-    figure, grid = analysis.panels(1, len(sides), width=3.4, height=3.2, sharey=True)
-    for axes, methods in zip(grid, sides):
-        for method in methods:
-            curves = [run["plain_accuracy"] for run in results["runs"] if run["method"] == method]
-            mean = analysis.mean_curve([[{"y": y} for y in curve] for curve in curves], ["y"], 100)
-            if any(value is not None for value in mean):
-                analysis.draw_curve(axes, method, mean)
-        axes.set(xlabel="rollout step")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    grid[0].set_ylabel("plain accuracy, new + replayed (%)")
-    figure.savefig(out / "curves.png")
 
-    tables = {method: graduations(results, method) for method in PAPER_GRADUATION}
-    tables = {method: {key: cells[2] for key, cells in table.items()} for method, table in tables.items() if table}
-    if tables:
-        figure, grid = analysis.panels(1, 2, width=3.2, height=2.6, sharey=True)
-        for axes, shares, where in zip(grid, (tables, PAPER_GRADUATION), ("embedded world", "paper, 2B")):
-            bars = {f"{ROWS[method].label} (all: {table['all']:.0f}%)":
-                    ({x: y for x, y in table.items() if x != "all"}, ROWS[method].colour, "//" * (method == "zppo"))
-                    for method, table in shares.items()}  # fmt: skip
-            analysis.draw_bars(axes, bars)
-            axes.legend(title=where, loc="upper left")
-            axes.set(xlabel="plain accuracy at admission (%)")
-        grid[0].set(ylabel="graduated (% of admissions)", ylim=(0, 119))
-        figure.savefig(out / "graduation.png")
+def draw_curves(curves: pd.DataFrame, path: Path) -> None:
+    """Plain accuracy over steps, a panel per row: every seed thin, their mean thick, smoothed."""
+    methods = list(curves.index.unique("method"))
+    columns = min(len(methods), 4)
+    size = {"width": 1.8, "height": 1.6, "sharex": True, "sharey": True}
+    figure, grid = analysis.panels(-(-len(methods) // columns), columns, **size)
+    for axes in grid[len(methods) :]:
+        axes.set_axis_off()
+    for axes in grid[len(methods) - columns : len(methods)]:  # the lowest panel of each column
+        axes.tick_params(labelbottom=True)
+    for axes, method in zip(grid, methods):
+        table = 100 * curves.loc[method].reset_index().pivot(index="step", columns="seed", values="plain_accuracy")
+        smooth = table.rolling(**SMOOTH).mean()
+        axes.plot(smooth, color=ROWS[method].colour, linewidth=0.6, alpha=0.7)
+        axes.plot(smooth.mean(axis=1), color=ROWS[method].colour, linewidth=2)
+        axes.set_title(ROWS[method].label.replace(" (", "\n("), fontsize=8)
+    figure.supxlabel("rollout step", fontsize=8)
+    figure.supylabel("plain accuracy, new and replayed questions (%)", fontsize=8)
+    figure.savefig(path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -268,14 +369,14 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.figures_only:
         run_all(args.runs, args.methods, args.seeds, extra, args.jobs)
-        head = gather(args.runs)
-        runs = ",\n".join(json.dumps(run) for run in head.pop("runs"))  # a line per run
-        text = f'{json.dumps(head, indent=1)[:-2]},\n "runs": [\n{runs}\n]\n}}\n'
-        (args.out / "results.json").write_text(text, encoding="utf-8")
-    results = json.loads((args.out / "results.json").read_text(encoding="utf-8"))
+        write_results(*gather(args.runs), args.out)
+    results, curves = read_results(args.out)
     (args.out / "table.md").write_text(report(results), encoding="utf-8")
     print(report(results))
-    draw(results, args.out)
+    if any(run["method"] in PAPER_GRADUATION for run in results["runs"]):
+        draw_zppo_and_grpo(results, args.out / "zppo_and_grpo.png")
+    draw_held_out(results, args.out / "heldout.png")
+    draw_curves(curves, args.out / "curves.png")
 
 
 if __name__ == "__main__":

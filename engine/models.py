@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_kernels_available
 
 from engine.questions import Question, open_images, prompt_tokens
 
@@ -40,11 +41,23 @@ def load_processor(path: str):
 def load_model(path: str, dtype: torch.dtype = torch.float32):
     """The model of a folder or hub id: a VLM where its architecture is one, else a causal LM. Dropout is off."""
     config = AutoConfig.from_pretrained(path)
+    check_fp8(path, config)
     is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
     model = auto.from_pretrained(path, dtype=dtype)
     disable_dropout(model)
     return model
+
+
+def check_fp8(path: str, config) -> None:
+    """Raises SystemExit for an FP8 model where it would silently become bf16, twice as large, or fail at first use."""
+    if (getattr(config, "quantization_config", None) or {}).get("quant_method") != "fp8":
+        return
+    fixes = "serve it (--teacher http://host:port/v1), or name a bf16 model"
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+        raise SystemExit(f"{path} is an FP8 model and needs a GPU of compute capability 8.9 or more: {fixes}")
+    if not is_kernels_available():
+        raise SystemExit(f"{path} is an FP8 model and needs `pip install kernels`; or {fixes}")
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -203,10 +216,14 @@ def collate(
 
 def extend(prompt: dict[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, torch.Tensor]:
     """An encoded prompt with response tokens already behind it."""
-    if not len(tokens):
-        return prompt
-    batch = collate([prompt], [tokens])
-    return {key: batch[key][0] if key in TOKEN_KEYS else value for key, value in prompt.items()}
+    return follow(prompt, {"input_ids": torch.as_tensor(tokens, dtype=torch.long)}) if len(tokens) else prompt
+
+
+def follow(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Two encoded prompts as one, the second behind the first. Other keys than input_ids may be missing in one."""
+    zeros = [dict.fromkeys(TOKEN_KEYS, torch.zeros_like(prompt["input_ids"])) for prompt in (first, second)]
+    both = zeros[0] | first, zeros[1] | second
+    return {key: torch.cat([prompt[key] for prompt in both if key in prompt]) for key in {**first, **second}}
 
 
 def rope_index_of(model):

@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from argparse import ArgumentTypeError
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -38,13 +38,26 @@ class Range:
 def option(default, help: str, least: float | None = None, most: float = math.inf, choices: Sequence[str] = ()):
     """A field with its help, and its range or its choices. default: a value, or a class that makes one."""
     metadata: dict = {"help": f"{help}: {', '.join(choices)}" if choices else help}
-    if least is not None:
-        metadata |= {"choices": Range(least, most), "metavar": "N"}
-    elif choices:
+    if choices:
         metadata |= {"choices": list(choices), "metavar": "NAME"}
-    elif default is not False:
-        metadata |= {"metavar": "TEXT"}
+    elif least is not None:
+        metadata |= {"choices": Range(least, most), "metavar": "N"}
+    else:
+        metadata["metavar"] = "N" if type(default) in (int, float) else "TEXT"
     return field(metadata=metadata, **{"default_factory" if callable(default) else "default": default})
+
+
+class OneLine(ArgumentDefaultsHelpFormatter):
+    """Help with one spelling of each option, on one line where it fits, and defaults where there are any."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34)
+
+    def _format_action_invocation(self, action) -> str:
+        return action.option_strings[0] + (f" {action.metavar}" if action.metavar and action.nargs != "?" else "")
+
+    def _get_help_string(self, action) -> str:
+        return super()._get_help_string(action) if action.default or type(action.default) is int else action.help
 
 
 def words(file: str) -> list[str]:
@@ -72,7 +85,10 @@ def parse(classes: Sequence[type], argv: Sequence[str], description: str, epilog
     Raises SystemExit (2) with one sentence: an unknown option (and the nearest known one), a value that is none, or one
     outside its range.
     """
-    parser = HfArgumentParser(classes, description=description, epilog=epilog, allow_abbrev=False)
+    usage = "%(prog)s [OPTIONS.yaml] [--option value ...]"
+    parser = HfArgumentParser(
+        classes, usage=usage, description=description, epilog=epilog, allow_abbrev=False, formatter_class=OneLine
+    )
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = [*words(argv[0]), *argv[1:]]
     *found, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)

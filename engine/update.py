@@ -2,7 +2,8 @@
 
 Decisions:
 1. Every micro-batch of a VLM holds an image. Where its rows have none, a blank row with an image and the weight 0 joins
-   them: its loss is 0, but every parameter, the vision tower's included, gets a gradient, which DDP requires.
+   them: its loss is 0, but every parameter, the vision tower's included, gets a gradient, which DDP requires. It goes
+   behind the shortest row, as if that row were longer: attention is causal, so the row's own tokens do not see it.
 2. Micro-batches are filled by tokens, padding included, not by rows (Table 8: 4 rows, without padding). Every process
    makes the same number of them, the last ones possibly of the blank row alone, so nobody waits for anybody.
 3. The optimiser does not step, on any process, on a gradient that is not finite.
@@ -22,8 +23,10 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from engine.logprobs import token_jsd, token_logprobs
-from engine.models import Encoder, collate, extend, lm_head, position_ids, response_positions
+from engine.models import Encoder, collate, extend, follow, lm_head, position_ids, response_positions
 from engine.questions import Question
+
+FIXED_COST = 1 / 16  # of a micro-batch, as a share of a full one's: kernels to start, gradients to add up
 
 
 @dataclass
@@ -102,18 +105,27 @@ def check_head(model, prompt: dict[str, torch.Tensor]) -> None:
 
 
 def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[int]]:
-    """Rows of like length together, in as few micro-batches as a multiple of `world` allows.
+    """Rows cut into micro-batches, a multiple of `world`, at the least cost: padded tokens and a fixed cost for each.
 
     lengths: tokens of each row. budget: tokens of a micro-batch, padding included; a longer row is a micro-batch of its
     own. Returns positions in `lengths`, the longest rows first: each `world` neighbours, one for each process, are of
     like size, and memory runs out at once or never. The last ones are empty where rows are few.
     """
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if found and lengths[found[-1][0]] * (len(found[-1]) + 1) <= budget:
-            found[-1].append(i)
-        else:
-            found.append([i])
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    least, start = [0.0], [0]  # of the first j rows: the least cost, and where their last micro-batch starts
+    for j in range(1, len(order) + 1):
+        costs = {j - 1: least[j - 1] + lengths[order[j - 1]]}
+        for i in range(j - 2, -1, -1):  # rows i to j - 1 are one micro-batch, as wide as row i
+            padded = lengths[order[i]] * (j - i)
+            if padded > budget:
+                break
+            costs[i] = least[i] + padded
+        start.append(min(costs, key=costs.get))
+        least.append(costs[start[j]] + budget * FIXED_COST)
+    found, j = [], len(order)
+    while j:
+        found.insert(0, order[start[j] : j])
+        j = start[j]
     while len(found) % world and max(map(len, found)) > 1:  # halve the largest until every process has as many
         place = max(range(len(found)), key=lambda k: (len(found[k]) > 1) * len(found[k]) * lengths[found[k][0]])
         batch = found[place]
@@ -185,8 +197,18 @@ class Learner:
         encoded = [extend(self.encoder(row.prompt, row.question), row.prefix) for row in rows]
         responses = [row.tokens for row in rows]
         device, student = self.accelerator.device, self.accelerator.unwrap_model(self.policy).model
-        batch = collate(encoded, responses, device=device)
-        predicts = response_positions(encoded, responses, batch["input_ids"].shape).to(device)
+        if len(rows) > 1 and rows[-1] is self.blank:  # behind the shortest row, not padded to the longest (decision 1)
+            *encoded, tail = encoded
+            *responses, last = responses
+            whole, tail = extend(encoded[-1], responses[-1]), extend(tail, last)
+            batch = collate([*encoded[:-1], follow(whole, tail)], [*responses[:-1], ()], device=device)
+            predicts = response_positions(encoded, responses, batch["input_ids"].shape)
+            end = len(whole["input_ids"]) + len(tail["input_ids"]) - 1
+            predicts[-1, end - len(last) : end] = True
+        else:
+            batch = collate(encoded, responses, device=device)
+            predicts = response_positions(encoded, responses, batch["input_ids"].shape)
+        predicts = predicts.to(device)
         positions = position_ids(student, batch)
         # Rows are padded on the right, and attention is causal: no token sees the padding, and without a mask attention
         # has faster kernels.

@@ -1,515 +1,273 @@
-"""What runs leave on disk, as the paper's tables and figures.
+"""What runs leave on disk, as the tables and figures of the paper. Only figures need matplotlib.
 
-    python analysis.py runs/a runs/b --out figures        tables on the screen; figures, if --out is given
-    python analysis.py --bootstrap accuracies.csv         cluster bootstrap of benchmark accuracies (F.6)
-
-The first part reads runs, the second is pure functions from plain data to plain data, the third prints and draws.
-Only the third needs matplotlib, and only for figures.
+    python -m extras.analysis runs/a runs/b --out figures     tables on the screen, figures into a folder
+    python -m extras.analysis --bootstrap accuracies.csv      cluster bootstrap of benchmark accuracies (F.6)
 
 Decisions:
-1. An interval over seeds is the 95% t-interval of their mean; two methods are compared by their differences at equal
-   seeds. It covers what another seed would change (order of questions, sampling), not other held-out questions.
+1. An interval over seeds is the 95% t-interval of the mean. Two rows are compared by their differences at equal seeds.
+   The interval covers what another seed would change (order of questions, sampling), not other held-out questions.
 2. "hard", "known" and "all" are macro means over held-out families, as the paper averages benchmarks.
-3. Shares over several runs of a method pool their counts; curves are means over runs at equal steps.
-4. Curves are centred moving averages; the line without smoothing stays visible behind them.
-5. Plain accuracy is over new and replayed questions, as in the paper: replay brings hard questions back, so a method
-   with the buffer is measured on harder ones than a method without.
+3. Graduation pools all seeds. Wilson's interval takes admissions as independent, which those of one question are not.
+4. Plain accuracy counts replayed questions too, as in the paper: a row with the buffer is measured on harder ones.
 """
 
 import argparse
-import csv
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections import Counter, namedtuple
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd  # comes with datasets
 
-from buffer import Entry, ReplayBuffer
 from engine.run import read_records
 from rewards import answers_match
 
-
-@dataclass(frozen=True)
-class Row:
-    """How a method is named in the paper's tables and drawn here: Okabe-Ito colours, and lines and markers that tell
-    the rows apart in black and white."""
-
-    label: str
-    colour: str
-    line: str
-    marker: str
-
-
-ROWS = {  # in the paper's order
-    "off_distill": Row("Off-Distill", "#56B4E9", ":", "<"),
-    "off_distill_replay": Row("Off-Distill†", "#56B4E9", "--", "<"),
-    "on_distill": Row("On-Distill", "#CC79A7", ":", ">"),
-    "on_distill_replay": Row("On-Distill†", "#CC79A7", "-.", ">"),
-    "grpo": Row("GRPO", "#7F7F7F", ":", "v"),
-    "grpo_replay": Row("GRPO†", "#000000", "--", "v"),
-    "grpo_both": Row("GRPO + Both", "#E69F00", "-.", "D"),
-    "hint": Row("GRPO† + Hint", "#009E73", ":", "P"),
-    "prefix": Row("GRPO† + Prefix", "#E69F00", "--", "X"),
-    "teacher_response": Row("GRPO† + teacher response", "#0072B2", ":", "*"),
-    "grpo_replay_bcq": Row("GRPO† + BCQ", "#0072B2", "--", "s"),
-    "grpo_replay_ncq": Row("GRPO† + NCQ", "#009E73", "-.", "^"),
-    "zppo": Row("ZPPO", "#D55E00", "-", "o"),
+Look = namedtuple("Look", "label colour line marker")  # no two rows share a colour or a marker
+ROWS = {  # in the paper's order, then what is not in the paper
+    "off_distill": Look("Off-Distill", "#88CCEE", ":", "<"),
+    "off_distill_replay": Look("Off-Distill†", "#0072B2", "--", "h"),
+    "on_distill": Look("On-Distill", "#CC6677", ":", ">"),
+    "on_distill_replay": Look("On-Distill†", "#882255", "-.", "d"),
+    "grpo": Look("GRPO", "#8C8C8C", ":", "^"),
+    "grpo_replay": Look("GRPO†", "#000000", "--", "v"),
+    "grpo_both": Look("GRPO + Both", "#DDAA33", "-.", "D"),
+    "hint": Look("GRPO† + Hint", "#44AA99", ":", "P"),
+    "prefix": Look("GRPO† + Prefix", "#AA4499", "--", "X"),
+    "grpo_replay_bcq": Look("GRPO† + BCQ", "#332288", "--", "s"),
+    "grpo_replay_ncq": Look("GRPO† + NCQ", "#117733", "-.", "p"),
+    "zppo": Look("ZPPO", "#D55E00", "-", "o"),
+    "teacher_response": Look("GRPO† + teacher response (not in the paper)", "#8B6F00", ":", "*"),
 }
-DYNAMICS = {  # Figs. 22 and 25: label -> (metrics, of which the first that a run has is drawn; factor)
-    "plain rollout accuracy (%)": (["plain_accuracy"], 100),
-    "positive advantage (%)": (["positive_share"], 100),
-    "entropy (nats per token)": (["entropy"], 1),
-    "policy loss": (["loss"], 1),
-    "BCQ (Hint, Prefix) accuracy (%)": (["bcq_accuracy", "hint_accuracy", "prefix_accuracy"], 100),
-    "NCQ accuracy (%)": (["ncq_accuracy"], 100),
-}
-COMPOSITION = {  # Fig. 5a: key of `composition` -> (label, colour, hatch)
-    "easy": ("easy", "#F0E442", ""),
-    "bcq": ("hard, BCQ possible", "#56B4E9", "//"),
-    "ncq_only": ("hard, NCQ only", "#D55E00", ".."),
-    "not_asked": ("hard, teacher not asked", "#CCCCCC", "xx"),
-}
-FATES = {"graduated": ("#009E73", "//"), "evicted": ("#D55E00", ".."), "in the buffer": ("#CCCCCC", "")}
-HATCHES = ["", "//", "..", "xx", "\\\\", "oo", "--", "++"]
+DYNAMICS = "plain_accuracy positive_share entropy loss bcq_accuracy ncq_accuracy graduated evicted".split()
+SMOOTH = {"window": 9, "center": True, "min_periods": 1}  # a moving average over steps, for `rolling`
+COMPOSITION = {"easy": "#FFF3B0", "hard, BCQ possible": "#2C7FB8", "hard, NCQ only": "#4A1500", "not asked": "#BFBFBF"}
+FATES = {"graduated": "#00634A", "evicted": "#E69F00", "in the buffer": "#DDDDDD"}  # neighbours differ in lightness
 
-# ---------------------------------------------------------------- reading runs
+# What runs left on disk. paths and args are by (method, seed). The others are tables, indexed by method, seed and line:
+# metrics has a line per step; held_out has a line per family, with accuracy in percent before and after; admissions (to
+# the buffer, up to the newest checkpoint) has the fields of `buffer.Entry`, and graduated and admitted as 0 or 1.
+Runs = namedtuple("Runs", "paths args metrics held_out admissions")
 
 
-@dataclass
-class Run:
-    """What one run of train.py left on disk."""
-
-    path: Path
-    args: dict
-    metrics: list[dict]  # one per step
-    before: dict[str, float]  # held-out accuracy in percent by family; {} without evaluation
-    after: dict[str, float]
-    buffer: ReplayBuffer  # of the newest checkpoint; empty if there is none
-    steps: int  # rollout steps at that checkpoint
-
-    @property
-    def entries(self) -> list[Entry]:
-        """All admissions: those that left the buffer, then those still in it."""
-        return [*self.buffer.history, *self.buffer.entries.values()]
-
-
-def accuracies(records: Iterable[dict]) -> dict[str, float]:
-    """Accuracy in percent by family, in order of appearance (eval_before.jsonl, eval_after.jsonl)."""
-    rewards = defaultdict(list)
-    for record in records:
-        rewards[record["family"]].append(record["reward"])
-    return {family: 100 * sum(values) / len(values) for family, values in rewards.items()}
-
-
-def read_run(path: Path) -> Run:
-    if not (path / "args.json").exists():
-        raise SystemExit(f"{path} is not the output of train.py: it has no args.json")
-    args = json.loads((path / "args.json").read_text(encoding="utf-8"))
-    buffer, steps = ReplayBuffer(args["buffer_capacity"]), 0
-    if states := sorted(path.glob("checkpoints/step_*/state.json")):
-        state = json.loads(states[-1].read_text(encoding="utf-8"))
-        buffer.load_state_dict(state["buffer"])
-        steps = state["step"]
-    before, after = (accuracies(read_records(path / f"eval_{name}.jsonl")) for name in ("before", "after"))
-    return Run(path, args, read_records(path / "metrics.jsonl"), before, after, buffer, steps)
+def read_runs(paths: Iterable[Path]) -> Runs:
+    """Runs in the order of ROWS, then of seeds. Raises SystemExit where a folder is no run or two are alike."""
+    runs = {}
+    for path in paths:
+        if not (path / "args.json").exists():
+            raise SystemExit(f"{path} is not the output of train.py: it has no args.json")
+        args = json.loads((path / "args.json").read_text(encoding="utf-8"))
+        if (key := (args["method"], args["seed"])) in runs:
+            raise SystemExit(f"{path} and {runs[key][0]} are the same method with the same seed")
+        metrics, held_out = pd.DataFrame(read_records(path / "metrics.jsonl"), dtype=float), {}
+        for name in ("before", "after"):
+            records = pd.DataFrame(read_records(path / f"eval_{name}.jsonl"), columns=["family", "reward"])
+            held_out[name] = 100 * records.groupby("family", sort=False).reward.mean()
+        buffer = {"history": [], "entries": []}
+        for state in sorted(path.glob("checkpoints/step_*/state.json"))[-1:]:
+            buffer = json.loads(state.read_text(encoding="utf-8"))["buffer"]
+        fields = "uid accuracy step visits fate fate_step".split()
+        admissions = pd.DataFrame(buffer["history"] + buffer["entries"], columns=fields)
+        admissions["visits"], admissions["fate"] = admissions.visits.map(len), admissions.fate.fillna("in the buffer")
+        admissions["graduated"], admissions["admitted"] = admissions.fate == "graduated", 1
+        runs[key] = path, args, metrics, pd.DataFrame(held_out), admissions
+    order = sorted(runs, key=lambda key: (list(ROWS).index(key[0]), key[1]))
+    found, args, *tables = ({key: runs[key][i] for key in order} for i in range(5))
+    return Runs(found, args, *(pd.concat(table, names=["method", "seed", ""]) for table in tables))
 
 
-def by_method(runs: Iterable[Run]) -> dict[str, dict[int, Run]]:
-    """{method: {seed: run}}, methods in the paper's order."""
-    table: dict[str, dict[int, Run]] = {method: {} for method in ROWS}
-    for run in runs:
-        seeds, seed = table[run.args["method"]], run.args["seed"]
-        if seed in seeds:
-            raise SystemExit(f"{run.path} and {seeds[seed].path} are the same method with the same seed")
-        seeds[seed] = run
-    return {method: seeds for method, seeds in table.items() if seeds}
+def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
+    """Fig. 4: graduated, admitted, percent, low and high, a line per plain accuracy at admission, then "all" (F.2).
 
-
-# ---------------------------------------------------------------- pure functions
-
-
-def graduation(tables: Iterable[dict[float, Sequence[int]]]) -> dict[float | str, tuple[int, int, float]]:
-    """Fig. 4: plain accuracy at admission -> (graduated, admitted, percent); "all" comes last (F.2).
-
-    tables: `ReplayBuffer.graduation_by_admission` of each run.
+    admissions: columns accuracy, graduated, admitted (counts). low, high: Wilson's 95% interval in percent.
     """
-    cells = [(key, counts) for table in tables for accuracy, counts in table.items() for key in (accuracy, "all")]
-    keys = [*sorted({key for key, _ in cells if key != "all"}), "all"] if cells else []
-    sums = {key: [sum(counts[i] for other, counts in cells if other == key) for i in (0, 1)] for key in keys}
-    return {key: (graduated, admitted, 100 * graduated / admitted) for key, (graduated, admitted) in sums.items()}
+    table = admissions.groupby("accuracy")[["graduated", "admitted"]].sum().astype(int)
+    table.index = pd.Index([f"{100 * accuracy:g}%" for accuracy in table.index], name="at admission")
+    table.loc["all"] = table.sum()
+    share, n, z = table.graduated / table.admitted, table.admitted, 1.959964
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    return table.assign(percent=100 * share, low=100 * (centre - reach), high=100 * (centre + reach))
 
 
-def composition(line: dict) -> dict[str, float] | None:
-    """Fig. 5a: the questions of one step before the cap, as shares that sum to 1. line: one of metrics.jsonl.
+def composition(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Fig. 5a: the questions of each step before the cap, as shares that sum to 1 (columns: COMPOSITION).
 
-    Every hard question may become an NCQ; it may become a BCQ if the teacher got it right. That is known only for
-    questions the teacher was asked. Without --teacher_on_all_hard it is asked the hardest ones until the cap is full:
-    "bcq" and "ncq_only" then split those few, and say nothing about "not_asked". Rows that never ask it (GRPO, NCQ)
-    have only "easy" and "not_asked". None for distillation, which asks about easy questions too or has no rollouts.
+    A hard question may become a BCQ if the teacher got it right. That is known only where the teacher was asked: on all
+    hard questions with --teacher_on_all_hard, otherwise on the hardest until the cap is full. NaN for distillation.
     """
-    questions = line["plain_prompts"]
-    if not questions:
-        return None
-    hard = round(line["hard_share"] * questions)
-    asked, right = line.get("teacher_questions", 0), line.get("bcq_possible", 0)
-    if asked > hard:
-        return None
-    counts = {"easy": questions - hard, "bcq": right, "ncq_only": asked - right, "not_asked": hard - asked}
-    return {name: count / questions for name, count in counts.items()}
+    questions, hard = metrics.plain_prompts, (metrics.hard_share * metrics.plain_prompts).round()
+    asked, right = (metrics.get(name, 0 * questions).fillna(0) for name in ("teacher_questions", "bcq_possible"))
+    layers = (questions - hard, right, asked - right, hard - asked)
+    return pd.DataFrame(dict(zip(COMPOSITION, layers))).div(questions, axis=0).where(asked <= hard)
 
 
-def buffer_composition(entries: Sequence[Entry], steps: int) -> dict[float, list[int]]:
-    """Figs. 20-24: accuracy at admission -> questions in the buffer after each of the steps."""
-    counts = {accuracy: [0] * steps for accuracy in sorted({entry.accuracy for entry in entries})}
-    for entry in entries:
-        for step in range(entry.step, steps if entry.fate_step is None else entry.fate_step):
-            counts[entry.accuracy][step] += 1
-    return counts
+def buffer_composition(admissions: pd.DataFrame) -> pd.DataFrame:
+    """Figs. 20-24: questions in the buffer after each step, a column per accuracy at admission."""
+    entered, left = (pd.crosstab(admissions[name], admissions.accuracy) for name in ("step", "fate_step"))
+    moves = entered.sub(left, fill_value=0)
+    return moves.reindex(range(int(moves.index.max()) + 1)).fillna(0).cumsum()
 
 
-def fates_by_visits(entries: Iterable[Entry]) -> dict[int, dict[str, int]]:
-    """Figs. 20-24: number of replays -> how many admissions graduated, were evicted, are still in the buffer."""
-    table: dict[int, dict[str, int]] = {}
-    for entry in entries:
-        table.setdefault(len(entry.visits), dict.fromkeys(FATES, 0))[entry.fate or "in the buffer"] += 1
-    return dict(sorted(table.items()))
+def fates_by_visits(admissions: pd.DataFrame) -> pd.DataFrame:
+    """Figs. 20-24: how many admissions met which fate (columns: FATES), a line per number of replays."""
+    return pd.crosstab(admissions.visits, admissions.fate).reindex(columns=list(FATES), fill_value=0)
 
 
-def mean_curve(runs: Sequence[Sequence[dict]], names: Sequence[str], factor: float = 1) -> list[float | None]:
-    """Mean over runs of the first of the named metrics that a step has; None where no run has one."""
-    values = [[next((x[name] for name in names if x.get(name) is not None), None) for x in lines] for lines in runs]
-    kept = [[value for value in step if value is not None] for step in zip_longest(*values)]
-    return [factor * sum(step) / len(step) if step else None for step in kept]
+def audit(records: Iterable[dict]) -> Counter[tuple[str, str]]:
+    """Tables 16-17: (kind of prompt, what the answer has to do with the candidates in the prompt) -> rollouts.
 
-
-def smooth(values: Sequence[float | None], window: int = 9) -> list[float | None]:
-    """Centred moving average over up to `window` steps, fewer at the ends; steps without a value count nowhere."""
-    reach, result = window // 2, []
-    for i in range(len(values)):
-        near = [value for value in values[max(0, i - reach) : i + reach + 1] if value is not None]
-        result.append(sum(near) / len(near) if near else None)
-    return result
-
-
-def audit(records: Iterable[dict]) -> dict[str, dict[str, int]]:
-    """Tables 16-17: what BCQ and NCQ answers have to do with the candidates in their prompts. Counts of rollouts.
-
-    records: lines of dumps/. In BCQ an answer matches the positive, the negative or neither candidate; in NCQ it is
-    correct, repeats one of the listed wrong answers, or is wrong in a new way.
+    records: lines of dumps/. The first candidate of a BCQ is the positive one. All candidates of an NCQ are wrong.
     """
-    counts = {
-        "bcq": dict.fromkeys(("positive", "negative", "neither", "no answer"), 0),
-        "ncq": dict.fromkeys(("correct", "repeats", "new wrong", "no answer"), 0),
-    }
-    for record in (record for record in records if record["kind"] in counts):
-        given = record["candidates"]["answers"]
+    counts = Counter()
+    for record in (record for record in records if record["kind"] in ("bcq", "ncq")):
         for rollout in record["rollouts"]:
-            answer = rollout["answer"]
+            answer, given = rollout["answer"], record["candidates"]["answers"]
+            same = [None not in (answer, other) and answers_match(answer, other) for other in given]
             if answer is None:
-                kind = "no answer"
+                name = "no answer"
             elif record["kind"] == "bcq":
-                matches = [other is not None and answers_match(answer, other) for other in given]
-                kind = "positive" if matches[0] else "negative" if matches[1] else "neither"
-            elif rollout["reward"] == 1:
-                kind = "correct"
+                name = "positive" if same[0] else "negative" if same[1] else "neither"
             else:
-                listed = set(given) - {None}
-                kind = "repeats" if any(answers_match(answer, other) for other in listed) else "new wrong"
-            counts[record["kind"]][kind] += 1
+                name = "correct" if rollout["reward"] == 1 else "repeats" if any(same) else "new wrong"
+            counts[record["kind"], name] += 1
     return counts
 
 
-def t_quantile(n: int) -> float:
-    """97.5% quantile of Student's t with n degrees of freedom: a table, then a series in 1/n (within 0.003)."""
-    table = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
-    return table[n - 1] if n <= len(table) else 1.960 + 2.372 / n + 2.822 / n**2
+def mean_interval(values: pd.Series) -> tuple[float, float, float]:
+    """(mean, sample standard deviation, half width of the 95% t-interval of the mean); NaN where values are too few."""
+    n = max(len(values) - 1, 0)  # degrees of freedom; the 97.5% quantile of Student's t is a table, then a series
+    table = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+    quantile = table[n] if n < len(table) else 1.960 + 2.372 / n + 2.822 / n**2
+    return values.mean(), values.std(), quantile * values.std() / math.sqrt(n + 1)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """(mean, sample standard deviation, half width of the 95% t-interval of the mean); None for fewer than two."""
-    mean, n = sum(values) / len(values), len(values)
-    if n < 2:
-        return mean, None, None
-    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    return mean, std, t_quantile(n - 1) * std / math.sqrt(n)
+def measures(families: pd.DataFrame) -> pd.DataFrame:
+    """Columns hard, known and all (decision 2), then the families. families: a line per run, a column per family."""
+    ends = {"hard": "/hard$", "known": "/known$", "all": "."}
+    means = pd.DataFrame({name: families.filter(regex=end).mean(axis=1) for name, end in ends.items()})
+    return means.dropna(axis=1, how="all").join(families)
 
 
-def measures(accuracies: dict[str, float]) -> dict[str, float]:
-    """Macro means over families that end in /hard and /known and over all families, then the families themselves."""
-    ends = {"hard": "/hard", "known": "/known", "all": ""}
-    groups = {name: [value for family, value in accuracies.items() if family.endswith(ends[name])] for name in ends}
-    return {**{name: sum(values) / len(values) for name, values in groups.items() if values}, **accuracies}
+def compare(values: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """`mean_interval` of each row over seeds, and of its difference to the reference row at the seeds that both have.
+
+    values: a line per (method, seed), a column per measure. Returns a line per (measure, method).
+    """
+    lines = []
+    for measure in values:
+        for method, column in values[measure].groupby("method", sort=False):
+            difference = (column.loc[method] - values[measure].get(reference, math.nan)).dropna()
+            lines.append((measure, method, len(column), *mean_interval(column), *mean_interval(difference)[::2]))
+    header = ["held-out", "method", "seeds", "mean", "std", "half", "difference", "difference_half"]
+    return pd.DataFrame(lines, columns=header).set_index(["held-out", "method"])
 
 
-@dataclass
-class Comparison:
-    """One method on one measure, in percent over seeds; difference: to the reference method at equal seeds."""
-
-    method: str
-    measure: str
-    values: dict[int, float]  # by seed
-    mean: float
-    std: float | None
-    half: float | None  # half width of the 95% interval of the mean
-    gain: float  # mean over seeds of after - before
-    difference: float | None  # None if the two share no seed
-    difference_half: float | None  # None if they share fewer than two
-
-
-def compare(scores: dict[str, dict[int, tuple[dict, dict]]], reference: str) -> list[Comparison]:
-    """scores: {method: {seed: (held-out accuracy by family before, after)}}. One entry per method and measure."""
-    table = {m: {s: (measures(b), measures(a)) for s, (b, a) in seeds.items()} for m, seeds in scores.items()}
-    result = []
-    for method, seeds in table.items():
-        for measure in next(iter(seeds.values()))[1]:
-            values = {seed: after[measure] for seed, (_, after) in seeds.items()}
-            gain = sum(after[measure] - before[measure] for before, after in seeds.values()) / len(seeds)
-            other = {seed: after[measure] for seed, (_, after) in table.get(reference, {}).items()}
-            paired = [values[seed] - other[seed] for seed in values if seed in other]
-            difference, _, difference_half = mean_interval(paired) if paired else (None, None, None)
-            statistics = mean_interval(list(values.values()))
-            result.append(Comparison(method, measure, values, *statistics, gain, difference, difference_half))
-    return result
-
-
-def cluster_bootstrap(
-    scores: dict[str, np.ndarray], reference: str, resamples: int = 10_000, seed: int = 0
-) -> dict[str, dict[str, float]]:
+def cluster_bootstrap(scores: pd.DataFrame, reference: str, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """F.6, on one (scale, family) block: macro-average difference of each method to the reference.
 
-    scores: method -> accuracies in percent, benchmarks in the same order. Benchmarks are resampled with replacement,
-    one shared resample for all methods. Returns mean, delta, 95% percentile interval (low, high), wins, benchmarks.
+    scores: accuracies in percent, a line per benchmark, a column per method. Benchmarks are resampled with replacement,
+    one shared resample for all methods. Returns mean, delta, 95% percentile interval (low, high) and wins by method.
     """
-    n = len(scores[reference])
-    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    result = {}
-    for method, values in scores.items():
-        deltas = values - scores[reference]
-        low, high = np.percentile(deltas[draws].mean(1), [2.5, 97.5])
-        result[method] = dict(
-            mean=float(values.mean()), delta=float(deltas.mean()), low=float(low), high=float(high),
-            wins=int((deltas > 0).sum()), benchmarks=n,
-        )  # fmt: skip
-    return result
+    deltas = scores.sub(scores[reference], axis=0)
+    draws = np.random.default_rng(seed).integers(len(scores), size=(resamples, len(scores)))
+    low, high = np.percentile(deltas.to_numpy()[draws].mean(1), [2.5, 97.5], axis=0)
+    return pd.DataFrame(dict(mean=scores.mean(), delta=deltas.mean(), low=low, high=high, wins=(deltas > 0).sum()))
 
 
-def read_blocks(path: Path) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """{(scale, family): {method: accuracies}} from a CSV with columns scale, method, family, benchmark, accuracy."""
-    cells: dict = defaultdict(lambda: defaultdict(dict))
-    with open(path, encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            cells[line["scale"], line["family"]][line["method"]][line["benchmark"]] = float(line["accuracy"])
-    blocks = {}
-    for block, methods in cells.items():
-        names = sorted({name for scores in methods.values() for name in scores})
-        for method, scores in methods.items():
-            if missing := [name for name in names if name not in scores]:
-                raise SystemExit(f"{path}: {' '.join(block)}: {method} has no accuracy on {', '.join(missing)}")
-        blocks[block] = {method: np.array([scores[name] for name in names]) for method, scores in methods.items()}
-    return blocks
+def markdown(table: pd.DataFrame) -> str:
+    """An aligned Markdown table of the columns; floats with one decimal, NaN as a dash."""
+    rows = table.itertuples(index=False)
+    texts = [["–" if x != x else f"{x:.1f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    first, *rest = (max(map(len, column)) for column in zip(table.columns, *texts))
+    form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"
+    rule = "|".join([f"|{'-' * (first + 2)}", *(f"{'-' * (width + 1)}:" for width in rest)]) + "|"
+    return "\n".join([form.format(*table.columns), rule, *(form.format(*row) for row in texts)])
 
 
-# ---------------------------------------------------------------- printing
+def print_tables(runs: Runs, reference: str, dumps: int) -> None:
+    """Held-out accuracy, graduation, fates, and the audit of the newest dumps of each run."""
+    before, after = (measures(runs.held_out[name].dropna().unstack(sort=False)) for name in ("before", "after"))
+    compared, admissions = compare(after, reference), runs.admissions.groupby("method", sort=False)
+    compared.insert(1, "before", before.groupby("method").mean().T.stack())
+    audits, kinds = [], ["method", "prompt", "answer"]
+    for key, path in runs.paths.items():
+        records = [record for file in sorted(path.glob("dumps/*.jsonl"))[-dumps:] for record in read_records(file)]
+        audits += [(key[0], *kind, count) for kind, count in sorted(audit(records).items())]
+    audits = pd.DataFrame(audits, columns=[*kinds, "rollouts"]).groupby(kinds, sort=False).sum()
+    audits["percent"] = 100 * audits.rollouts / audits.rollouts.groupby(kinds[:2]).transform("sum")
+    tables = {
+        f"Held-out accuracy (%), difference to {reference} at equal seeds; half: half width of 95% interval": compared,
+        "Graduation by plain accuracy at admission (Fig. 4)": admissions.apply(graduation),
+        "Fates of admissions by number of visits (Figs. 20-24)": admissions.apply(fates_by_visits),
+        "BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)": audits,
+    }
+    for title, table in ((title, table.reset_index()) for title, table in tables.items() if len(table)):
+        print(f"{title}\n\n{markdown(table.assign(method=[ROWS[method].label for method in table.method]))}\n")
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """An aligned Markdown table; floats with one decimal, None as a dash."""
-
-    def text(cell) -> str:
-        return "–" if cell is None else f"{cell:.1f}" if isinstance(cell, float) else str(cell)
-
-    cells = [list(header), *([text(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "| " + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |"
-        for row in cells
-    ]
-    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def plus_minus(mean: float | None, half: float | None, sign: str = "") -> str | None:
-    if mean is None:
-        return None
-    return f"{mean:{sign}.1f}" + ("" if half is None else f" ± {half:.1f}")
-
-
-def print_tables(runs: dict[str, dict[int, Run]], reference: str, dumps: int) -> None:
-    scores = {m: {seed: (r.before, r.after) for seed, r in seeds.items() if r.after} for m, seeds in runs.items()}
-    compared = compare({method: seeds for method, seeds in scores.items() if seeds}, reference)
-    print("Held-out accuracy in percent: mean ± 95% interval over seeds; differences are at equal seeds\n")
-    for measure in dict.fromkeys(c.measure for c in compared):
-        rows = [
-            (ROWS[c.method].label, len(c.values), plus_minus(c.mean, c.half), c.std, c.gain)
-            + (plus_minus(c.difference, c.difference_half, "+"),)
-            for c in compared
-            if c.measure == measure
-        ]
-        print(markdown([measure, "seeds", "after", "std", "gain", f"minus {ROWS[reference].label}"], rows) + "\n")
-
-    graduations, visits, audits = [], [], []
-    for method, seeds in runs.items():
-        row, table = ROWS[method].label, graduation(run.buffer.graduation_by_admission() for run in seeds.values())
-        graduations += [(row, key if key == "all" else f"{100 * key:g}%", *cells) for key, cells in table.items()]
-        fates = fates_by_visits(entry for run in seeds.values() for entry in run.entries)
-        visits += [(row, count, *cells.values()) for count, cells in fates.items()]
-        files = [file for run in seeds.values() for file in sorted(run.path.glob("dumps/*.jsonl"))[-dumps:]]
-        for kind, counts in audit(record for file in files for record in read_records(file)).items():
-            total = sum(counts.values())
-            audits += [(row, kind.upper(), answer, n, 100 * n / total) for answer, n in counts.items() if total]
-    print("Graduation by plain accuracy at admission (Fig. 4)\n")
-    print(markdown(["row", "at admission", "graduated", "admitted", "%"], graduations))
-    print("\nFates of admissions by number of visits (Figs. 20-24)\n")
-    print(markdown(["row", "visits", *FATES], visits))
-    print("\nBCQ and NCQ answers against the candidates in their prompts, newest dumps (Tables 16-17)\n")
-    print(markdown(["row", "prompt", "answer", "rollouts", "%"], audits))
-
-
-def print_bootstrap(blocks: dict[tuple[str, str], dict[str, np.ndarray]], reference: str) -> None:
+def print_bootstrap(path: Path, reference: str) -> None:
+    """path: CSV with columns scale, family, method, benchmark, accuracy. Raises SystemExit where one lacks a number."""
     rows = []
-    for block, scores in blocks.items():
+    for block, lines in pd.read_csv(path).groupby(["scale", "family"], sort=False):
+        scores = lines.pivot(index="benchmark", columns="method", values="accuracy")[lines.method.unique()]
+        for method in scores:
+            if missing := list(scores.index[scores[method].isna()]):
+                raise SystemExit(f"{path}: {' '.join(block)}: {method} has no accuracy on {', '.join(missing)}")
         if reference not in scores:
             print(f"{' '.join(block)}: no {reference}, left out")
             continue
-        for method, r in cluster_bootstrap(scores, reference).items():
-            interval = f"[{r['low']:+.2f}, {r['high']:+.2f}]"
-            rows.append((*block, method, r["mean"], f"{r['delta']:+.2f}", interval, f"{r['wins']}/{r['benchmarks']}"))
-    print(markdown(["scale", "family", "method", "mean", f"minus {reference}", "95% interval", "wins"], rows))
-
-
-# ---------------------------------------------------------------- drawing
-
-
-def pyplot():
-    """matplotlib.pyplot, set up for files in print."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SystemExit(f"figures need matplotlib ({error}): pip install matplotlib") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    style = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    plt.rcParams.update({**style, "savefig.dpi": 200, "figure.constrained_layout.use": True, "hatch.linewidth": 0.5})
-    return plt
+        for r in cluster_bootstrap(scores, reference).itertuples():
+            low_high, wins = f"[{r.low:+.2f}, {r.high:+.2f}]", f"{r.wins}/{len(scores)}"
+            rows.append((*block, r.Index, r.mean, f"{r.delta:+.2f}", low_high, wins))
+    header = ["scale", "family", "method", "mean", f"minus {reference}", "95% interval", "wins"]
+    print(markdown(pd.DataFrame(rows, columns=header)))
 
 
 def panels(rows: int, columns: int, width: float = 2.6, height: float = 2.2, **options):
-    """A figure and its axes, row by row; width and height of a panel in inches."""
-    figure, grid = pyplot().subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
+    """A figure and its axes, row by row. width, height: of a panel, in inches."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise SystemExit(f"figures need matplotlib ({error}): pip install matplotlib") from None
+    plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 200})
+    plt.rcParams.update({"legend.fontsize": 7, "figure.constrained_layout.use": True})
+    figure, grid = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
     return figure, list(grid.flat)
 
 
-def draw_curve(axes, method: str, curve: Sequence[float | None]) -> None:
-    """A smoothed curve over steps in the row's style, the raw one faint behind it."""
-    row, steps = ROWS[method], range(1, len(curve) + 1)
-    raw, line = ([math.nan if value is None else value for value in values] for values in (curve, smooth(curve)))
-    axes.plot(steps, raw, color=row.colour, alpha=0.2, linewidth=0.6)
-    every = max(len(line) // 6, 1)
-    axes.plot(steps, line, row.line, color=row.colour, marker=row.marker, ms=4, markevery=every, label=row.label)
+def draw(runs: Runs, out: Path) -> None:
+    """dynamics.png: Figs. 5, 22 and 25. questions.png: Figs. 4, 5 and 20-24, a line of panels per row of the tables."""
+    out.mkdir(parents=True, exist_ok=True)
+    methods = list(dict.fromkeys(method for method, _ in runs.paths))
+    curves = {m: runs.metrics.loc[m].groupby("step").mean().rolling(**SMOOTH).mean() for m in methods}
+    figure, grid = panels(2, 4)
+    for axes, name in zip(grid, DYNAMICS):
+        for method in (m for m in methods if name in curves[m] and (name != "loss" or "distill" not in m)):
+            label, colour, line, marker = ROWS[method]  # the loss of distillation, a divergence, has another scale
+            axes.plot(curves[method][name], line, color=colour, marker=marker, markevery=20, ms=4, label=label)
+        axes.set(xlabel="rollout step", ylabel=name)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(out / "dynamics.png")
+
+    figure, grid = panels(len(methods), 4)
+    for method, (batch, stock, fates, shares) in zip(methods, np.reshape(grid, (-1, 4))):
+        metrics, title = runs.metrics.loc[method], ROWS[method].label.replace(" (", "\n(")
+        layers = 100 * composition(metrics).groupby(metrics.step).mean().rolling(**SMOOTH).mean()
+        layers.plot.area(ax=batch, color=COMPOSITION, lw=0, title=title, ylabel="questions (%)")
+        if method in runs.admissions.index:
+            admissions, seeds = runs.admissions.loc[method], len(metrics.index.unique(0))
+            (buffer_composition(admissions) / seeds).plot.area(ax=stock, cmap="cividis", lw=0, ylabel="in the buffer")
+            (fates_by_visits(admissions) / seeds).plot.bar(ax=fates, color=FATES, stacked=True, ylabel="admissions")
+            table = graduation(admissions)
+            shares.plot(table.percent, "ko")
+            shares.vlines(table.index, table.low, table.high, "black")
+            shares.set(xlabel="accuracy at admission", ylabel="graduated (%)", ylim=(0, 100))
+    figure.savefig(out / "questions.png")
 
 
-def draw_stack(axes, layers: dict[str, Sequence[float]], styles: Sequence[tuple[str, str]]) -> None:
-    """Stacked layers over steps; styles: (colour, hatch) of each."""
-    steps = range(1, max(map(len, layers.values())) + 1)
-    bands = axes.stackplot(steps, *layers.values(), labels=list(layers), colors=[colour for colour, _ in styles])
-    for band, (_, hatch) in zip(bands, styles):
-        band.set(hatch=hatch, edgecolor="white", linewidth=0.3)
-    axes.margins(x=0, y=0)
-
-
-def draw_bars(axes, columns: dict[str, tuple[dict, str, str]]) -> None:
-    """Bars side by side; columns: label -> ({x: height}, colour, hatch)."""
-    places, width = sorted({x for heights, _, _ in columns.values() for x in heights}), 0.8 / len(columns)
-    for i, (label, (heights, colour, hatch)) in enumerate(columns.items()):
-        x = [k + (i - (len(columns) - 1) / 2) * width for k, place in enumerate(places) if place in heights]
-        y = [heights[place] for place in places if place in heights]
-        axes.bar(x, y, width, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=label)
-    axes.set_xticks(range(len(places)), [f"{100 * place:g}" for place in places])
-
-
-def draw_dynamics(runs: dict[str, dict[int, Run]], path: Path) -> None:
-    """Figs. 22 and 25: one panel per metric, one curve per method."""
-    figure, grid = panels(2, 3, height=2.4)
-    legend = {}
-    for axes, (label, (names, factor)) in zip(grid, DYNAMICS.items()):
-        for method, seeds in runs.items():
-            curve = mean_curve([run.metrics for run in seeds.values()], names, factor)
-            other_loss = names == ["loss"] and "distill" in method  # a divergence, on another scale
-            if any(value is not None for value in curve) and not other_loss:
-                draw_curve(axes, method, curve)
-        axes.set(xlabel="rollout step", ylabel=label)
-        legend |= dict(zip(*reversed(axes.get_legend_handles_labels())))
-    figure.legend(legend.values(), legend, loc="outside lower center", ncols=4, handlelength=3)
-    figure.savefig(path)
-
-
-def draw_questions(runs: dict[str, dict[int, Run]], path: Path) -> None:
-    """Figs. 5 and 20-24, one row of panels per method, means over its seeds: composition of the batch before the cap,
-    graduation v eviction, composition of the buffer, fates by number of visits."""
-    figure, grid = panels(len(runs), 4)
-    legend = {}
-    for i, (method, seeds) in enumerate(runs.items()):
-        batch, flow, stock, fates = grid[4 * i : 4 * i + 4]
-        entries = [entry for run in seeds.values() for entry in run.entries]
-        lines = [[composition(line) or {} for line in run.metrics] for run in seeds.values()]
-        layers = {COMPOSITION[name][0]: smooth(mean_curve(lines, [name], 100)) for name in COMPOSITION}
-        if any(None in layer for layer in layers.values()):
-            batch.text(0.5, 0.5, "not known", ha="center", transform=batch.transAxes)
-        else:
-            draw_stack(batch, layers, [style for _, *style in COMPOSITION.values()])
-            legend = dict(zip(*reversed(batch.get_legend_handles_labels())))
-        batch.set(xlabel="rollout step", ylabel=f"{ROWS[method].label}: batch (%)", ylim=(0, 100))
-        if not entries:
-            for axes in (flow, stock, fates):
-                axes.set_visible(False)
-            continue
-
-        for name, line in (("graduated", "-"), ("evicted", ":")):
-            counts = np.cumsum(mean_curve([run.metrics for run in seeds.values()], [name]))
-            flow.plot(range(1, len(counts) + 1), counts, line, color=FATES[name][0], label=name)
-        flow.set(xlabel="rollout step", ylabel="left the buffer (questions)")
-        flow.legend()
-        counts = buffer_composition(entries, max(run.steps for run in seeds.values()))
-        layers = {f"admitted at {100 * x:g}%": [n / len(seeds) for n in y] for x, y in counts.items()}
-        colours = pyplot().get_cmap("cividis")(np.linspace(0.2, 1, len(layers)))
-        draw_stack(stock, layers, list(zip(colours, HATCHES * 2)))
-        stock.set(xlabel="rollout step", ylabel="in the buffer (questions)")
-        stock.legend(loc="lower right", frameon=True, framealpha=1)
-        table, base = fates_by_visits(entries), 0
-        for fate, (colour, hatch) in FATES.items():
-            heights = np.array([cells[fate] / len(seeds) for cells in table.values()])
-            fates.bar(list(table), heights, 0.8, base, color=colour, hatch=hatch, edgecolor="black", label=fate)
-            base = base + heights
-        fates.set(xlabel="visits", ylabel="admissions")
-        fates.legend()
-    figure.legend(legend.values(), legend, loc="outside lower left", ncols=4)
-    figure.savefig(path)
-
-
-def draw_graduation(runs: dict[str, dict[int, Run]], path: Path) -> None:
-    """Fig. 4, for the methods with a buffer."""
-    bars = {}
-    for method, seeds in runs.items():
-        table = graduation(run.buffer.graduation_by_admission() for run in seeds.values())
-        shares = {key: percent for key, (_, _, percent) in table.items()}
-        if shares:
-            label = f"{ROWS[method].label} (all: {shares.pop('all'):.0f}%)"
-            bars[label] = (shares, ROWS[method].colour, HATCHES[len(bars) % len(HATCHES)])
-    if not bars:
-        return
-    figure, (axes,) = panels(1, 1, width=4.5, height=3)
-    draw_bars(axes, bars)
-    axes.set(xlabel="plain accuracy at admission (%)", ylabel="graduated (% of admissions)")
-    figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(path)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="output folders of train.py; grouped by method, then seed")
     parser.add_argument("--out", type=Path, help="folder for the figures (needs matplotlib); none: tables only")
@@ -520,16 +278,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.runs and not args.bootstrap:
         parser.error("give the output folders of runs, or --bootstrap with a CSV file")
     if args.bootstrap:
-        print_bootstrap(read_blocks(args.bootstrap), args.reference)
+        print_bootstrap(args.bootstrap, args.reference)
     if args.runs:
-        runs = by_method(map(read_run, args.runs))
+        runs = read_runs(args.runs)
         print_tables(runs, args.reference, args.dumps)
         if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-            draw_dynamics(runs, args.out / "dynamics.png")
-            draw_questions(runs, args.out / "questions.png")
-            draw_graduation(runs, args.out / "graduation.png")
-            print(f"\nfigures: {args.out}")
+            draw(runs, args.out)
 
 
 if __name__ == "__main__":

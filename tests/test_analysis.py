@@ -6,12 +6,15 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench import replicate
 from buffer import ReplayBuffer
 from extras import analysis
+from zppo import METHODS
 
+REPLICATION = Path(replicate.__file__).parent / "replication"
 FAMILIES = ("image/known", "image/hard", "text/known", "text/hard")
 
 
@@ -61,89 +64,129 @@ DUMP = [
 ]
 
 
-def test_a_run_is_read(tmp_path):
-    run = analysis.read_run(write_run(tmp_path / "run"))
-    assert run.steps == 3 and [entry.uid for entry in run.entries] == ["a", "b", "c", "d", "e", "a"]
-    assert run.before == dict(zip(FAMILIES, (100, 0, 100, 0), strict=True))
-    assert run.after == dict(zip(FAMILIES, (100, 50, 100, 25), strict=True))
+def test_runs_are_read(tmp_path):
+    paths = [write_run(tmp_path / f"{m}-{s}", m, s) for m, s in (("zppo", 1), ("zppo", 0), ("grpo_replay", 0))]
+    runs = analysis.read_runs(paths)
+    keys = [("grpo_replay", 0), ("zppo", 0), ("zppo", 1)]  # rows of the tables in the paper's order, then seeds
+    assert list(runs.paths) == list(runs.args) == keys and runs.paths["zppo", 1] == paths[0]
+    for table in (runs.metrics, runs.held_out, runs.admissions):
+        assert list(dict.fromkeys(key[:2] for key in table.index)) == keys
+    assert runs.metrics.loc["zppo", 1].step.tolist() == [1, 2, 3]
+    assert runs.held_out.loc["zppo", 0].before.to_dict() == dict(zip(FAMILIES, (100, 0, 100, 0), strict=True))
+    assert runs.held_out.loc["zppo", 0].after.to_dict() == dict(zip(FAMILIES, (100, 50, 100, 25), strict=True))
+    admissions = runs.admissions.loc["zppo", 1]
+    assert admissions.uid.tolist() == ["a", "b", "c", "d", "e", "a"]
+    assert admissions.fate.tolist() == ["graduated", "evicted", "graduated", *["in the buffer"] * 3]
     with pytest.raises(SystemExit, match="args.json"):
-        analysis.read_run(tmp_path)
+        analysis.read_runs([tmp_path])
     with pytest.raises(SystemExit, match="same seed"):
-        analysis.by_method([run, run])
+        analysis.read_runs([*paths, paths[0]])
 
 
 def test_buffer_tables(tmp_path):
-    run = analysis.read_run(write_run(tmp_path / "run"))
-    table = run.buffer.graduation_by_admission()
-    assert analysis.graduation([table]) == {0.0: (2, 4, 50.0), 0.25: (0, 2, 0.0), "all": (2, 6, 100 / 3)}
-    assert analysis.graduation([table, {0.375: (1, 1)}])["all"] == (3, 7, 300 / 7) and analysis.graduation([{}]) == {}
-    assert analysis.buffer_composition(run.entries, 3) == {0.0: [2, 2, 2], 0.25: [1, 1, 1]}
-    assert analysis.fates_by_visits(run.entries) == {
+    admissions = analysis.read_runs([write_run(tmp_path / "run")]).admissions.loc["zppo", 0]
+    table = analysis.graduation(admissions)
+    expected = {"0%": (2, 4, 50.0), "25%": (0, 2, 0.0), "all": (2, 6, pytest.approx(100 / 3))}
+    assert {line[0]: line[1:4] for line in table.itertuples()} == expected
+    more = pd.DataFrame([(0.375, 1, 1)], columns=["accuracy", "graduated", "admitted"])
+    assert analysis.graduation(pd.concat([admissions, more])).loc["all", "percent"] == pytest.approx(300 / 7)
+    assert analysis.graduation(admissions[:0]).admitted.sum() == 0
+    buffer = analysis.buffer_composition(admissions)
+    assert {x: column.tolist() for x, column in buffer.items()} == {0.0: [2, 2, 2], 0.25: [1, 1, 1]}
+    assert analysis.fates_by_visits(admissions).to_dict("index") == {
         0: {"graduated": 0, "evicted": 0, "in the buffer": 3},
         1: {"graduated": 2, "evicted": 1, "in the buffer": 0},
     }
 
 
+@pytest.mark.parametrize(
+    "graduated, admitted, low, high",  # the roots p of (share - p)^2 = z^2 p (1 - p) / n
+    [(0, 10, 0.0, 27.7533), (1, 10, 1.7876, 40.4150), (5, 10, 23.6593, 76.3407), (81, 263, 25.5289, 36.6200)],
+)
+def test_wilson_interval(graduated, admitted, low, high):
+    counts = pd.DataFrame({"accuracy": [0.0], "graduated": [graduated], "admitted": [admitted]})
+    line = analysis.graduation(counts).loc["0%"]
+    roots = np.roots([1 + 1.959964**2 / admitted, -2 * graduated / admitted - 1.959964**2 / admitted,
+                      (graduated / admitted) ** 2])  # fmt: skip
+    assert [line.low, line.high] == pytest.approx(sorted(100 * roots), abs=1e-6)
+    assert [line.low, line.high] == pytest.approx([low, high], abs=0.01)
+
+
 def test_composition_and_curves(tmp_path):
-    metrics = analysis.read_run(write_run(tmp_path / "run")).metrics
-    shares = [analysis.composition(line) for line in metrics]
-    assert shares[0] == {"easy": 0.25, "bcq": 0.25, "ncq_only": 0.25, "not_asked": 0.25}
-    assert shares[1] == {"easy": 0.5, "bcq": 0.5, "ncq_only": 0.0, "not_asked": 0.0}
-    assert analysis.composition({**metrics[2], "teacher_questions": 2}) is None  # easy questions were asked too
-    assert analysis.composition({"plain_prompts": 0, "hard_share": None}) is None
-    assert analysis.mean_curve([metrics, metrics[:2]], ["bcq_accuracy"], 100) == [None, 50, 70]
-    assert analysis.mean_curve([metrics], ["hint_accuracy", "plain_accuracy"]) == [0.2, 0.4, 0.9]
-    assert analysis.mean_curve([[{"x": 0.0}], [{"x": 1.0}, {"x": 3.0}]], ["x"]) == [0.5, 3.0]
-    assert analysis.smooth([0, 3, None, 6], window=3) == [1.5, 1.5, 4.5, 6]
-    assert analysis.smooth([None, None, 1], window=3) == [None, 1, 1]
+    metrics = analysis.read_runs([write_run(tmp_path / "run")]).metrics.loc["zppo", 0]
+    shares = analysis.composition(metrics)
+    assert list(shares) == ["easy", "hard, BCQ possible", "hard, NCQ only", "not asked"]
+    assert shares.to_numpy().tolist() == [[0.25] * 4, [0.5, 0.5, 0, 0], [1, 0, 0, 0]]
+    assert analysis.composition(metrics.assign(teacher_questions=2)).isna().all(axis=1).tolist() == [False, False, True]
+    none = pd.DataFrame({"plain_prompts": [0.0], "hard_share": [np.nan]})
+    assert analysis.composition(none).isna().all(axis=None)
+    assert analysis.composition(metrics[["plain_prompts", "hard_share"]]).iloc[0].tolist() == [0.25, 0, 0, 0.75]
+    window = {**analysis.SMOOTH, "window": 3}
+    assert pd.Series([0, 3, None, 6]).rolling(**window).mean().tolist() == [1.5, 1.5, 4.5, 6]
+    assert pd.Series([None, None, 1.0]).rolling(**window).mean()[1:].tolist() == [1, 1]
 
 
 def test_audit():
     assert analysis.audit(DUMP) == {
-        "bcq": {"positive": 3, "negative": 1, "neither": 2, "no answer": 2},
-        "ncq": {"correct": 1, "repeats": 2, "new wrong": 1, "no answer": 1},
-    }
+        ("bcq", "positive"): 3, ("bcq", "negative"): 1, ("bcq", "neither"): 2, ("bcq", "no answer"): 2,
+        ("ncq", "correct"): 1, ("ncq", "repeats"): 2, ("ncq", "new wrong"): 1, ("ncq", "no answer"): 1,
+    }  # fmt: skip
 
 
 def test_intervals():
-    assert analysis.mean_interval([3.0]) == (3.0, None, None)
-    mean, std, half = analysis.mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert analysis.mean_interval(pd.Series([3.0])) == pytest.approx((3.0, np.nan, np.nan), nan_ok=True)
+    assert analysis.mean_interval(pd.Series([], dtype=float)) == pytest.approx((np.nan,) * 3, nan_ok=True)
+    mean, std, half = analysis.mean_interval(pd.Series([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert (mean, std) == (3.0, pytest.approx(2.5**0.5)) and half == pytest.approx(2.776 * (2.5 / 5) ** 0.5)
-    for n, value in ((1, 12.706), (4, 2.776), (9, 2.262), (10, 2.228), (30, 2.042), (1000, 1.962)):
-        assert analysis.t_quantile(n) == pytest.approx(value, abs=0.004)
+    for n, value in ((1, 12.706), (4, 2.776), (9, 2.262), (10, 2.228), (30, 2.042), (1000, 1.962)):  # Student's t
+        _, std, half = analysis.mean_interval(pd.Series(range(n + 1)))
+        assert half * (n + 1) ** 0.5 / std == pytest.approx(value, abs=0.004)
     assert [replicate.verdict(*x) for x in ((2, 1), (-2, 1), (0.5, 1))] == ["agrees", "differs", "within noise"]
-    assert "two seeds" in replicate.verdict(5.0, None)
+    assert "two seeds" in replicate.verdict(5.0, np.nan)
 
 
 def test_compare():
-    before = {"image/known": 100.0, "image/hard": 0.0, "text/known": 80.0, "text/hard": 0.0}
-    scores = {
-        "grpo_replay": {s: (before, {**before, "image/hard": 10.0 * s}) for s in (0, 1, 2)},
-        "zppo": {s: (before, {**before, "image/hard": 10.0 * s + d}) for s, d in ((1, 20.0), (2, 40.0), (7, 0.0))},
-        "grpo": {9: (before, before)},
-    }
-    table = {(c.method, c.measure): c for c in analysis.compare(scores, "grpo_replay")}
-    zppo = table["zppo", "hard"]  # (15, 30, 35) over seeds 1, 2, 7; at equal seeds 10 and 20 above the reference
-    assert zppo.values == {1: 15.0, 2: 30.0, 7: 35.0} and zppo.mean == zppo.gain == pytest.approx(80 / 3)
+    base = {"image/known": 100.0, "image/hard": 0.0, "text/known": 80.0, "text/hard": 0.0}
+    hard = {("grpo_replay", s): 10.0 * s for s in (0, 1, 2)} | {("grpo", 9): 0.0}
+    hard |= {("zppo", s): 10.0 * s + d for s, d in ((1, 20.0), (2, 40.0), (7, 0.0))}
+    families = pd.DataFrame({key: {**base, "image/hard": value} for key, value in hard.items()}).T
+    values = analysis.measures(families.rename_axis(["method", "seed"]))
+    assert values.loc["zppo"]["hard"].to_dict() == {1: 15.0, 2: 30.0, 7: 35.0}
+    table = analysis.compare(values, "grpo_replay")
+    zppo = table.loc["hard", "zppo"]  # (15, 30, 35) over seeds 1, 2, 7; at equal seeds 10 and 20 above the reference
+    assert zppo["mean"] == pytest.approx(80 / 3) and zppo.seeds == 3
     assert zppo.difference == 15.0 and zppo.difference_half == pytest.approx(12.706 * 50**0.5 / 2**0.5)
-    assert table["zppo", "known"].mean == 90.0 and table["zppo", "known"].gain == 0.0
-    assert table["zppo", "all"].mean == pytest.approx((180 + 160 / 3) / 4)
-    assert table["grpo", "hard"].difference is None and table["grpo", "hard"].half is None
-    assert (table["grpo_replay", "hard"].difference, table["grpo_replay", "hard"].difference_half) == (0, 0)
+    assert table.loc[("known", "zppo"), "mean"] == 90.0
+    assert table.loc[("all", "zppo"), "mean"] == pytest.approx((180 + 160 / 3) / 4)
+    assert np.isnan(table.loc["hard", "grpo"].difference) and np.isnan(table.loc["hard", "grpo"].half)
+    assert table.loc["hard", "grpo_replay"][["difference", "difference_half"]].tolist() == [0, 0]
+    assert analysis.compare(values, "prefix").difference.isna().all()
+
+
+# Table 10 of the paper (0.8B), in its order of benchmarks.
+PAPER_ZPPO = [76.5, 13.9, 63.9, 31.1, 71.5, 75.3, 59.3, 29.2, 73.2, 37.6, 59.9, 42.5, 18.7, 35.0, 44.7, 71.7]
+PAPER_GRPO = [71.2, 9.8, 59.9, 23.6, 69.4, 72.4, 51.1, 20.9, 68.3, 30.5, 57.5, 41.3, 17.5, 27.8, 43.6, 62.5]
+
+
+def test_bootstrap_gives_table_14_of_the_paper():
+    scores = pd.DataFrame({"grpo_replay": PAPER_GRPO, "zppo": PAPER_ZPPO})
+    line = analysis.cluster_bootstrap(scores, "grpo_replay").loc["zppo"]
+    assert (line.delta, line.low, line.high) == pytest.approx((4.79, 3.45, 6.12), abs=0.1)  # inputs are rounded
+    assert line.wins == 16
 
 
 def test_bootstrap_is_brute_force_in_the_limit():
     reference = np.array([50.0, 60.0, 70.0])
-    scores = {"ref": reference, "new": np.array([53.0, 59.0, 76.0]), "up": reference + 2}
+    scores = pd.DataFrame({"ref": reference, "new": np.array([53.0, 59.0, 76.0]), "up": reference + 2})
     result = analysis.cluster_bootstrap(scores, "ref")
-    assert result["ref"] == dict(mean=60.0, delta=0.0, low=0.0, high=0.0, wins=0, benchmarks=3)
-    assert result["up"] == dict(mean=62.0, delta=2.0, low=2.0, high=2.0, wins=3, benchmarks=3)
-    new = result["new"]
+    assert result.loc["ref"].to_dict() == dict(mean=60.0, delta=0.0, low=0.0, high=0.0, wins=0)
+    assert result.loc["up"].to_dict() == dict(mean=62.0, delta=2.0, low=2.0, high=2.0, wins=3)
+    new = result.loc["new"]
     assert new["delta"] == pytest.approx(8 / 3) and new["wins"] == 2 and new["low"] <= new["delta"] <= new["high"]
     every = [np.mean([(3, -1, 6)[i] for i in draw]) for draw in product(range(3), repeat=3)]  # all 27 resamples
     assert (new["low"], new["high"]) == pytest.approx(np.percentile(every, [2.5, 97.5], method="inverted_cdf"))
     draws = np.random.default_rng(0).integers(3, size=(10_000, 3))  # the same resamples, one at a time
-    slow = [scores["new"][draw].mean() - reference[draw].mean() for draw in draws]
+    slow = [scores["new"].to_numpy()[draw].mean() - reference[draw].mean() for draw in draws]
     assert (new["low"], new["high"]) == pytest.approx(np.percentile(slow, [2.5, 97.5]))
 
 
@@ -152,9 +195,8 @@ def test_blocks(tmp_path, capsys):
     file = tmp_path / "a.csv"
     file.write_text("\n".join(lines))
     with pytest.raises(SystemExit, match="2B vlm: new has no accuracy on B"):
-        analysis.read_blocks(file)
-    file.write_text("\n".join([*lines, "2B,new,vlm,B,21", "27B,teacher,vlm,A,90"]))
-    assert analysis.read_blocks(file)["2B", "vlm"]["new"].tolist() == [13, 21]  # by name, whatever the order
+        analysis.main(["--bootstrap", str(file), "--reference", "ref"])
+    file.write_text("\n".join([*lines, "2B,new,vlm,B,21", "27B,teacher,vlm,A,90"]))  # by name, whatever the order
     analysis.main(["--bootstrap", str(file), "--reference", "ref"])
     screen = capsys.readouterr().out
     assert "27B vlm: no ref" in screen and "+2.00" in screen and "[+1.00, +3.00]" in screen and "2/2" in screen
@@ -166,15 +208,23 @@ def test_tables_without_matplotlib(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="pip install matplotlib"):
         analysis.main([*map(str, runs), "--out", str(tmp_path / "figures")])
     screen = capsys.readouterr().out
-    assert "37.5 ± 0.0" in screen and "+0.0 ± 0.0" in screen and "Tables 16-17" in screen
+    hard = next(line.split() for line in screen.splitlines() if line.startswith("| hard") and "ZPPO" in line)
+    assert hard[5:14:2] == ["2", "0.0", "37.5", "0.0", "0.0"]  # seeds, before, mean, std, half of the interval
+    assert hard[15:18:2] == ["0.0", "0.0"] and "Tables 16-17" in screen  # difference, half
     analysis.main([str(runs[0])])  # no figures asked for: nothing missing
+
+
+def test_no_two_rows_look_alike():
+    looks = list(analysis.ROWS.values())
+    assert all(len({look[i] for look in looks}) == len(looks) for i in (0, 1, 3))  # label, colour, marker
+    assert set(analysis.ROWS) == set(METHODS) and set(analysis.ROWS) - set(replicate.PAPER) == {"teacher_response"}
 
 
 def test_figures(tmp_path):
     pytest.importorskip("matplotlib")
     folders = [str(write_run(tmp_path / method, method)) for method in ("zppo", "grpo", "off_distill")]
     analysis.main([*folders, "--out", str(tmp_path / "figures")])
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 3
+    assert {file.name for file in (tmp_path / "figures").iterdir()} == {"dynamics.png", "questions.png"}
 
 
 def test_replicate_skips_finished_runs_and_resumes_others(tmp_path, monkeypatch):
@@ -198,10 +248,13 @@ def test_replicate_gathers_only_what_is_comparable(tmp_path):
         write_run(tmp_path / f"grpo_replay-{seed}", "grpo_replay", seed, (4, 0, 4, 1), lr=1.0)
     write_run(tmp_path / "grpo-0", "grpo", finished=False, lr=2.0)  # unfinished: left out
     (tmp_path / "options.json").write_text('["--steps", "3"]')
-    results = json.loads(json.dumps(replicate.gather(tmp_path)))
+    replicate.write_results(*replicate.gather(tmp_path), tmp_path / "out")
+    results, curves = replicate.read_results(tmp_path / "out")
     assert results["command"].endswith("--methods grpo_replay zppo --seeds 0 1 2 --steps 3")
     assert results["arguments"] == {"buffer_capacity": 3, "lr": 1.0} and results["runs"][0]["minutes"] == 3.0
-    assert replicate.graduations(results, "zppo")[0.0] == (6, 12, 50.0)
+    assert replicate.graduations(results, "zppo").loc["0%"].tolist()[:3] == [6, 12, 50.0]
+    assert curves.loc["zppo", 1].plain_accuracy.tolist() == [0.2, 0.4, 0.9]
+    assert (tmp_path / "out" / "curves" / "zppo-1.csv").read_text().splitlines()[1] == "1,0.2,0.75,,0.1,1,0"
     page = replicate.report(results)
     claim = next(line for line in page.splitlines() if line.startswith("| ZPPO > GRPO† "))
     assert "+66.7 ± 17.9" in claim and claim.count("agrees") == 2 and "+4.9" in claim and "+2.8" in claim
@@ -210,3 +263,32 @@ def test_replicate_gathers_only_what_is_comparable(tmp_path):
     write_run(tmp_path / "grpo-1", "grpo", 1, lr=2.0)
     with pytest.raises(SystemExit, match="differ in lr"):
         replicate.gather(tmp_path)
+
+
+def test_what_is_not_in_the_paper_stands_below_a_line(tmp_path):
+    for method in ("zppo", "teacher_response", "grpo_replay"):
+        write_run(tmp_path / f"{method}-0", method)
+    (tmp_path / "options.json").write_text("[]")
+    replicate.write_results(*replicate.gather(tmp_path), tmp_path / "out")
+    results, _ = replicate.read_results(tmp_path / "out")
+    rows = [line.split("|")[1].strip() for line in replicate.rows_table(results).splitlines()[2:]]
+    assert rows == ["base", "GRPO†", "ZPPO", "**not in the paper**", "GRPO† + teacher response"]
+    assert "teacher response" not in replicate.claims_table(results) + replicate.graduation_table(results)
+
+
+@pytest.mark.parametrize("methods", [["zppo"], ["grpo"], ["zppo", "grpo_replay", "grpo", "hint", "teacher_response"]])
+def test_replicate_draws_whatever_was_run(methods, tmp_path):
+    pytest.importorskip("matplotlib")
+    for method in methods:
+        write_run(tmp_path / "runs" / f"{method}-0", method, steps=3)
+    (tmp_path / "runs" / "options.json").write_text("[]")
+    replicate.write_results(*replicate.gather(tmp_path / "runs"), tmp_path)
+    replicate.main(["--figures_only", "--out", str(tmp_path)])
+    figures = {"heldout.png", "curves.png"} | ({"zppo_and_grpo.png"} if "zppo" in methods else set())
+    assert {file.name for file in tmp_path.glob("*.png")} == figures and (tmp_path / "table.md").exists()
+
+
+def test_committed_results_give_the_committed_table():
+    results, curves = replicate.read_results(REPLICATION)
+    assert replicate.report(results) == (REPLICATION / "table.md").read_text(encoding="utf-8")
+    assert set(curves.index.droplevel(2)) == {(run["method"], run["seed"]) for run in results["runs"]}

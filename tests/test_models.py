@@ -5,6 +5,7 @@ import tiny
 import torch
 import transformers
 
+from engine import models
 from engine.models import (
     banned_token_ids,
     collate,
@@ -307,3 +308,27 @@ def test_dropout_is_found_wherever_an_architecture_keeps_it(model):
     assert not torch.equal(model(inputs).last_hidden_state, model(inputs).last_hidden_state)
     disable_dropout(model)
     assert torch.equal(model(inputs).last_hidden_state, model(inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels", "message"),
+    [
+        (None, True, "compute capability 8.9"),
+        ((8, 6), True, "compute capability 8.9"),
+        ((9, 0), False, "pip install kernels"),
+        ((8, 9), True, None),
+    ],
+)
+def test_an_fp8_model_is_refused_where_it_would_not_stay_fp8(capability, kernels, message, tmp_path, monkeypatch):
+    config = tiny.make("qwen3").config
+    config.quantization_config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(models, "is_kernels_available", lambda: kernels)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    if message is None:
+        models.check_fp8(str(tmp_path), config)
+        return
+    with pytest.raises(SystemExit, match=f"{tmp_path} is an FP8 model.*{message}.*bf16 model"):
+        models.load_model(str(tmp_path))

@@ -35,7 +35,8 @@ def test_a_run_leaves_what_the_docstring_says(reference):
     assert all(0 <= line["active_share"] <= 1 and line["grad_norm"] >= 0 for line in metrics)
     for step in (2, 4):
         records = [json.loads(line) for line in (run / f"dumps/step_{step:05d}.jsonl").read_text().splitlines()]
-        assert {record["kind"] for record in records} <= {"bcq", "ncq"}
+        assert {record["kind"] for record in records} <= {"plain", "bcq", "ncq"}
+        assert [record["kind"] for record in records].count("plain") == 4
         assert all(len(record["rollouts"]) == 4 for record in records)
     assert "held-out questions" in screen and "accuracy at admission" in screen
     assert len((run / "eval_before.jsonl").read_text().splitlines()) == 18  # 3 questions x 3 families x known and hard

@@ -2,6 +2,7 @@
 implementation over all rollouts."""
 
 import copy
+import itertools
 import math
 import random
 import re
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 import zppo
 from engine.models import Encoder, banned_token_ids, collate, load_model
 from engine.questions import Question
-from engine.update import Learner, Policy, Row, micro_batches
+from engine.update import FIXED_COST, Learner, Policy, Row, micro_batches
 from generate import Sampling
 from rewards import extract_boxed
 from zppo import (
@@ -703,12 +704,25 @@ def test_micro_batches_hold_all_rows_within_the_budget_and_come_in_equal_numbers
         assert len(batches) % world == 0
         if len(lengths) >= len(batches):  # no process is idle while another has two rows to give
             assert all(batches)
-        greedy, room = 0, 0  # no fewer batches would do
-        for length in sorted(lengths, reverse=True):
-            if room < 1:
-                greedy, room = greedy + 1, max(budget // length, 1)
-            room -= 1
-        assert len(batches) == math.ceil(greedy / world) * world
+
+
+def test_micro_batches_are_cut_where_padding_would_cost_more_than_another_one():
+    """Against all ways to cut the sorted rows."""
+    rng = random.Random(0)
+    for _ in range(100):
+        lengths, budget = sorted((rng.randint(1, 100) for _ in range(rng.randint(1, 9))), reverse=True), 300
+
+        def cost(batches, lengths=lengths, budget=budget):
+            return sum(lengths[batch[0]] * len(batch) + FIXED_COST * budget for batch in batches)
+
+        ways = []
+        for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+            places = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(lengths)]
+            batches = [list(range(i, j)) for i, j in itertools.pairwise(places)]
+            if all(lengths[batch[0]] * len(batch) <= budget for batch in batches):
+                ways.append(cost(batches))
+        assert cost(micro_batches(lengths, budget, 1)) == pytest.approx(min(ways))
+    assert micro_batches([500] * 3 + [60] * 30, 8192, 1) == [[0, 1, 2], list(range(3, 33))]
 
 
 def test_padding_is_counted():
@@ -786,10 +800,15 @@ def test_nothing_that_is_not_finite_reaches_the_weights(broken):
         assert torch.equal(*good) and not torch.equal(good[0], start)
 
 
-def test_a_blank_image_row_changes_nothing_and_keeps_the_vision_tower_in_the_graph():
+def test_a_blank_image_changes_nothing_and_keeps_the_vision_tower_in_the_graph(monkeypatch):
+    """It stands behind the shortest row: as many rows as without it, and hardly wider ones."""
     groups = [group for group in groups_of(dead=()) if not group.question.images]
     text_blank = replace(BLANK, question=Question("blank", "", (), ""))
-    used = []
+    used, shapes, forward = [], [], Policy.forward
+
+    def spy(self, batch, *rest, **settings):
+        shapes.append(batch["input_ids"].shape)
+        return forward(self, batch, *rest, **settings)
 
     def with_hook():
         model = tiny.make("qwen3_5")
@@ -798,13 +817,19 @@ def test_a_blank_image_row_changes_nothing_and_keeps_the_vision_tower_in_the_gra
         )
         return model
 
+    monkeypatch.setattr(Policy, "forward", spy)
     recipe = Recipe(updates_per_step=2)
     joined, metrics, _ = run(groups, recipe, with_hook(), micro_tokens=100)
     assert len(used) > 2 and not any(used)  # in every micro-batch, with gradient exactly 0
+    with_image, backward_passes = shapes.copy(), len(used)
+    shapes.clear()
     alone, expected, _ = run(groups, recipe, with_hook(), micro_tokens=100, blank=text_blank)
-    assert len(used) > 2
+    assert len(used) == backward_passes
     close(joined, alone)
     assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    room = encoder.length("blank", BLANK.question) + 1
+    for (rows, width), (rows_alone, width_alone) in zip(with_image, shapes, strict=True):
+        assert rows == rows_alone and width_alone <= width <= width_alone + room
 
 
 def test_the_same_update_twice_and_inputs_left_alone():
