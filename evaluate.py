@@ -31,10 +31,11 @@ from engine.options import option, parse
 from engine.questions import MAX_PIXELS, MIN_PIXELS, DataError, Question, load_questions
 from engine.results import Results
 from engine.run import read_records
-from engine.snapshots import find_snapshot
+from engine.snapshots import find_all
+from extras.analysis import cluster_bootstrap
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
-from suite.compare import cluster_bootstrap, macro, paper, summarise
+from suite.compare import macro, paper, summarise
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES, Benchmark
 from suite.rows import Item, load
 from suite.scorers import JUDGES, read_prompts, score
@@ -129,17 +130,11 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
         return {"data": load_questions(args.data, args.split, args.columns or None)[0]}
     if not (args.suite or args.benchmarks):
         return world.questions()[1]
-    folders, problems = {}, []
-    for entry in chosen(args):
-        patterns = None if entry.video else ["*.parquet", "*.json*", "*.csv", "*.arrow", "*.md", "*.jpg", "*.png"]
-        try:
-            folders[entry] = find_snapshot(entry.ids, args.root, entry.revision, patterns)
-        except DataError as error:
-            problems.append(f"{entry.name}: {error}")
-    if problems:
-        raise DataError("\n".join(problems))
-    bar = tqdm(folders.items(), desc="loading", leave=False, disable=None)
-    return {entry.name: load(entry, folder, judge_prompts, args.frames, args.limit) for entry, folder in bar}
+    entries = {entry.name: entry for entry in chosen(args)}
+    rows = ["*.parquet", "*.json*", "*.csv", "*.arrow", "*.md", "*.jpg", "*.png"]
+    wanted = {name: (entry.ids, entry.revision, None if entry.video else rows) for name, entry in entries.items()}
+    bar = tqdm(find_all(wanted, args.root).items(), desc="loading", leave=False, disable=None)
+    return {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
 
 
 def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accelerator) -> Actor | ServedActor:
@@ -154,31 +149,21 @@ def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accele
 
 
 def run(questions: dict[str, list[Question]], models: list, args: Arguments, results: Results, judge_prompts) -> None:
-    """Ask what `results` does not hold yet, round by round. models: [the model] or [the model, its judge].
+    """Ask what `results` does not hold yet. models: [the model] or [the model, its judge].
 
-    Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong."""
-    sampling, state = replace(DECODING, max_new_tokens=args.max_new_tokens), PartialState()
+    Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong.
+    """
+    sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
     asked = [(family, question) for family in questions for question in questions[family]]
-    pending = [(family, question) for family, question in asked if question.uid not in results.done]
-    size, tokens = 4 * args.rows * state.num_processes, 0
-    bar = tqdm(total=len(asked), initial=len(asked) - len(pending), disable=not state.is_main_process or None)
-    for start in range(0, len(pending), size):
-        part = defaultdict(list)
-        for family, question in pending[start : start + size]:
-            part[family].append(question)
+    for part in results.rounds(asked, 4 * args.rows * PartialState().num_processes):
         failures = [getattr(model, "failures", 0) for model in models]
-        records = evaluate(models[0], part, sampling, args.seed, *models[1:2] or [None], judge_prompts)
+        records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
         if failures != [getattr(model, "failures", 0) for model in models]:
-            raise ConnectionError("requests got no answer: the same command goes on from here")
+            raise ConnectionError("some requests got no answer: the same command goes on from here")
         results.add(records)
         for model in models:
             if isinstance(model, Actor):
                 model.encoder.clear()
-        family, tokens = records[-1]["family"], tokens + sum(record.get("tokens", 0) for record in records)
-        rewards = [record["reward"] or 0 for record in results.done.values() if record["family"] == family]
-        bar.set_postfix({family: f"{100 * sum(rewards) / len(rewards):.1f}%", "tokens": tokens})
-        bar.update(len(records))
-    bar.close()
 
 
 def report(records: list[dict], row: str) -> tuple[str, dict]:

@@ -2,8 +2,11 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from engine.run import write_records, write_whole
 
@@ -34,13 +37,29 @@ class Results:
             write_whole(json.dumps(settings, indent=1), self.path.with_suffix(".args.json"))
             write_records(list(self.done.values()), self.path)
 
+    def rounds(self, asked: Sequence[tuple[str, object]], size: int) -> Iterator[dict[str, list]]:
+        """What has no record yet, `size` questions at a time: {family: questions}. asked: (family, question)."""
+        pending = [(family, question) for family, question in asked if question.uid not in self.done]
+        self.bar = tqdm(total=len(asked), initial=len(asked) - len(pending), disable=not self.main or None)
+        for start in range(0, len(pending), size):
+            part = defaultdict(list)
+            for family, question in pending[start : start + size]:
+                part[family].append(question)
+            yield part
+        self.bar.close()
+
     def add(self, records: Sequence[dict]) -> None:
+        """Records of a round: to the file, and the running score of their last family and all tokens to the screen."""
         self.done |= {record["uid"]: record for record in records}
         if self.main:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
                 file.flush()
                 os.fsync(file.fileno())
+        family, tokens = records[-1]["family"], sum(record.get("tokens", 0) for record in self.done.values())
+        rewards = [record["reward"] or 0 for record in self.done.values() if record["family"] == family]
+        self.bar.set_postfix({family: f"{100 * sum(rewards) / len(rewards):.1f}%", "tokens": tokens})
+        self.bar.update(len(records))
 
     def finish(self, records: Sequence[dict], summary: dict) -> None:
         """All records in order, those that a judge saw once more apart, and a summary: the run is finished."""

@@ -44,6 +44,19 @@ def find_snapshot(ids: Sequence[str], root: str | None, revision: str | None = N
     raise DataError(f"the hub gives none of these: {'; '.join(problems)}")
 
 
+def find_all(wanted: dict[str, tuple], root: str | None) -> dict[str, Path]:
+    """{name: folder}. wanted: {name: ids, revision and patterns of find_snapshot}. Raises DataError with all problems."""
+    folders, problems = {}, []
+    for name, (ids, revision, patterns) in wanted.items():
+        try:
+            folders[name] = find_snapshot(ids, root, revision, patterns)
+        except DataError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise DataError("\n".join(problems))
+    return folders
+
+
 def by_readme(folder: Path, config: str) -> dict[str, list[Path]]:
     """{split: files} of a config in the header of README.md; {} if it names none."""
     file = folder / "README.md"
@@ -101,6 +114,7 @@ def read_splits(folder: Path, config: str, splits: Sequence[str], every: bool = 
         wanted, there = (" and " if every else " or ").join(splits), ", ".join(found) or "none"
         raise DataError(f"{folder}, config {config or 'default'}: expected split {wanted}, found {there}")
     read = {}
+    datasets.disable_progress_bars()  # one for each small file
     for split in names:
         rows = found[split]
         if not saved:

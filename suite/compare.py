@@ -1,4 +1,4 @@
-"""From records to numbers: scores and their parts, macro averages, the cluster bootstrap (F.6), the paper's tables."""
+"""From records to numbers: scores and their parts, macro averages, the paper's tables."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -109,15 +109,3 @@ def paper(row: str) -> dict[str, float]:
         raise ValueError(f"the paper's tables have no row {row!r}; they have {', '.join(tables)}")
     numbers = tables[row].dropna()
     return {entry.name: float(numbers[entry.paper]) for entry in BENCHMARKS if entry.paper in numbers}
-
-
-def cluster_bootstrap(scores: pd.DataFrame, reference: str, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """F.6, on one (scale, family) block: the macro-average difference of each column to the reference.
-
-    scores: percent, a line for each benchmark. Benchmarks are resampled with replacement, one shared resample for all
-    columns. Returns mean, delta, 95% percentile interval (low, high) and wins, a line for each column.
-    """
-    deltas = scores.sub(scores[reference], axis=0)
-    draws = np.random.default_rng(seed).integers(len(scores), size=(resamples, len(scores)))
-    low, high = np.percentile(deltas.to_numpy()[draws].mean(1), [2.5, 97.5], axis=0)
-    return pd.DataFrame(dict(mean=scores.mean(), delta=deltas.mean(), low=low, high=high, wins=(deltas > 0).sum()))

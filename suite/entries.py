@@ -68,16 +68,14 @@ BLIND_TASKS = {  # the form of the answer
     "olympic counting - circles": "number", "olympic counting - pentagons": "number", "subway connections": "number",
     "touching circles": "yes/no", "counting grid - blank grids": "pair", "counting grid - word grids": "pair",
 }  # fmt: skip
-OCR_CAPABILITIES = {  # OCRBench v2: capability -> types, without their language
-    "recognition": ("text recognition", "fine-grained text recognition", "full-page OCR"),
-    "detection": ("text grounding", "VQA with position"),
-    "spotting": ("text spotting",),
-    "relations": ("key information extraction", "key information mapping", "handwritten answer extraction"),
-    "elements": ("document parsing", "chart parsing", "table parsing", "formula recognition"),
-    "calculation": ("math QA", "text counting"),
-    "understanding": ("document classification", "cognition VQA", "diagram QA"),
-    "knowledge": ("reasoning VQA", "science QA", "APP agent", "ASCII art classification", "text translation"),
-}
+OCR_CAPABILITIES = {kind: capability for capability, kinds in (  # OCRBench v2: types without their language
+    ("recognition", "text recognition, fine-grained text recognition, full-page OCR"),
+    ("detection", "text grounding, VQA with position"), ("spotting", "text spotting"),
+    ("relations", "key information extraction, key information mapping, handwritten answer extraction"),
+    ("elements", "document parsing, chart parsing, table parsing, formula recognition"),
+    ("calculation", "math QA, text counting"), ("understanding", "document classification, cognition VQA, diagram QA"),
+    ("knowledge", "reasoning VQA, science QA, APP agent, ASCII art classification, text translation"),
+) for kind in kinds.split(", ")}  # fmt: skip
 # MVBench's tasks, with the part of the path of their videos that tells them from others of the same file name.
 MVBENCH = dict(task.split(":") for task in """action_antonym:ssv2_video action_count:perception action_localization:sta
     action_prediction:star action_sequence:star character_order:perception counterfactual_inference:clevrer

@@ -9,7 +9,6 @@ Decisions:
 5. A row's uid is its set, config, split and number.
 """
 
-import ast
 import random
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import datasets
 
-from engine.choices import LETTERS
+from engine.choices import LETTERS, gold_numbers, lettered, option_texts
 from engine.media import find_file, picture, sample, subtitles
 from engine.questions import DataError, Question, clean_text
 from engine.snapshots import config_names, read_splits
@@ -28,9 +27,6 @@ from suite.entries import BLIND_TASKS, MVBENCH, OCR_CAPABILITIES, Benchmark
 IN_PICTURE = "Answer the question in the picture."
 MARKER = re.compile(r"<image[ _]?(\d*)>")
 AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
-# CharXiv: the rubric of each of the 19 descriptive questions.
-RUBRICS = (*["title"], *["ocr"] * 6, *["quant"] * 3, "bool", "quant", "enum", "quant", "quant", "trend", "quant",
-           "layout", "quant")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,10 +43,6 @@ class Item(Question):
     turns: tuple = field(default=(), compare=False)
     row: dict = field(default_factory=dict, compare=False, repr=False)
     groups: dict = field(default_factory=dict, compare=False, repr=False)
-
-
-def lettered(options: Sequence[str]) -> list[str]:
-    return [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False) if text]
 
 
 def dig(row: dict, name: str):
@@ -81,11 +73,10 @@ def charxiv(row: dict, prompts: dict) -> list[dict]:
     at = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
     place = row["subplot_loc"] or (at if row["subplot_row"] else "the current plot")
     for i in "1234":
-        number = int(row[f"descriptive_q{i}"])
-        question = prompts["charxiv_questions"][number - 1]
+        number, answer = expect(int(row[f"descriptive_q{i}"]), range(1, 20)), row[f"descriptive_a{i}"]
+        kind, question = prompts["charxiv_questions"][number - 1]
         question = question if number in (18, 19) else f"For {place}, {question[0].lower()}{question[1:]}"
-        part = {"half": "descriptive", "rubric": f"descriptive_{RUBRICS[number - 1]}", "question": question}
-        parts.append(part | {"answer": row[f"descriptive_a{i}"]})
+        parts.append({"half": "descriptive", "rubric": f"descriptive_{kind}", "question": question, "answer": answer})
     return parts
 
 
@@ -128,8 +119,7 @@ def blind(row: dict, prompts: dict) -> list[dict]:
 
 
 def ocrbench(row: dict, prompts: dict) -> list[dict]:
-    capability = {name: capability for capability, names in OCR_CAPABILITIES.items() for name in names}
-    return [{"capability": capability[expect(row["type"].rpartition(" ")[0], capability)]}]
+    return [{"capability": OCR_CAPABILITIES[expect(row["type"].rpartition(" ")[0], OCR_CAPABILITIES)]}]
 
 
 def mmvet(row: dict, prompts: dict) -> list[dict]:
@@ -144,46 +134,14 @@ PREPARE = {f.__name__: f for f in (charxiv, mathvista, redux, multichallenge, bl
 
 def check_columns(entry: Benchmark, config: str, rows: datasets.Dataset) -> datasets.Dataset:
     """The rows, with columns of another case renamed. Raises DataError if a column is missing that the entry needs."""
-    made = {"question", "answer"} if entry.scorer == "charxiv" else {"question"} if config == "vision" else set()
     options = [entry.options] if isinstance(entry.options, str) else entry.options
-    needed = {entry.question, *entry.answers, *options, *entry.needs, *entry.kind[:1], entry.video} - made - {""}
-    needed |= set(entry.images) if len(entry.images) == 1 and entry.family == "vlm" else set()
+    needed = {entry.question, *entry.answers, *options, *entry.needs, *entry.kind[:1], entry.video} - {""}
+    if entry.name == "charxiv" or config == "vision":  # texts from templates, or in the picture
+        needed -= {"question", "answer"} if entry.name == "charxiv" else {"question"}
     there = {name.casefold(): name for name in rows.column_names}
     if missing := sorted(name for name in needed if name.casefold() not in there):
         raise DataError(f"expected columns {missing}, found {rows.column_names}")
     return rows.rename_columns({there[name.casefold()]: name for name in needed if name not in rows.column_names})
-
-
-def options_of(entry: Benchmark, row: dict, question: str) -> list[str]:
-    """The texts of a row's options without their letters, "" where they are not known; [] if it has none."""
-    value = row.get(entry.options) if isinstance(entry.options, str) else [row[name] for name in entry.options]
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a Python list as a string
-        value = ast.literal_eval(value.strip())
-    elif isinstance(value, str):  # "A. 300, 400;B. ...;E. No correct answer"
-        value = re.split(r";\s*(?=[A-J]\.)", value)
-    elif isinstance(value, dict):
-        value = [value[letter] for letter in sorted(value) if value[letter]]
-    elif not entry.options and entry.drawn:  # "Choices:" inside the question
-        listed = re.findall(r"(?m)^\s*\(?([A-J])[:.)]\s*(.+?)\s*$", question)
-        value = [text for _, text in listed] if [one for one, _ in listed] == list(LETTERS[: len(listed)]) else None
-    texts = [str(text).strip() for text in value or [""] * entry.drawn]
-    texts = [""] * len(texts) if texts == list(LETTERS[: len(texts)]) else texts  # drawn: only the letters are given
-    plain = [re.sub(rf"^\(?{letter}[.:)]\s*", "", text) for letter, text in zip(LETTERS, texts, strict=False)]
-    return plain if all(one != text for one, text in zip(plain, texts, strict=True)) else texts
-
-
-def gold_options(entry: Benchmark, values: list, options: Sequence[str]) -> tuple[int, ...]:
-    """The numbers (0-based) of the right options. Raises DataError where the gold is none of the options."""
-    texts = [str(one).strip() for one in values]
-    if entry.encoding == "index":
-        golds = [int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)]
-    elif entry.encoding == "letter" and re.fullmatch(r"\(?[A-Z][).]?", texts[0]):
-        golds = [LETTERS.index(texts[0].strip("()."))]
-    else:
-        golds = [i for i, option in enumerate(options) if option == texts[0]][:1]
-    if not golds or max(golds) >= len(options):
-        raise DataError(f"expected the {entry.encoding} of one of the options {list(options)}, found {values!r}")
-    return tuple(golds)
 
 
 def media_of(entry: Benchmark, rows, number: int, config: str, folder: Path, frames: int) -> tuple[tuple, str, dict]:
@@ -203,17 +161,23 @@ def media_of(entry: Benchmark, rows, number: int, config: str, folder: Path, fra
             images += (picture(rows, number, column, folder),)
             name = "the image after the frames" if entry.video else f"image {len(images)}"
             names[re.sub(r"\D", "", column) or "1"] = f"[{name}]"
+    if not images and entry.family == "vlm" and entry.name != "mmvet":
+        raise DataError(f"expected an image in {' or '.join(entry.images)}, found none")
     return images, intro, names
 
 
 def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, names: dict) -> Item:
     """One question. row: with what `prepare` made. images, intro, names: see media_of."""
     question = re.sub(entry.strip, "", str(row.get(entry.question) or "")).strip()
-    options, gold = options_of(entry, row, row.get(entry.judge_question) or question), row.get(entry.answers[0])
+    cell = row.get(entry.options) if isinstance(entry.options, str) else [row[name] for name in entry.options]
+    told = row.get(entry.judge_question) or question
+    options = option_texts(cell, entry.drawn, told if not entry.options else "")
+    gold = row.get(entry.answers[0])
     if entry.kind:
         column, with_options, without = entry.kind
         if row[column] not in with_options:
-            expect(row[column], (*with_options, *without) if "*" not in without else [row[column]])
+            if "*" not in without or options:
+                expect(row[column], (*with_options, *without))
             options, gold = [], row.get(entry.answers[-1])
     if gold is None or gold in ("", []):
         raise DataError(f"expected an answer, found {gold!r}" + (f" ({entry.withheld})" if entry.withheld else ""))
@@ -225,7 +189,7 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
 
     options = [named(text) for text in options]
     accepted = gold if isinstance(gold, list) else [gold]
-    golds = gold_options(entry, accepted, options) if options else tuple(map(str, accepted))
+    golds = gold_numbers(entry.encoding, accepted, options) if options else tuple(map(str, accepted))
     text = named(AROUND.sub("", question))  # the images come first anyway
     text = (clean_text(text, 1) if entry.clean else text) or IN_PICTURE
     if question and entry.options and any(options):

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.choices import WRAPPED, choose, distance
+from engine.choices import WRAPPED, choose, distance, lettered, number
 from engine.questions import DataError, Question
 from rewards import extract_boxed, grade, judge
 from suite.entries import BLIND_TASKS, BY_NAME
-from suite.rows import Item, lettered
+from suite.rows import Item
 
 
 @dataclass
@@ -35,12 +35,6 @@ class Score:
 
 
 # ---- rules: (item, final answer) -> 1.0, 0.0, a share, or None where they cannot settle it ------------------
-
-
-def number(text: str) -> float | None:
-    """The value of a plain decimal number, with thousands separators, dollar or percent signs; else None."""
-    text = WRAPPED.sub(r"\1", text).strip().strip("$%\\ ").replace(",", "")
-    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
 
 
 def answer_rule(item: Item, answer: str) -> float | None:
@@ -58,10 +52,10 @@ def dynamath(item: Item, answer: str) -> float | None:
     if item.row["answer_type"] == "text":
         return 1.0 if answer.strip() and answer.strip().casefold() in item.golds[0].casefold() else None
     values = []
-    for text in (answer, item.golds[0]):  # "2.5\\pi", "pi"
-        factor = re.fullmatch(r"(.*?)\s*\*?\s*(?:\\pi|π|pi)", text.strip().strip("$"))
-        value = number(text) if factor is None else number(factor[1] or "1")
-        values.append(value if value is None or factor is None else value * math.pi)
+    for text in (answer, item.golds[0]):  # "2.5", "2.5\\pi", "pi"
+        factor, pi = re.fullmatch(r"(.*?)\s*\*?\s*(\\pi|π|pi)?", text.strip(" $")).groups()
+        values.append(number(factor or "1" if pi else factor))
+        values[-1] = values[-1] and values[-1] * (math.pi if pi else 1)
     return None if None in values else float(abs(values[0] - values[1]) <= 0.001)
 
 
@@ -83,15 +77,15 @@ def mathvista(item: Item, answer: str) -> float | None:
 
 
 def blind(item: Item, answer: str) -> float | None:
-    """By task; braces are dropped. A pair is rows, columns, or in the order of its words."""
+    """By the form of the answer. A pair is rows, columns, or in the order of its words."""
     text, gold, form = WRAPPED.sub(r"\1", answer).casefold(), item.golds[0].casefold(), BLIND_TASKS[item.row["task"]]
-    numbers = re.findall(r"\d+", text)
+    numbers, words = re.findall(r"\d+", text), set(re.findall(r"\w+", text))
     if form == "number":
         return float(int(numbers[0]) == int(gold)) if len(numbers) == 1 else None
     if form == "pair":
         turned = "col" in text and "row" in text and text.index("col") < text.index("row")
         return float(numbers[:: -1 if turned else 1] == re.findall(r"\d+", gold)) if len(numbers) == 2 else None
-    words = set(re.findall(r"\w+", text)) & {"yes", "no"} if form == "yes/no" else set(re.findall(r"\w+", text))
+    words &= {"yes", "no"} if form == "yes/no" else words
     return float(words == {gold.strip("{} ")}) if len(words) == 1 else None
 
 
@@ -131,24 +125,21 @@ METRICS = {"anls": anls, "ocrbench": ocrbench}  # no judge behind them
 # ---- official judges (Figs. 10-15) -------------------------------------------------------------------------
 
 JUDGES = ("charxiv", "mmvet", "hle", "multichallenge", "mmvu")  # scorers, and names of benchmarks too
+VERDICTS = {"correct": 1, "yes": 1, "true": 1, "wrong": 0, "no": 0, "false": 0}
 PROMPTS = Path(__file__).parent.parent / "configs" / "judges.toml"
 
 
 def read_official(item: Item, reply: str) -> Score:
     """The score in the JSON of an official judge's reply."""
     try:
-        said, scorer, extra = json.loads(reply[reply.index("{") : reply.rindex("}") + 1]), item.benchmark, {}
-        if scorer in ("mmvet", "charxiv"):
-            reward = float(said["score"])
-            if not 0 <= reward <= 1 or (scorer == "charxiv" and reward % 1):
-                raise ValueError(reward)
-        else:
-            verdict = str(said["verdict"] if "verdict" in said else said["correct"]).casefold()
-            reward = {"correct": 1.0, "yes": 1.0, "true": 1.0, "wrong": 0.0, "no": 0.0, "false": 0.0}[verdict]
-        if scorer == "multichallenge" and item.golds[0].upper() == "NO":
+        said = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
+        verdict = said["score"] if "score" in said else said["verdict"] if "verdict" in said else said["correct"]
+        verdict = VERDICTS.get(str(verdict).casefold(), verdict)
+        allowed = [i / 100 for i in range(101)] if item.benchmark == "mmvet" else [0.0, 1.0]
+        reward = allowed[allowed.index(round(float(verdict), 2))]
+        if item.benchmark == "multichallenge" and item.golds[0].upper() == "NO":
             reward = 1 - reward
-        if scorer == "hle":
-            extra = {"confidence": float(said.get("confidence", 100))}
+        extra = {"confidence": float(said.get("confidence", 100))} if item.benchmark == "hle" else {}
         return Score(reward, "official judge", extra=extra)
     except (ValueError, LookupError, TypeError, AttributeError):
         return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
@@ -200,9 +191,10 @@ def by_rule(question: Question, response: str) -> Score:
         return Score(reward, "rule") if reward is not None else Score(None, "not scored", "pip install lmms-eval")
     if scorer in JUDGES:
         return Score(None, "official judge")
-    reward = None if answer is None else RULES[scorer](question, answer)
-    why = "no box" if answer is None else "not settled by the rule" if reward is None else ""
-    return Score(reward, "judge" if reward is None else "rule", why)
+    if answer is None:
+        return Score(None, "judge", "no box")
+    reward = RULES[scorer](question, answer)
+    return Score(None, "judge", "not settled by the rule") if reward is None else Score(reward, "rule")
 
 
 def score(asked: Sequence[tuple[Question, str]], ask: Callable | None, prompts: dict) -> list[Score]:

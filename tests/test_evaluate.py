@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import evaluate
 from engine.questions import Question
-from evaluate import DECODING
-from extras.analysis import accuracies
+from evaluate import DECODING, accuracies
 
 ROOT = Path(__file__).parent.parent
 

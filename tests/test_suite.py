@@ -14,6 +14,7 @@ import standins
 from engine.choices import choose
 from engine.questions import DataError, open_images
 from engine.snapshots import find_snapshot, read_splits
+from extras.analysis import cluster_bootstrap
 from suite import compare
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 from suite.rows import Item, load
@@ -357,17 +358,17 @@ def test_calibration_error():
 def test_bootstrap_reproduces_table_14():
     table = pd.DataFrame({row: compare.paper(f"0.8B/{row}") for row in ("grpo_replay", "zppo")})
     vlm = table[[BY_NAME[name].family == "vlm" for name in table.index]]
-    row = compare.cluster_bootstrap(vlm, "grpo_replay").loc["zppo"]
+    row = cluster_bootstrap(vlm, "grpo_replay").loc["zppo"]
     assert (row["delta"], row["low"], row["high"]) == pytest.approx((4.79, 3.45, 6.12), abs=0.1)
     assert row["wins"] == 16 == len(vlm)
 
 
 def test_bootstrap_by_hand():
     scores = pd.DataFrame({"a": [10.0, 20.0], "b": [11.0, 23.0], "c": [10.0, 20.0]})
-    result = compare.cluster_bootstrap(scores, "a", resamples=4000)
+    result = cluster_bootstrap(scores, "a", resamples=4000)
     assert result.loc["b", ["mean", "delta", "low", "high", "wins"]].tolist() == [17, 2, 1, 3, 2]
     assert result.loc["c", ["delta", "low", "high", "wins"]].tolist() == [0, 0, 0, 0]
-    assert compare.cluster_bootstrap(scores, "a", 4000).equals(result)  # a fixed seed
+    assert cluster_bootstrap(scores, "a", 4000).equals(result)  # a fixed seed
 
 
 def test_macro_averages_say_what_is_missing():
