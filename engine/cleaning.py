@@ -106,14 +106,16 @@ def clean_text(text: str, images: int) -> str:
 
 
 def last_box(text: str) -> str | None:
-    """Content of the last \\boxed{...} whose braces balance, stripped; None without one."""
-    for opening in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        depth = 1
-        for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening.end()):
-            depth += {"{": 1, "}": -1}.get(token[0], 0)
-            if depth == 0:
-                return text[opening.end() : token.start()].strip()
-    return None
+    """Content of the last \\boxed{...} whose braces balance, stripped; None without one. Linear time."""
+    starts, last, content = [], -1, None  # starts: where the open boxes' contents begin, -1 for other open braces
+    for token in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        if token[0] == "}":
+            start = starts.pop() if starts else -1
+            if start > last:
+                last, content = start, text[start : token.start()].strip()
+        elif token[0][-1] == "{" and token[0] != "\\{":
+            starts.append(token.end() if len(token[0]) > 1 else -1)
+    return content
 
 
 def worked_answer(text: str) -> tuple[str, str]:

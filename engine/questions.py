@@ -182,8 +182,8 @@ def open_source(source, split: str, config: str | None) -> tuple[datasets.Datase
     """(rows, folder where relative image names start) of a hub id, file or folder; a Dataset stays one."""
     if isinstance(source, datasets.Dataset):
         return source, ""
-    kind, place = os.path.splitext(source)[1].lower(), os.path.abspath(source)
-    folder = place if os.path.isdir(place) else os.path.dirname(place)
+    kind, folder = os.path.splitext(source)[1].lower(), os.path.abspath(source)
+    folder = folder if os.path.isdir(folder) else os.path.dirname(folder)
     try:
         if kind in (".jsonl", ".json", ".csv"):
             rows = read_text_file(source)
@@ -192,13 +192,12 @@ def open_source(source, split: str, config: str | None) -> tuple[datasets.Datase
         if kind == ".parquet":
             return datasets.load_dataset("parquet", data_files=source, split=split), folder
         return datasets.load_dataset(source, config, split=split), folder
+    except DataError:
+        raise
     except Exception as error:  # the library raises many kinds; their messages list what exists
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{source}: cannot be opened with split={split!r}, config={config!r}: {error.__cause__ or error!r}. A source "
-            "is a hub id, a folder, or a .parquet, .jsonl, .json or .csv file; set --split or --config to what exists"
-        ) from error
+        fix = "Set --split or --config to what exists. A source: hub id, folder, .parquet, .jsonl, .json or .csv file"
+        what = f"cannot be opened with split={split!r}, config={config!r}"
+        raise DataError(f"{source}: {what}: {error.__cause__ or repr(error)}. {fix}") from error
 
 
 def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
@@ -211,7 +210,7 @@ def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
     for ours, usual in COLUMNS.items():
         found[ours] = [name for name in usual if name in features][:1]
         if ours in columns:
-            found[ours] = [name for name in columns[ours].split(",") if name]
+            found[ours] = [name for name in ",".join(as_list(columns[ours])).split(",") if name]
             if missing := [name for name in found[ours] if name not in features]:
                 raise DataError(f"{source}: {ours} is mapped to {missing}, {exist}. Correct --columns {ours}=<name>")
         elif not found[ours] and ours in ("question", "answer"):
@@ -219,10 +218,8 @@ def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
             raise DataError(f"{source}: {expected}, {exist}. Map it: --columns {ours}=<name>")
     pictures = [name for name, feature in features.items() if re.match(r"(List\()?Image\(", repr(feature))]
     if pictures and not found["images"] and "images" not in columns:
-        raise DataError(
-            f"{source}: image column {pictures} is not mapped (expected one of {list(COLUMNS['images'])}). "
-            f"Map it: --columns images={pictures[0]}, or leave it out: --columns images="
-        )
+        fix = f"Map it: --columns images={pictures[0]}, or leave it out: --columns images="
+        raise DataError(f"{source}: image column {pictures} is not mapped. {fix}")
     return found
 
 
@@ -237,9 +234,7 @@ def undecoded(rows: datasets.Dataset | list[dict]):
         yield names_in(features.decode_example(table.to_pylist()[0]))
 
 
-def load_questions(
-    source, split: str = "train", columns=None, limit: int | None = None, config: str | None = None
-) -> tuple[list[Question], dict]:
+def load_questions(source, split="train", columns=None, limit=None, config=None) -> tuple[list[Question], dict]:
     """Questions of any `datasets` source, images left on disk, and a report.
 
     source: hub id, folder (parquet, image folder, ...), .parquet/.jsonl/.json/.csv file, or datasets.Dataset.
@@ -247,8 +242,8 @@ def load_questions(
         "images=left,right" takes several columns, "images=" makes a text set.
     limit: stop after so many questions, in the order of the set (the report then has rows_read < rows).
     Report: {"source", "split", "columns", "rows", "rows_read", "skipped": {reason: rows}, "questions", "with_images",
-    "free_form", "gold_from": {"column", "####", "boxed": questions}}. Reasons: those of clean_answer and clean_row;
-    duplicate_uid (the first stays). Raises DataError if names do not fit or no question is left.
+    "free_form", "gold_from": {"column", "####", "boxed": questions}}. Of two rows with one uid the first stays.
+    Raises DataError if names do not fit or no question is left.
     """
     rows, folder = open_source(source, split, config)
     source = source if isinstance(source, str) else "data set in memory"
@@ -283,10 +278,8 @@ def load_questions(
     report["with_images"] = sum(bool(question.images) for question in questions)
     report["free_form"] = sum(question.free_form for question in questions)
     if not questions:
-        raise DataError(
-            f"{source}: no question left of {read} rows; skipped: {report['skipped']}; columns: {names}; "
-            f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"
-        )
+        fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"
+        raise DataError(f"{source}: no question left of {read} rows; skipped: {dict(skipped)}; columns: {names}; {fix}")
     return questions, report
 
 
@@ -296,11 +289,8 @@ def fingerprint(questions) -> str:
     A uid made from image bytes changes when the image file is repaired. To a run, the broken question is gone and the
     repaired one is new, as after a dropped row. `changes` names both.
     """
-    digest = hashlib.sha256()
-    for question in questions:
-        system = (question.system,) if question.system else ()
-        digest.update(repr((question.uid, question.text, question.answer, *system)).encode())
-    return digest.hexdigest()[:16]
+    parts = [(q.uid, q.text, q.answer, *([q.system] if q.system else [])) for q in questions]
+    return hashlib.sha256("".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 
 def changes(before: list[str], questions) -> tuple[set[str], set[str]]:

@@ -2,11 +2,10 @@
 
     python -m extras.zppo77k --out zppo77k
 
-The result is a parquet set that train.py takes as it is, with a report in which every row of the files that were read
-has one fate. The recipe is the constants below. Where a source has renamed a sub-dataset or a column, the message names
-the constant to edit. The same command again resumes an interrupted build: it reads no group of GROUP files again that
-it has filtered. Other settings, other code or changed sources start afresh. Until the end, --out also holds every row
-that passed the filters: a multiple of the final size.
+The result is a parquet set that train.py takes as it is, with a report in which every row that was read has one fate.
+The recipe is the constants below; where a source has renamed something, the message names the constant to edit. The
+same command resumes an interrupted build, GROUP files at a time. Other settings, other code or changed sources start
+afresh. Until the end, --out also holds all rows that passed.
 
 Decisions where the paper is silent (those on texts and golds are in engine/cleaning.py):
 1. Sub-datasets are merged by canonical name: two WeMath configs share one cap. A sub-dataset that both sources hold is
@@ -45,27 +44,23 @@ from rewards import answers_match
 CODE = "extras/zppo77k.py"
 VERO, FINE = "vero", "mmfinereason"
 RECIPE = {  # source -> (tier 1, tier 2), canonical names
-    VERO: ({"ai2d", "geo170k", "geomverse", "geoqa_plus", "mmk12", "cosyn_math", "cosyn_chart",
-            "cosyn_diagram", "cosyn_table", "wemath", "tqa", "visualwebinstruct", "chartqa", "arxivqa"},
-           {"pathvqa", "vqarad", "raven", "evochart", "infographic_vqa", "aokvqa", "gqa", "iconqa", "vqav2",
-            "visual7w", "tallyqa", "pixelreasoner", "multihop", "pixmo", "visual_probe"}),
-    FINE: ({"mmr1", "euclid", "geo170k", "geometry3k", "mm_openr1", "wemath", "visualwebinstruct", "bmmr",
-            "tqa", "ai2d", "scienceqa", "virl39k"},
-           {"raven", "visualsphinx", "puzzleqa", "llava_cot", "zebra_cot"}),
+    VERO: ("ai2d geo170k geomverse geoqa_plus mmk12 cosyn_math cosyn_chart cosyn_diagram cosyn_table wemath tqa "
+           "visualwebinstruct chartqa arxivqa".split(),
+           "pathvqa vqarad raven evochart infographic_vqa aokvqa gqa iconqa vqav2 visual7w tallyqa pixelreasoner "
+           "multihop pixmo visual_probe".split()),
+    FINE: ("mmr1 euclid geo170k geometry3k mm_openr1 wemath visualwebinstruct bmmr tqa ai2d scienceqa virl39k".split(),
+           "raven visualsphinx puzzleqa llava_cot zebra_cot".split()),
 }
-NAMES = {source: first | second for source, (first, second) in RECIPE.items()}
+NAMES = {source: {*first, *second} for source, (first, second) in RECIPE.items()}
 ALIASES = {  # how a source writes a name of RECIPE, once subset_of has tidied it
-    "ai2d_merged": "ai2d", "chartqa_difficulty": "chartqa", "arxivqa_formatted": "arxivqa",
-    "cosyn_400k_math": "cosyn_math", "cosyn_400k_chart": "cosyn_chart", "cosyn_400k_table": "cosyn_table",
-    "cosyn_400k_diagram": "cosyn_diagram", "wemath20_pro": "wemath", "wemath20_standard": "wemath",
-    "wemath2_pro": "wemath", "wemath2_standard": "wemath", "wemath2_sft": "wemath", "multihop_qa": "multihop",
+    "ai2d_merged": "ai2d", "chartqa_difficulty": "chartqa", "arxivqa_formatted": "arxivqa", "multihop_qa": "multihop",
     "euclid30k": "euclid", "mmopenr1_8k": "mm_openr1", "zebra_cot_physics": "zebra_cot",
 }
 COLUMNS = {  # of the sources; a row takes the first of these names that holds something
     VERO: {"question": ["extra_info.question"], "answer": ["reward_model.ground_truth", "extra_info.answer"],
            "images": ["image"], "row_id": ["id"], "reward_type": ["extra_info.reward_type"]},
-    FINE: {"question": ["question"], "answer": ["answer"], "images": ["image"], "row_id": ["id"],
-           "source": ["source"], "pass_rate": ["pass_rate", "qwen3vl_4b_pass_rate"]},
+    FINE: {"question": ["question"], "answer": ["answer"], "images": ["image"], "row_id": ["id"], "source": ["source"],
+           "pass_rate": ["pass_rate", "qwen3vl_4b_pass_rate"]},
 }
 SPLIT = "train"  # of both sources
 CAPS = (2800, 1400)  # most questions of a sub-dataset in tier 1 and tier 2
@@ -108,6 +103,7 @@ def subset_of(origin: str) -> str:
     source, label = origin.split("/", 1)
     name = label.split("-", 1)[-1] if source == VERO else re.sub(r"\(.*?\)|^FineVision-", "", label)
     name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    name = re.sub(r"^wemath2.*", "wemath", name).replace("cosyn_400k_", "cosyn_")
     return ALIASES.get(name, name)
 
 
@@ -134,10 +130,21 @@ def reading(what: str, fix: str):
         raise DataError(f"{what}: cannot be read: {error.__cause__ or error}. {fix}") from error
 
 
+def origins_of(source: str, path: str) -> list[str]:
+    """What a source holds: Vero's configs, or the labels in the source column of MMFineReason."""
+    if source == VERO:
+        labels = datasets.get_dataset_config_names(path)
+    else:
+        columns = COLUMNS[FINE]["source"]
+        rows = datasets.load_dataset(path, split=SPLIT, streaming=True, columns=columns)
+        labels = {value_of(row, columns) for row in rows}
+    return sorted(f"{source}/{label}" for label in labels)
+
+
 def open_files(source: str, path: str, config: str | None) -> tuple[list[datasets.IterableDataset], str]:
-    """(one stream for each file of a config, images undecoded; identity of the files). DataError names the fix."""
+    """(one stream for each file of a config, images undecoded; identity of the files). Raises DataError."""
     what = f"--{source} {path}, config {config}"
-    with reading(f"{what}, split {SPLIT}", f"If its split has another name: edit SPLIT of {CODE}"):
+    with reading(what, f"If its split has another name: edit SPLIT of {CODE}"):
         builder = datasets.load_dataset_builder(path, config)
         stream = builder.as_streaming_dataset(split=SPLIT)
         exist = names_in(stream.features or next(iter(stream)))
@@ -149,38 +156,34 @@ def open_files(source: str, path: str, config: str | None) -> tuple[list[dataset
     return [stream.shard(stream.num_shards, i) for i in range(stream.num_shards)], builder.cache_dir
 
 
-def origins_of(args: BuildArgs) -> dict[str, list[str]]:
-    """{source: ["<source>/<label>", ...]}: Vero's configs, and what the source column of MMFineReason holds."""
-    labels = {VERO: [], FINE: []}
-    if args.vero:
-        with reading(f"--vero {args.vero}", "Is the id or the folder right?"):
-            labels[VERO] = datasets.get_dataset_config_names(args.vero)
-    if args.mmfinereason:
-        (column,) = COLUMNS[FINE]["source"]
-        with reading(f"--mmfinereason {args.mmfinereason}", "Is the id or the folder right, and the file whole?"):
-            rows = datasets.load_dataset(args.mmfinereason, split=SPLIT, streaming=True, columns=[column])
-            labels[FINE] = {row[column] for row in rows}
-    return {source: sorted(f"{source}/{label}" for label in found) for source, found in labels.items()}
-
-
-def check_recipe(origins: dict[str, list[str]], held: set[str], args: BuildArgs) -> tuple[list[str], list[str]]:
-    """(origins outside the recipe, names of the recipe that are missing). DataError for a missing name, unless allowed."""
-    outside, missing = [], []
+def plan(args: BuildArgs) -> tuple[list[tuple], list[str], set[str], list[str], list[str]]:
+    """([(origin, stream of one file)], identities of the files, names that Vero holds, origins outside the recipe, its
+    names that are missing). A file of MMFineReason has many origins: "mmfinereason" stands for them."""
+    files, identities, held, outside, missing = [], [], set(), [], []
     for source, path in ((VERO, args.vero), (FINE, args.mmfinereason)):
-        there = {subset_of(origin) for origin in origins[source]}
-        others = [origin for origin in origins[source] if subset_of(origin) not in NAMES[source]]
-        lost = sorted(NAMES[source] - there - held) if path else []
-        outside, missing = outside + others, missing + lost
+        if not path:
+            continue
+        with reading(f"--{source} {path}", "Is the id or the folder right, and are the files whole?"):
+            origins = origins_of(source, path)
+        there = {subset_of(origin) for origin in origins}
+        others = [origin for origin in origins if subset_of(origin) not in NAMES[source]]
+        lost = sorted(NAMES[source] - there - held)
         if lost and not args.allow_missing:
             raise DataError(
                 f"--{source} {path}: nothing there matches {lost} of the recipe; there, not in the recipe: {others}. "
                 f"If one of these is meant, add it to ALIASES of {CODE}; to build without: --allow_missing"
             )
-    return outside, missing
+        outside, missing = outside + others, missing + lost
+        held = there & NAMES[VERO] if source == VERO else held
+        for origin in sorted(set(origins) - set(others)) if source == VERO else [FINE]:
+            streams, identity = open_files(source, path, origin.partition("/")[2] or None)
+            files += [(origin, stream) for stream in streams]
+            identities.append(identity)
+    return files, identities, held, outside, missing
 
 
 def judge_row(row: dict, origin: str, held: set[str], processor, seed: int) -> dict:
-    """One source row through all filters, as a row of FEATURES. fate: the reason to drop the row, or "" if it passes."""
+    """One source row through all filters, as a row of FEATURES. fate: why the row is dropped, or "" if it passes."""
     source, subset = origin.split("/", 1)[0], subset_of(origin)
     value = {ours: value_of(row, names) for ours, names in COLUMNS[source].items()}
     made = dict.fromkeys(TEXTS, "") | {"source": source, "subset": subset, "origin": origin, "images": []}
@@ -244,92 +247,46 @@ def settle(rows: dict[str, list[str]]) -> list[str]:
     return fates
 
 
-CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*
----
-# ZPPO-77K, rebuilt
-
-{questions} questions (image, text, short answer), chosen from two public sets by the recipe of App. B.1 of the ZPPO paper
-(arXiv 2606.18216) with `python -m extras.zppo77k`. The licences are those of the sources. report.json tells what became
-of every row. In the sources but not in the recipe: {outside}. In the recipe but not in the sources: {missing}.
-
-Columns: uid; question (no image marker, no format directive); answer; images (bytes as in the source); source; subset
-(canonical name); origin; row_id (id in the source); rank (the hash that chose the row, and the order of the set).
-
-Settings: {settings}
-
-| sub-dataset | cap | questions |
-| --- | --- | --- |
-{subsets}
-"""
-
-
-def filter_files(files: list[tuple], state: str, held: set[str], args: BuildArgs, processor) -> datasets.Dataset:
-    """All rows of the files, judged, on disk. A group of files that is there already is not read again."""
-    groups = []
-    for start in range(0, len(files), GROUP):
-        group = files[start : start + GROUP]
-        kwargs = {"files": group, "held": held, "processor": processor, "args": args}
-        processes = min(args.workers, len(group)) if args.workers > 1 else None
-        with reading("a source file", "The lines above name the file: is it whole?"):
-            made = datasets.Dataset.from_generator(
-                judged_rows, FEATURES, os.path.join(args.out, "work"), gen_kwargs=kwargs, num_proc=processes,
-                fingerprint=hashlib.sha256(f"{state} {start} {GROUP}".encode()).hexdigest()[:16],
-            )
-        groups.append(made)
-    return datasets.concatenate_datasets(groups)
-
-
 def build(args: BuildArgs, processor=None) -> dict:
-    """Make the set in args.out: data/train-*.parquet, README.md, report.json. Returns the report:
+    """Make the set in args.out: data/train-*.parquet and report.json. Returns the report:
 
-    {"settings", "questions", "subsets": {subset: [cap, questions]}, "totals": {"rows", fate: n},
-    "origins": {"<source>/<label>": the same}, "outside_the_recipe", "missing"}. processor: default that of args.student.
+    {"questions", "settings", "outside" and "missing" of the recipe, "subsets": {subset: [cap, questions]},
+    "totals": {"rows", fate: n}, "origins": {origin: the same}}. processor: that of args.student if None.
     """
-    final, part = os.path.join(args.out, "data"), os.path.join(args.out, "work", "set")
+    final, work = os.path.join(args.out, "data"), os.path.join(args.out, "work")
     if os.path.exists(final):
         raise DataError(f"{final} exists: the set is finished. Delete it or choose another --out")
     processor = bound_pixels(processor or load_processor(args.student))
-    origins = origins_of(args)
-    held = {subset_of(origin) for origin in origins[VERO]} & NAMES[VERO]
-    outside, missing = check_recipe(origins, held, args)
-    parts = [(origin, VERO, args.vero, origin.split("/", 1)[1]) for origin in origins[VERO] if subset_of(origin) in held]
-    parts += [(FINE, FINE, args.mmfinereason, None)] if args.mmfinereason else []
+    files, identities, held, outside, missing = plan(args)
     settings = {name: value for name, value in asdict(args).items() if name not in ("out", "workers")}
-    files, state = [], hashlib.sha256(repr(settings).encode())
-    for origin, *place in parts:
-        streams, identity = open_files(*place)
-        files += [(origin, stream) for stream in streams]
-        state.update(identity.encode())
-    for module in (sys.modules[__name__], prompts, cleaning, images, questions):
-        state.update(Path(module.__file__).read_bytes())
-    rows = filter_files(files, state.hexdigest(), held, args, processor)
+    files_of_code = [__file__, *(module.__file__ for module in (prompts, cleaning, images, questions))]
+    code = [Path(file).read_bytes() for file in files_of_code]
+    state, groups = hashlib.sha256(repr((settings, identities, code)).encode()).hexdigest()[:16], []
+    for start in range(0, len(files), GROUP):  # a group that is on disk with this fingerprint is not read again
+        given = {"files": files[start : start + GROUP], "held": held, "processor": processor, "args": args}
+        options = {"fingerprint": f"{state}-{start}-{GROUP}", "num_proc": args.workers, "gen_kwargs": given}
+        with reading("a source file", "The lines above name the file: is it whole?"):
+            groups.append(datasets.Dataset.from_generator(judged_rows, FEATURES, work, **options))
+    rows = datasets.concatenate_datasets(groups)
     columns = rows.select_columns(list(TEXTS)).to_dict()
     fates, counts = settle(columns), {}
     for origin, fate in zip(columns["origin"], fates):
         counts.setdefault(origin, Counter()).update(["rows", fate])
     kept = sorted((i for i, fate in enumerate(fates) if fate == "kept"), key=lambda i: columns["rank"][i])
-    chosen, total = rows.select(kept).remove_columns("fate"), -(-len(kept) // ROWS_PER_FILE)
+    chosen, total, part = rows.select(kept).remove_columns("fate"), -(-len(kept) // ROWS_PER_FILE), f"{work}/set"
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
     for number in range(total):
         name = os.path.join(part, f"train-{number:05d}-of-{total:05d}.parquet")
         chosen.shard(total, number, contiguous=True).to_parquet(name)
     subsets = Counter(columns["subset"][i] for i in kept)
-    report = {"settings": settings, "questions": len(kept), "outside_the_recipe": outside, "missing": missing}
+    report = {"questions": len(kept), "settings": settings, "outside": outside, "missing": missing}
     report["subsets"] = {name: [cap_of(name), subsets[name]] for name in sorted(subsets)}
     report["totals"] = dict(sum(counts.values(), Counter()))
     report["origins"] = {origin: dict(counts[origin]) for origin in sorted(counts)}
-    lists = {"outside": ", ".join(outside) or "nothing", "missing": ", ".join(missing) or "nothing"}
-    lists["subsets"] = "\n".join(f"| {name} | {cap} | {n} |" for name, (cap, n) in report["subsets"].items())
     Path(args.out, "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    Path(args.out, "README.md").write_text(CARD.format(**report | lists), encoding="utf-8")
     os.replace(part, final)  # the set appears whole
-    shutil.rmtree(os.path.join(args.out, "work"))
+    shutil.rmtree(work)
     return report
 
 

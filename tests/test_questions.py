@@ -182,6 +182,132 @@ def test_a_changed_file_or_a_namesake_folder_is_never_read_from_an_old_cache(tmp
             assert load_questions(source)[0][0].text == written
 
 
+# ---- bad files and rows -----------------------------------------------------------------------------------
+
+
+GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.jsonl", b"", "a.jsonl: the file is empty. Expected are rows"),
+    ("a.jsonl", b"\n \n", "a.jsonl: the file is empty"),
+    ("a.csv", b"", "a.csv: the file is empty"),
+    ("a.jsonl", GOOD.encode() + '{"question": "é?"}'.encode("latin1"), "line 2: not UTF-8.*Save the file as UTF-8"),
+    ("a.jsonl", GOOD.encode("utf-16"), "line 1: not UTF-8 .UTF-16.*Save the file as UTF-8"),
+    ("a.csv", "question,answer\né,1\n".encode("latin1"), "line 2: not UTF-8"),
+    ("a.jsonl", GOOD.encode() + b'{"question": "b?", "ans', "line 2: not JSON.*Cut short"),
+    ("a.json", b'[{"question": "a?", "answer": "1"},\n{"question"', "line 2: not JSON.*Cut short"),
+    ("a.jsonl", b'"a string"\n', "a row is no object. Expected are rows like"),
+    ("a.parquet", b"PAR1", "a.parquet: cannot be opened.*Parquet"),
+    ("a.jsonl", b'{"query": "a?"}', "no column for the question.*the set has .'query'.*--columns question=<name>"),
+])
+def test_a_bad_file_gets_the_cause_and_the_fix(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_questions(str(tmp_path / name))
+
+
+def test_a_folder_that_does_not_exist_or_is_empty(tmp_path):
+    for source in (tmp_path / "nothing", tmp_path / "nothing.jsonl", tmp_path):
+        with pytest.raises(DataError, match="cannot be opened"):
+            load_questions(str(source))
+
+
+def test_a_row_with_half_a_character_is_skipped_and_counted(tmp_path):
+    rows = [GOOD, '{"question": "\\ud800 what?", "answer": "2"}\n', '{"question": "what?", "answer": "\\udfff"}\n',
+            '{"prompt": [{"role": "system", "content": "\\ud800"}], "question": "\\udc00", "answer": "1"}\n',
+            '{"question": "\\ud83d\\ude00?", "answer": "2"}\n']
+    (tmp_path / "a.jsonl").write_text("".join(rows))
+    questions, report = load_questions(str(tmp_path / "a.jsonl"))
+    assert [q.text for q in questions] == ["1 + 1?", "\U0001f600?"] and report["skipped"] == {"lone_surrogate": 3}
+
+
+def test_text_files_give_golds_as_they_are_written(tmp_path):
+    golds = ["007", "1.50", "2024-05-01", "None", "1e3", "12345678901234567890"]
+    rows = "".join(f"q{i}?,{gold}\n" for i, gold in enumerate(golds))
+    (tmp_path / "a.csv").write_text(f"question,answer\n{rows}")
+    assert [q.answer for q in load_questions(str(tmp_path / "a.csv"))[0]] == golds
+    given = ["1.50", '"2024-05-01"', "3", "true"]
+    lines = [f'{{"question": "q{i}?", "answer": {gold}}}' for i, gold in enumerate(given)]
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\r\n".join(lines) + "\n\n", encoding="utf-8")
+    assert [q.answer for q in load_questions(str(tmp_path / "a.jsonl"))[0]] == ["1.50", "2024-05-01", "3", "True"]
+    (tmp_path / "b.jsonl").write_text('{"question": "a\u2028b\x85?", "answer": "1"}\n', encoding="utf-8")
+    assert load_questions(str(tmp_path / "b.jsonl"))[0][0].text == "a\u2028b\x85?"  # a line ends at "\n" alone
+    assert len(load_questions(str(tmp_path / "a.csv"), split="train[:2]")[0]) == 2
+
+
+def test_golds_of_worked_solutions_are_counted(tmp_path):
+    rows = [{"question": "a?", "answer": "6 * 7 = 42\n#### 42"}, {"question": "b?", "answer": "So \\boxed{43}."},
+            {"question": "c?", "answer": "44"}, {"question": "d?", "answer": ["45"]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    questions, report = load_questions(str(tmp_path / "a.jsonl"))
+    assert [q.answer for q in questions] == ["42", "43", "44", "45"]
+    assert report["gold_from"] == {"####": 1, "boxed": 1, "column": 2}
+
+
+# ---- chats -----------------------------------------------------------------------------------------------
+
+
+CHAT = [{"role": "system", "content": "You are a tutor. Put your final answer in \\boxed{}."},
+        {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "<image>How many? Think step by step."}]
+PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_the_last_user_turn_of_a_chat_is_the_question_and_a_system_turn_is_kept(tmp_path, name):
+    (tmp_path / "i.png").write_bytes(encoded())
+    rows = [{"prompt": CHAT, "reward_model": {"style": "rule", "ground_truth": "3"}, "images": ["i.png"]},
+            {"prompt": PARTS, "reward_model": {"style": "rule", "ground_truth": "4"}, "images": ["i.png"]},
+            {"prompt": CHAT[:1], "reward_model": {"style": "rule", "ground_truth": "4"}, "images": ["i.png"]}]
+    if name.endswith("parquet"):
+        datasets.Dataset.from_list(rows, on_mixed_types="use_json").to_parquet(tmp_path / name)
+    else:
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    questions, report = load_questions(str(tmp_path / name))
+    assert [(q.text, q.system, q.answer) for q in questions] == [
+        ("How many?", "You are a tutor.", "3"), ("How many?", "", "4")]
+    assert len({q.uid for q in questions}) == 2 and report["skipped"] == {"question_empty": 1}
+    assert report["columns"]["question"] == ["prompt"] and open_images(questions[1])[0].size == (120, 110)
+
+
+def test_a_chat_as_a_dict_of_lists_and_what_is_no_chat():
+    old = {"role": ["system", "user"], "content": ["S", "q?"]}
+    assert data.last_turn(old) == ("q?", "S") and data.last_turn("q?") == ("q?", "")
+    for other in (3, None, ["q?"], [None], [{"role": "user"}], [], {}):
+        assert not data.last_turn(other)[0]
+    parts = ["<image>", {"type": "text", "text": "q?"}]
+    assert data.last_turn([{"role": "user", "content": parts}])[0] == "<image>\nq?"
+
+
+def test_a_system_turn_is_part_of_the_prompt_and_of_the_fingerprint(processor):
+    for images in ([], [Image.new("RGB", (120, 110))]):
+        turns = data.chat("How many?", images, "Be brief.")
+        assert [turn["role"] for turn in turns] == ["system", "user"]
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert text.index("Be brief.") < text.index("How many?")
+        made = processor(text=[text], images=images or None)
+        assert data.prompt_tokens(processor, "How many?", images, "Be brief.") == len(made["input_ids"][0])
+        assert data.chat("How many?", images)[0]["role"] == "user"
+    plain = Question("u", "q?", (), "1")
+    assert data.fingerprint([plain]) != data.fingerprint([replace(plain, system="S")])
+
+
+def test_a_repaired_image_is_a_new_question_and_the_broken_one_is_gone(tmp_path):
+    rows = [{"question": "q?", "answer": "1", "images": [name]} for name in ("a.png", "b.png")]
+    (tmp_path / "a.png").write_bytes(encoded())
+    (tmp_path / "b.png").write_bytes(cut("PNG"))
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    before, _ = load_questions(str(tmp_path / "set.jsonl"))
+    assert list(data.broken_images(before)) == [before[1].uid]
+    (tmp_path / "b.png").write_bytes(encoded(color=(1, 1, 1)))
+    after, _ = load_questions(str(tmp_path / "set.jsonl"))
+    assert data.broken_images(after) == {} and data.fingerprint(before) != data.fingerprint(after)
+    uids = [q.uid for q in before]
+    assert data.changes(uids, after) == ({before[1].uid}, {after[1].uid})
+    assert data.changes(uids, before[:1]) == ({before[1].uid}, set())
+
+
 # ---- text ----------------------------------------------------------------------------------------------
 
 
