@@ -18,7 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import is_torchvision_available
 from transformers.utils.import_utils import is_kernels_available
 
-from engine.questions import Question, open_images, prompt_tokens
+from engine.images import chat, prompt_tokens
+from engine.questions import Question, open_images
 
 CACHE_BYTES = 4 * 2**30  # encoded prompts kept by one Encoder, pixels included
 # Tensors with one row per token; all other tensors of a prompt (pixel values, grids) have one row per image or patch.
@@ -110,16 +111,18 @@ def banned_token_ids(model, processor) -> list[int]:
     return sorted(i for i in ids if i is not None and i < model.get_output_embeddings().weight.shape[0])
 
 
-def encode(processor, text: str, images: Sequence = (), **template) -> dict[str, torch.Tensor]:
+def encode(processor, text: str, images: Sequence = (), system: str = "", turns=(), **template) -> dict:
     """One user turn in the model's chat template, ready for a response.
 
+    system, turns: what comes before that turn, see images.chat.
     template: extra arguments of the chat template (for example enable_thinking).
     Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut.
     """
-    text = break_tokens(text, special_tokens(processor))
-    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": text}]
+    special = special_tokens(processor)
+    text, system = break_tokens(text, special), break_tokens(system, special)
+    turns = [(role, break_tokens(words, special)) for role, words in turns]
     encoded = processor.apply_chat_template(
-        [{"role": "user", "content": content if images else text}],
+        chat(text, images, system, turns),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -160,8 +163,11 @@ class Encoder:
         key = (text, question)
         if key in self.prompts:
             return self.prompts[key]
-        images = open_images(question) if question else ()
-        prompt = encode(self.processor, text, images, **(self.template if question else self.brief))
+        if question:
+            given = (open_images(question), question.system, question.turns)
+            prompt = encode(self.processor, text, *given, **self.template)
+        else:
+            prompt = encode(self.processor, text, **self.brief)
         size = sum(x.nbytes for x in prompt.values())
         if size <= self.room:
             self.prompts[key] = prompt
@@ -172,8 +178,10 @@ class Encoder:
         """The number of tokens of the encoded prompt, without looking at the pixels."""
         key = (text, question)
         if key not in self.lengths:
-            harmless = break_tokens(text, special_tokens(self.processor))
-            self.lengths[key] = prompt_tokens(self.processor, harmless, question.images, **self.template)
+            special = special_tokens(self.processor)
+            text, system = break_tokens(text, special), break_tokens(question.system, special)
+            turns = [(role, break_tokens(words, special)) for role, words in question.turns]
+            self.lengths[key] = prompt_tokens(self.processor, text, question.images, system, turns, **self.template)
         return self.lengths[key]
 
 

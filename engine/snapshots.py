@@ -45,7 +45,7 @@ def find_snapshot(ids: Sequence[str], root: str | None, revision: str | None = N
 
 
 def find_all(wanted: dict[str, tuple], root: str | None) -> dict[str, Path]:
-    """{name: folder}. wanted: {name: ids, revision and patterns of find_snapshot}. Raises DataError with all problems."""
+    """{name: folder}. wanted: {name: ids, revision, patterns of find_snapshot}. Raises one DataError with all problems."""
     folders, problems = {}, []
     for name, (ids, revision, patterns) in wanted.items():
         try:

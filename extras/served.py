@@ -176,6 +176,14 @@ class ServedActor:
         """Run it beside the calling thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
+    def messages(self, request: Request) -> list[dict]:
+        """The turns that are sent: what comes before the question, then the question."""
+        turns, question = [], request.question
+        if question:
+            turns = [*([("system", question.system)] if question.system else []), *question.turns]
+        said = [{"role": role, "content": neutralise(words, self.special_tokens, tags=())} for role, words in turns]
+        return [*said, {"role": "user", "content": self.content(request)}]
+
     def content(self, request: Request) -> str | list[dict]:
         """What the user turn says: images first, then the text."""
         text = neutralise(request.text, self.special_tokens, tags=())
@@ -206,7 +214,7 @@ class ServedActor:
                     wait = self.delay * 2**attempt
                     try:
                         output = await self.client.chat_completion(
-                            [{"role": "user", "content": content}],
+                            content if isinstance(content, list) else [{"role": "user", "content": content}],
                             model=self.model,
                             max_tokens=sampling.max_new_tokens,
                             temperature=sampling.temperature,
@@ -242,7 +250,7 @@ class ServedActor:
     def begin(self, request: Request, n: int, sampling: Sampling, key: tuple) -> list[Future]:
         """The n replies to come of a request; those that `start` has begun are taken over, unless they are lost."""
         name, thinking = (*key, request.kind, request.uid), request.question is not None  # rollouts have their question
-        content = cache(partial(self.content, request))  # images are encoded once, when their turn comes
+        content = cache(partial(self.messages, request))  # images are encoded once, when their turn comes
 
         def ask(j: int) -> Future:
             seed = seed_of(*name, j) >> 32  # some servers take 31 bits

@@ -11,7 +11,6 @@ Decisions:
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,14 +32,13 @@ AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
 class Item(Question):
     """A question of a benchmark. options: their texts, "" where only the picture or the question shows one.
 
-    golds: what is accepted, as numbers (0-based) of options or as strings. turns: of a conversation before the
-    question, (role, text). row: what the scorer reads. groups: {name: value or list of values}.
+    golds: what is accepted, as numbers (0-based) of options or as strings. row: what the scorer reads. groups: {name:
+    value or list of values}.
     """
 
     benchmark: str = ""
     options: tuple[str, ...] = ()
     golds: tuple = ()
-    turns: tuple = field(default=(), compare=False)
     row: dict = field(default_factory=dict, compare=False, repr=False)
     groups: dict = field(default_factory=dict, compare=False, repr=False)
 

@@ -4,6 +4,8 @@
 WRONG a wrong one that a rule can settle (None: this scorer has no rule that settles wrong answers).
 """
 
+import base64
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -20,6 +22,11 @@ def image(colour: str = "red", size: int = 32) -> Image.Image:
     return Image.new("RGB", (size, size), colour)
 
 
+def data_uri(colour: str) -> str:
+    image(colour).save(file := io.BytesIO(), "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
 def parquet(rows: list[dict], path: Path, **features) -> None:
     """Rows as a parquet file; image columns are stored as the hub stores them, bytes with a feature in the metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +36,6 @@ def parquet(rows: list[dict], path: Path, **features) -> None:
         table = table.cast_column(name, datasets.Image())
     for name, feature in features.items():
         table = table.cast_column(name, feature)
-    datasets.table.embed_table_storage  # noqa: B018 (images are embedded by to_parquet)
     table.to_parquet(str(path))
 
 
@@ -279,15 +285,10 @@ def gpqa(root: Path) -> None:
 
 
 def hle(root: Path) -> None:
-    import base64
-    import io
-
-    image("blue").save(file := io.BytesIO(), "PNG")
-    uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     rows = [
         {"id": "a", "question": "Who?", "image": "", "answer": "Noether", "answer_type": "exactMatch",
          "category": "Math", "rationale": ""},
-        {"id": "b", "question": "Which?\n\nAnswer Choices:\nA. one\nB. two", "image": uri, "answer": "B",
+        {"id": "b", "question": "Which?\n\nAnswer Choices:\nA. one\nB. two", "image": data_uri("blue"), "answer": "B",
          "answer_type": "multipleChoice", "category": "Physics", "rationale": ""},
     ]  # fmt: skip
     parquet(rows, root / "cais/hle/data/test-00000-of-00001.parquet")

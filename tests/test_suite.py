@@ -463,19 +463,21 @@ def put(folder, rows: list[dict], name="data/test.jsonl"):
     return folder
 
 
-AIDS = {"question": "q?", "options": ["x", "y"], "answer": "0", "image": None}
+PIXEL = standins.data_uri("red")
+AIDS = {"question": "q?", "options": ["x", "y"], "answer": "0", "image": PIXEL}
 BROKEN = [  # benchmark, rows, message
-    ("ai2d", [{"question": "q?", "choices": ["x"], "answer": "0"}], r"expected columns \['image', 'options'\], found"),
+    ("ai2d", [{"question": "q?", "choices": ["x"], "answer": "0"}], r"expected columns \['options'\], found"),
+    ("ai2d", [{**AIDS, "image": None}], "expected an image in image, found none"),
     ("ai2d", [{**AIDS, "answer": "2"}], r"expected the index of one of the options \['x', 'y'\], found \['2'\]"),
     ("ai2d", [{**AIDS, "answer": "B"}], "expected the index"),
     ("ai2d", [{**AIDS, "answer": None}], "expected an answer, found None"),
     ("mmlu_pro", [{"question": "q?", "options": ["x", "y"], "answer": "C", "category": "c"}], "expected the letter"),
     ("imo_answerbench", [{"Problem": "p", "Answer": "1"}], r"expected columns \['Short Answer'\]"),
-    ("vlmsareblind", [{"task": "Counting Sheep", "prompt": "p", "groundtruth": "1", "image": None}],
+    ("vlmsareblind", [{"task": "Counting Sheep", "prompt": "p", "groundtruth": "1", "image": PIXEL}],
      "expected one of .*'nested squares'.*, found 'counting sheep'"),
     ("mathvista", [{"question": "q", "choices": None, "answer": "1", "question_type": "free_form", "unit": None,
-      "answer_type": "complex", "precision": None, "decoded_image": None}], "found 'complex'"),
-    ("ocrbench_en", [{"type": "smell recognition en", "question": "q", "answers": ["x"], "image": None, "eval": "None",
+      "answer_type": "complex", "precision": None, "decoded_image": PIXEL}], "found 'complex'"),
+    ("ocrbench_en", [{"type": "smell recognition en", "question": "q", "answers": ["x"], "image": PIXEL, "eval": "None",
       "bbox": None, "bbox_list": None, "content": None}], "found 'smell recognition'"),
     ("mmvu", [{"question_type": "essay", "question": "q", "answer": "x", "choices": {}, "video": "a.mp4"}], "a.mp4"),
     ("multichallenge", [{"conversation": [{"role": "user", "content": "hi"}], "target_question": "t", "axis": "a",
@@ -529,7 +531,7 @@ def test_missing_and_ambiguous_videos(root, tmp_path):
 
 def test_dynamath_ids_that_do_not_line_up(tmp_path):
     for variant in range(1, 11):
-        row = {"id": f"v{variant}", "question": "1 + 1?", "ground_truth": "2", "answer_type": "float", "decoded_image": None}
+        row = {"id": f"v{variant}", "question": "1 + 1?", "ground_truth": "2", "answer_type": "float", "decoded_image": PIXEL}
         standins.write_json([row], tmp_path / f"set/data/sample_variant{variant}.jsonl")
     items = load(BY_NAME["dynamath"], tmp_path / "set", PROMPTS)
     assert len({item.row["scored_with"] for item in items}) == 1 and len(items) == 10  # by the order of the rows
