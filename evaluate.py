@@ -5,13 +5,8 @@
     accelerate launch evaluate.py --model M --suite vlm --judge J      the paper's benchmarks; or --benchmarks ai2d,mmlu
     python evaluate.py --compare paper:0.8B/grpo_replay results.jsonl  differences with intervals (App. F.6)
 
-What a run leaves: --out with a line per question, while it runs; beside it .args.json, .summary.json (every number) and
-.judged.jsonl (every row that needed a judge, and why). The same command goes on where it was stopped.
-
-Decisions:
-1. The closer follows the last turn of every question; task format wishes are stripped (suite/rows.py).
-2. Records are written after each round of questions; a round is 4 * --rows questions for each process.
-3. A family's average is said to be partial unless all its benchmarks have a score.
+--out has a line per question, written every 4 * --rows questions of a process; the same command goes on where it was
+stopped. Beside it: .summary.json (every number, also by category) and .judged.jsonl (what needed a judge, and why).
 """
 
 import sys
@@ -36,28 +31,21 @@ from extras.analysis import cluster_bootstrap
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
 from suite.compare import macro, paper, summarise
-from suite.entries import BENCHMARKS, BY_NAME, FAMILIES, Benchmark
+from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 from suite.rows import Item, load
 from suite.scorers import JUDGES, read_prompts, score
 from world import table as world
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
 DECODING = Sampling(max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5)
-MAY_CHANGE = ("out", "root", "rows", "paper", "list", "compare")  # where a run goes on
 
 
-def evaluate(
-    actor: Actor | ServedActor,
-    questions: dict[str, Sequence[Question]],
-    sampling: Sampling = DECODING,
-    seed: int = 0,
-    judge: Actor | ServedActor | None = None,
-    judge_prompts: dict | None = None,
-) -> list[dict]:
+def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling = DECODING, seed: int = 0, judge=None,
+             judge_prompts: dict | None = None) -> list[dict]:  # fmt: skip
     """One response to each question (Pass@1). Returns a record per question with its family and reward.
 
-    questions: by family; those of the suite by benchmark. judge: the model that judges free-form golds and what the
-    suite's rules cannot settle. judge_prompts: scorers.read_prompts, for the suite.
+    actor, judge: an Actor or ServedActor. The judge is asked about free-form golds and what the suite's rules do not
+    settle. questions: by family; those of the suite by benchmark. judge_prompts: scorers.read_prompts, for the suite.
     """
     asked = [(family, question) for family in questions for question in questions[family]]
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
@@ -66,12 +54,11 @@ def evaluate(
     scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
     records = []
     for (family, question), reply, result in zip(asked, replies, scores, strict=True):
-        record = {"family": family, "uid": question.uid, "response": reply.text, "gold": question.answer}
-        record |= {"reward": result.reward, "finished": reply.finished}
+        records.append({"family": family, "uid": question.uid, "response": reply.text, "gold": question.answer,
+                        "reward": result.reward, "finished": reply.finished})  # fmt: skip
         if isinstance(question, Item):
-            record |= {"method": result.method, "why": result.why, "tokens": len(reply.tokens), **result.extra}
-            record |= {"scored_with": question.row["scored_with"], "groups": question.groups}
-        records.append(record)
+            records[-1] |= {"method": result.method, "why": result.why, "tokens": len(reply.tokens), **result.extra}
+            records[-1] |= {"scored_with": question.row["scored_with"], "groups": question.groups}
     return records
 
 
@@ -85,8 +72,6 @@ def accuracies(records: Iterable[dict]) -> dict[str, float]:
 
 @dataclass
 class Arguments:
-    """What to evaluate on what, and how."""
-
     model: str = option(str(world.WORLD / "student"), "model folder, hub id or http://host:port/v1")
     model_name: str = option("", "a served model's name on its server; empty: the server is asked")
     suite: str = option("", "the paper's benchmarks of a family", choices=[*FAMILIES, "all"])
@@ -101,40 +86,36 @@ class Arguments:
     judge_prompts: str = option("", "TOML file with other prompts for the official judges (see configs/judges.toml)")
     out: str = option("results.jsonl", "where the per-question results go")
     seed: int = option(0, "seed of the sampled responses")
-    max_new_tokens: int = option(0, "response length; 0: 12288, and 64 for the embedded world", 0)
+    max_new_tokens: int = option(0, "response length; 0: 12288, for the embedded world 64", 0)
     limit: int = option(0, "about so many rows of each benchmark; 0: all", 0)
     frames: int = option(32, "frames of a video", 1)
     rows: int = option(128, "responses generated at a time on each process", 1)
-    min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", 1)
-    max_pixels: int = option(MAX_PIXELS, "images are scaled down to this many pixels", 1)
+    min_pixels: int = option(0, "images are scaled up to this many pixels; 0: Table 8's, or the embedded world's", 0)
+    max_pixels: int = option(0, "images are scaled down to this many pixels; 0: the same", 0)
     paper: str = option("", "row of the paper's tables beside ours: 0.8B/base, 2B/zppo, ...")
     compare: list[str] = option(list, "results to compare with the first: files, or paper:0.8B/base")
     list: bool = option(False, "print the suite and stop")  # last: in this class `list` is it from here on
 
 
-def chosen(args: Arguments) -> list[Benchmark]:
-    """The benchmarks that were asked for, under the ids that were given. Raises DataError."""
+def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
+    """The questions to ask, by benchmark or family. Raises DataError; sets that are missing are named all at once."""
+    if args.data:
+        questions, counted = load_questions(args.data, args.split, args.columns or None)
+        if counted["free_form"] and not args.judge:
+            raise DataError(f"{args.data}: {counted['free_form']} golds are no short answers: give --judge")
+        return {"data": questions}
     ids = dict(pair.split("=", 1) for pair in args.ids)
     names = [e.name for e in BENCHMARKS if args.suite in (e.family, "all")] + args.benchmarks.replace(",", " ").split()
     if unknown := sorted({*names, *ids} - {*BY_NAME}):
         raise DataError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
-    entries = [BY_NAME[name] for name in dict.fromkeys(names)]
-    if judged := [entry.name for entry in entries if entry.scorer in JUDGES and not args.judge]:
+    entries = {name: BY_NAME[name] for name in names}
+    entries |= {name: replace(BY_NAME[name], source=ids[name], moved=()) for name in ids if name in entries}
+    if judged := [name for name, entry in entries.items() if entry.scorer in JUDGES and not args.judge]:
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
-    return [replace(entry, source=ids[entry.name], moved=()) if entry.name in ids else entry for entry in entries]
-
-
-def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
-    """The questions to ask, by benchmark or family. Raises DataError; sets that are missing are named all at once."""
-    if args.data:
-        return {"data": load_questions(args.data, args.split, args.columns or None)[0]}
-    if not (args.suite or args.benchmarks):
-        return world.questions()[1]
-    entries = {entry.name: entry for entry in chosen(args)}
-    rows = ["*.parquet", "*.json*", "*.csv", "*.arrow", "*.md", "*.jpg", "*.png"]
-    wanted = {name: (entry.ids, entry.revision, None if entry.video else rows) for name, entry in entries.items()}
+    wanted = {name: (entry.ids, entry.revision, bool(entry.video)) for name, entry in entries.items()}
     bar = tqdm(find_all(wanted, args.root).items(), desc="loading", leave=False, disable=None)
-    return {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
+    loaded = {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
+    return loaded or world.questions()[1]
 
 
 def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accelerator) -> Actor | ServedActor:
@@ -142,9 +123,11 @@ def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accele
     pixels = (args.min_pixels, args.max_pixels)
     if not name.startswith(("http://", "https://")):
         dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
-        return Actor.load(name, accelerator, dtype, pixels, rows=args.rows)
-    actor = ServedActor(name, served_name or None, pixels=pixels)
-    actor.check()
+        actor = Actor.load(name, accelerator, dtype, pixels, rows=args.rows)
+        actor.encoder.room = 0  # a prompt is asked once: none is kept
+    else:
+        actor = ServedActor(name, served_name or None, pixels=pixels)
+        actor.check()
     return actor
 
 
@@ -154,16 +137,12 @@ def run(questions: dict[str, list[Question]], models: list, args: Arguments, res
     Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong.
     """
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
-    asked = [(family, question) for family in questions for question in questions[family]]
-    for part in results.rounds(asked, 4 * args.rows * PartialState().num_processes):
+    for part in results.rounds(questions, 4 * args.rows * PartialState().num_processes):
         failures = [getattr(model, "failures", 0) for model in models]
         records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
         if failures != [getattr(model, "failures", 0) for model in models]:
             raise ConnectionError("some requests got no answer: the same command goes on from here")
         results.add(records)
-        for model in models:
-            if isinstance(model, Actor):
-                model.encoder.clear()
 
 
 def report(records: list[dict], row: str) -> tuple[str, dict]:
@@ -171,33 +150,34 @@ def report(records: list[dict], row: str) -> tuple[str, dict]:
     if not any("method" in record for record in records):
         numbers = accuracies(records)
         return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items()), numbers
-    numbers, theirs = summarise(records), paper(row) if row else {}
-    table = pd.DataFrame.from_dict(numbers, orient="index").drop(columns=["beside", "groups"], errors="ignore")
-    if theirs:
-        table.insert(1, row, pd.Series(theirs))
+    numbers = summarise(records)
+    columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | ({row: paper(row)} if row else {})
+    counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
+    table = pd.DataFrame(columns, counts.index).join(counts)
     text = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
-    for name, summary in numbers.items():
-        text += [f"{name}, {key}: {value:.1f}" for key, value in summary.get("beside", {}).items()]
-    for whose, scores in {"ours": {name: one["score"] for name, one in numbers.items()}, row: theirs}.items():
+    for name, one in numbers.items():
+        text += [f"{name}, {key}: {value:.1f}" for key, value in one["beside"].items()]
+    if other := [name for name, row in counts.iterrows() if row["rows"] != row["published"]]:
+        text.append(f"not the published number of rows: {', '.join(other)}")
+    for column, scores in columns.items():
         for family, (mean, n, of) in macro({name: scores.get(name) for name in numbers}).items():
-            text.append(f"{family} {whose}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
+            text.append(f"{family}, {column}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
     return "\n".join(text), numbers
 
 
-def read_scores(name: str) -> dict[str, float]:
-    """Percent by benchmark or family, of a results file or a row of the paper's tables. Raises ValueError."""
-    if name.startswith("paper:"):
-        return paper(name.removeprefix("paper:"))
-    records = read_records(Path(name))
-    if not records:
-        raise ValueError(f"{name}: no such file of results")
-    numbers = summarise(records)
-    return {name: one["score"] for name, one in numbers.items() if one["score"] is not None} or accuracies(records)
-
-
 def compare(names: Sequence[str]) -> str:
-    """Each result beside the first: percent, then the cluster bootstrap (F.6) over the benchmarks that all have."""
-    table = pd.DataFrame({name: read_scores(name) for name in names}).dropna()
+    """Each result beside the first: percent, then the cluster bootstrap (F.6) over the benchmarks that all have.
+
+    names: results files, or "paper:" and a row of the paper's tables. Raises ValueError.
+    """
+    scores = {}
+    for name in names:
+        records = read_records(Path(name))
+        numbers = {key: one["score"] for key, one in summarise(records).items()}
+        scores[name] = paper(name[6:]) if name.startswith("paper:") else numbers or accuracies(records)
+        if not scores[name]:
+            raise ValueError(f"{name}: no such file of results")
+    table = pd.DataFrame(scores).dropna()
     families, text = [BY_NAME[name].family if name in BY_NAME else "questions" for name in table.index], []
     for family, block in table.groupby(families, sort=False):
         text += [f"\n{family}, {len(block)} in all results", block.to_string(float_format="{:.1f}".format)]
@@ -206,18 +186,18 @@ def compare(names: Sequence[str]) -> str:
 
 
 def main(args: Arguments) -> None:
-    if args.list:
-        columns = "name family source moved configs splits size terms scorer".split()
-        print(pd.DataFrame([asdict(entry) for entry in BENCHMARKS])[columns].to_string(index=False))
-        return
+    own = args.data or args.suite or args.benchmarks
+    usual = (DECODING.max_new_tokens, MIN_PIXELS, MAX_PIXELS) if own else (64, world.CELL**2, 64 * world.CELL**2)
+    for name, value in zip(("max_new_tokens", "min_pixels", "max_pixels"), usual, strict=True):
+        setattr(args, name, getattr(args, name) or value)
+    free = {"out", "root", "rows", "paper", "list", "compare"}  # may change where a run goes on
+    settings = {name: value for name, value in asdict(args).items() if name not in free}
     try:
-        if args.compare:
-            print(compare(args.compare))
-            return
+        if args.list or args.compare:
+            columns = ["name", "family", "source", "moved", "configs", "splits", "size", "terms", "scorer"]
+            entries = pd.DataFrame(map(asdict, BENCHMARKS))[columns]
+            return print(compare(args.compare) if args.compare else entries.to_string(index=False, max_colwidth=48))
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-        own = args.data or args.suite or args.benchmarks
-        args.max_new_tokens = args.max_new_tokens or (DECODING.max_new_tokens if own else 64)
-        settings = {name: value for name, value in asdict(args).items() if name not in MAY_CHANGE}
         results = Results(Path(args.out), settings, accelerator.is_main_process)
         judge_prompts = read_prompts(args.judge_prompts)
         with accelerator.main_process_first():  # the others find what it has downloaded and read
@@ -226,12 +206,11 @@ def main(args: Arguments) -> None:
         names = [(args.model, args.model_name), (args.judge, args.judge_name)]
         models = [load_actor(name, served, args, accelerator) for name, served in names if name]
         run(questions, models, args, results, judge_prompts)
-        records = [results.done[question.uid] for asked in questions.values() for question in asked]
-        text, numbers = report(records, args.paper)
-    except (ValueError, OSError) as error:  # DataError, ConnectionError
-        raise SystemExit(f"evaluate.py: {error}") from error
+        text, numbers = report(results.records, args.paper)
+    except (ValueError, OSError) as error:  # DataError and ConnectionError too
+        raise SystemExit(f"evaluate.py: {error}" if PartialState().is_main_process else 1) from error
     if accelerator.is_main_process:
-        results.finish(records, {"settings": settings, "scores": numbers})
+        results.finish({"settings": settings, "scores": numbers})
         print(f"{text}\nper-question results: {args.out}")
 
 

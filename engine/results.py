@@ -12,14 +12,15 @@ from engine.run import write_records, write_whole
 
 
 class Results:
-    """The records of a run in `path`, one a line; beside it .args.json, and .summary.json once the run is finished.
+    """The records of a run in `path`, one a line; beside it .args.json, and .summary.json when the run is finished.
 
-    done: {uid: record} of an earlier start that was stopped. A finished run starts anew. Raises SystemExit where an
-    unfinished run with other settings is in the way. Only the main process (main) writes; all of them read.
+    done: {uid: record} so far, with those of an earlier start that was stopped. records: all in order, when the rounds
+    are over. A finished run starts anew. Only the main process (main) writes; all of them read. Raises SystemExit where
+    an unfinished run with other settings is in the way.
     """
 
     def __init__(self, path: Path, settings: dict, main: bool):
-        self.path, self.main, self.done = path, main, {}
+        self.path, self.main, self.done, self.records = path, main, {}, []
         self.summary, described = path.with_suffix(".summary.json"), path.with_suffix(".args.json")
         goes_on = path.exists() and described.exists() and not self.summary.exists()
         if goes_on:
@@ -37,8 +38,9 @@ class Results:
             write_whole(json.dumps(settings, indent=1), self.path.with_suffix(".args.json"))
             write_records(list(self.done.values()), self.path)
 
-    def rounds(self, asked: Sequence[tuple[str, object]], size: int) -> Iterator[dict[str, list]]:
-        """What has no record yet, `size` questions at a time: {family: questions}. asked: (family, question)."""
+    def rounds(self, questions: dict[str, list], size: int) -> Iterator[dict[str, list]]:
+        """What has no record yet, `size` questions at a time. questions: by family; they have a `uid`."""
+        asked = [(family, question) for family in questions for question in questions[family]]
         pending = [(family, question) for family, question in asked if question.uid not in self.done]
         self.bar = tqdm(total=len(asked), initial=len(asked) - len(pending), disable=not self.main or None)
         for start in range(0, len(pending), size):
@@ -47,6 +49,7 @@ class Results:
                 part[family].append(question)
             yield part
         self.bar.close()
+        self.records = [self.done[question.uid] for _, question in asked]
 
     def add(self, records: Sequence[dict]) -> None:
         """Records of a round: to the file, and the running score of their last family and all tokens to the screen."""
@@ -61,9 +64,9 @@ class Results:
         self.bar.set_postfix({family: f"{100 * sum(rewards) / len(rewards):.1f}%", "tokens": tokens})
         self.bar.update(len(records))
 
-    def finish(self, records: Sequence[dict], summary: dict) -> None:
+    def finish(self, summary: dict) -> None:
         """All records in order, those that a judge saw once more apart, and a summary: the run is finished."""
-        judged = [record for record in records if record.get("method", "rule") != "rule"]
-        write_records(records, self.path)
-        write_records(judged, self.path.with_suffix(".judged.jsonl"))
+        write_records(self.records, self.path)
+        if judged := [record for record in self.records if record.get("method", "rule") != "rule"]:
+            write_records(judged, self.path.with_suffix(".judged.jsonl"))
         write_whole(json.dumps(summary, indent=1), self.summary)

@@ -21,10 +21,10 @@ USUAL = ("train", "test", "testmini", "validation", "dev")
 SPELLINGS = {"validation": "val(id(ation)?)?", "valid": "val(id(ation)?)?", "val": "val(id(ation)?)?"}
 
 
-def find_snapshot(ids: Sequence[str], root: str | None, revision: str | None = None, patterns=None) -> Path:
+def find_snapshot(ids: Sequence[str], root: str | None, revision: str | None = None, whole: bool = False) -> Path:
     """The folder of the first of `ids` (owner/name) that there is: root/owner/name, or without a root downloaded.
 
-    patterns: of the files to download; None: all. Raises DataError: none there, or terms to accept first.
+    whole: download all files, not only rows and pictures. Raises DataError: none there, or terms to accept first.
     """
     if root:
         folders = [folder for folder in (Path(root, *name.split("/")) for name in ids) if folder.is_dir()]
@@ -34,6 +34,7 @@ def find_snapshot(ids: Sequence[str], root: str | None, revision: str | None = N
     problems = []
     for name in ids:
         try:
+            patterns = None if whole else [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
             options = dict(repo_type="dataset", revision=revision, allow_patterns=patterns)
             return Path(huggingface_hub.snapshot_download(name, **options))
         except huggingface_hub.errors.GatedRepoError as error:
@@ -45,11 +46,11 @@ def find_snapshot(ids: Sequence[str], root: str | None, revision: str | None = N
 
 
 def find_all(wanted: dict[str, tuple], root: str | None) -> dict[str, Path]:
-    """{name: folder}. wanted: {name: ids, revision, patterns of find_snapshot}. Raises one DataError with all problems."""
+    """{name: folder}. wanted: {name: ids, revision, whole of find_snapshot}. One DataError says all that is missing."""
     folders, problems = {}, []
-    for name, (ids, revision, patterns) in wanted.items():
+    for name, (ids, revision, whole) in wanted.items():
         try:
-            folders[name] = find_snapshot(ids, root, revision, patterns)
+            folders[name] = find_snapshot(ids, root, revision, whole)
         except DataError as error:
             problems.append(f"{name}: {error}")
     if problems:

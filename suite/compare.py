@@ -77,18 +77,18 @@ def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
 
 
 def summarise(records: Sequence[dict]) -> dict[str, dict]:
-    """{benchmark: its score in percent (None if a row could not be scored), its parts, and counts}."""
+    """{benchmark: score in percent (None if a row could not be scored), counts, what stands beside it, groups}."""
     found, result = defaultdict(list), {}
     for record in records:
         found[record["family"]].append(record)
     for entry, mine in ((BY_NAME[name], found[name]) for name in BY_NAME if name in found):
-        summary = dict(rows=len(mine), published=entry.size, **Counter(record["method"] for record in mine))
-        summary |= {"unfinished": sum(not record["finished"] for record in mine), "score": None}
+        counts = dict(rows=len(mine), published=entry.size, **Counter(record["method"] for record in mine))
+        counts["unfinished"] = sum(not record["finished"] for record in mine)
+        result[entry.name] = summary = {"score": None, "counts": counts, "beside": {}, "groups": {}}
         if all(record["reward"] is not None for record in mine):
             groups = {group: by_group(mine, group) for group in entry.groups}
             parts = groups[entry.average].values() if entry.average else [100 * record["reward"] for record in mine]
             summary |= {"score": float(np.mean([*parts])), "beside": beside(entry.name, mine), "groups": groups}
-        result[entry.name] = summary
     return result
 
 
