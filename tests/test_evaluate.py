@@ -1,4 +1,4 @@
-"""evaluate.py: the paper's decoding, records on disk, the suite over stand-ins on one and two processes, kills, servers."""
+"""evaluate.py: decoding, records on disk, the suite over stand-ins on one and two processes, kills, served models."""
 
 import json
 import os
@@ -17,6 +17,7 @@ import standins
 from runs import torchrun
 
 import evaluate
+from engine.options import parse
 from engine.questions import DataError, Question
 from evaluate import DECODING, accuracies
 from suite.entries import BENCHMARKS
@@ -34,6 +35,22 @@ def command(*args: str, processes: int = 1) -> list[str]:
 def run(folder: Path, *args: str, processes: int = 1) -> subprocess.CompletedProcess:
     line = command(*args, processes=processes)
     return subprocess.run(line, cwd=folder, env=ENV, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """evaluate.py in this process and in tmp_path: a function from options to (exit status, what was said)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*args: str) -> tuple[int, str]:
+        status, message = 0, ""
+        try:
+            evaluate.main(*parse([evaluate.Arguments], args, ""))
+        except SystemExit as stop:
+            status, message = 1, str(stop)
+        return status, capsys.readouterr().out + message
+
+    return run_here
 
 
 def read(path: Path) -> list[dict]:
@@ -66,7 +83,8 @@ def scripted(*replies: str):
     """An actor that says these things, one to each request."""
 
     def actor(requests, n, sampling, key, phase):
-        return [[SimpleNamespace(text=text, tokens=[1], finished=True)] for _, text in zip(requests, replies, strict=True)]
+        assert len(requests) == len(replies)
+        return [[SimpleNamespace(text=text, tokens=[1], finished=True)] for text in replies]
 
     return actor
 
@@ -113,8 +131,8 @@ def test_the_whole_suite(exams):
     assert "vlm, ours" in said and "(partial: 14 of 16 benchmarks)" in said  # OCRBench v2 needs lmms-eval
     assert "not the published number of rows: ai2d, " in said
     judged = read(folder / "results.judged.jsonl")
-    assert {record["why"] for record in judged if record["method"] == "judge"} == {"no box", "not settled by the rule"} or all(
-        record["why"] == "no box" for record in judged if record["method"] == "judge"
+    assert judged == [record for record in records if record["method"] != "rule"] and all(
+        record["why"] for record in judged if record["method"] == "judge"
     )
     assert all(record["tokens"] <= 8 for record in records)
 
@@ -125,9 +143,9 @@ def test_two_processes_give_the_same_results(exams):
     assert said_two == said_one
 
 
-def test_a_killed_run_goes_on(root, exams, tmp_path):
+def test_a_killed_run_goes_on(root, exams, tmp_path, here):
     args = ["--suite", "llm", "--root", root, "--judge", STUDENT, *SMALL, "--rows", "1"]  # rounds of 4 questions
-    process = subprocess.Popen(command(*args), cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*args), cwd=tmp_path, env=ENV, stderr=subprocess.DEVNULL)
     out = tmp_path / "results.jsonl"
     while not out.exists() or len(out.read_text().splitlines()) < 8:
         assert process.poll() is None
@@ -137,55 +155,58 @@ def test_a_killed_run_goes_on(root, exams, tmp_path):
     before = out.read_text().splitlines()
     with open(out, "a") as file:
         file.write('{"family": "mm')  # a line cut short
-    other = run(tmp_path, *args, "--seed", "1")
-    assert other.returncode == 1 and "--seed 0 (now 1)" in other.stderr
+    status, said = here(*args, "--seed", "1")
+    assert status == 1 and "--seed 0 (now 1)" in said
     done = run(tmp_path, *args)
     assert done.returncode == 0, done.stderr
     assert out.read_text().splitlines()[: len(before)] == before
-    one = [record for record in read(exams[1][0] / "results.jsonl") if record["family"] in {e.name for e in BENCHMARKS
-           if e.family == "llm"}]  # fmt: skip
-    assert read(out) == one  # as if it had never been killed
+    llm = {entry.name for entry in BENCHMARKS if entry.family == "llm"}
+    whole = [record for record in read(exams[1][0] / "results.jsonl") if record["family"] in llm]
+    assert read(out) == whole  # as if it had never been killed
 
 
-def test_limit_ids_and_what_is_missing(root, tmp_path):
-    folder = tmp_path / "moved/else/where/data"
-    standins.write_json([{"problem_idx": i, "problem": f"{i} + 1?", "answer": i + 1} for i in range(20)], folder / "train.jsonl")
+def test_limit_and_ids(tmp_path, here):
+    rows = [{"problem_idx": i, "problem": f"{i} + 1?", "answer": i + 1} for i in range(20)]
+    standins.write_json(rows, tmp_path / "moved/else/where/data/train.jsonl")
     args = ["--benchmarks", "aime26", "--ids", "aime26=else/where", "--root", str(tmp_path / "moved"), *SMALL]
-    done = run(tmp_path, *args, "--limit", "5")
-    assert done.returncode == 0, done.stderr
+    status, said = here(*args, "--limit", "5")
+    assert status == 0, said
     assert [record["uid"] for record in read(tmp_path / "results.jsonl")] == [f"aime26/{i}" for i in (0, 4, 8, 12, 16)]
-    done = run(tmp_path, "--benchmarks", "mmlu,gpqa,aime26", "--root", str(tmp_path / "moved"))
-    assert done.returncode == 1  # all that is missing at once, and nothing is asked
+
+
+def test_what_cannot_be_asked(root, tmp_path, here):
+    status, said = here("--benchmarks", "mmlu,gpqa,aime26", "--root", str(tmp_path))
     for name in ("mmlu: expected a folder cais/mmlu", "gpqa: expected a folder Idavidrein/gpqa", "aime26: expected"):
-        assert name in done.stderr
-    done = run(tmp_path, "--suite", "vlm", "--root", root)
-    assert done.returncode == 1 and "charxiv, mmvet: scored by a judge alone; give --judge" in done.stderr
-    done = run(tmp_path, "--benchmarks", "mnist")
-    assert done.returncode == 1 and "no benchmark is called mnist; there are ai2d, " in done.stderr
+        assert status == 1 and name in said  # all that is missing at once
+    status, said = here("--suite", "vlm", "--root", root)
+    assert status == 1 and "charxiv, mmvet: scored by a judge alone; give --judge" in said
+    status, said = here("--benchmarks", "mnist")
+    assert status == 1 and "no benchmark is called mnist; there are ai2d, " in said
+    status, said = here("--benchmarks", "mmlu", "--root", root, "--model", "http://127.0.0.1:1/v1")
+    assert status == 1 and "no server" in said
+    assert not (tmp_path / "results.summary.json").exists()
 
 
-def test_list_and_compare(exams, tmp_path):
-    said = run(tmp_path, "--list").stdout
+def test_list_and_compare(exams, here):
+    _, said = here("--list")
     assert all(entry.name in said and entry.source in said and str(entry.size) in said for entry in BENCHMARKS)
     assert "gated" in said and "cc-by-nc-sa" in said
     results = str(exams[1][0] / "results.jsonl")
-    done = run(tmp_path, "--compare", "paper:0.8B/grpo_replay", results, "paper:0.8B/zppo")
-    assert done.returncode == 0, done.stderr
-    assert "vlm, 14 in all results" in done.stdout and "llm, 10 in all results" in done.stdout
-    done = run(tmp_path, "--compare", "paper:0.8B/grpo_replay", "paper:0.8B/zppo")
-    assert re.search(r"paper:0.8B/zppo +\+50.25 +\+4.79 +\+3.4\d +\+6.1\d +16", done.stdout)
-    done = run(tmp_path, "--compare", results, "nowhere.jsonl")
-    assert done.returncode == 1 and "nowhere.jsonl: no such file" in done.stderr
+    status, said = here("--compare", "paper:0.8B/grpo_replay", results, "paper:0.8B/zppo")
+    assert status == 0 and "vlm, 14 in all results" in said and "llm, 10 in all results" in said
+    _, said = here("--compare", "paper:0.8B/grpo_replay", "paper:0.8B/zppo")
+    assert re.search(r"paper:0.8B/zppo +\+50.25 +\+4.79 +\+3.4\d +\+6.1\d +\+?16", said)
+    assert here("--compare", results, "nowhere.jsonl")[1].endswith("nowhere.jsonl: no such file of results")
 
 
-def test_own_data(tmp_path):
-    rows = [{"question": "Start at 10. Where are you?", "answer": "10"}, {"question": "Why so?", "answer": "since it rains a lot"}]
+def test_own_data(tmp_path, here):
+    rows = [{"question": "Start at 10. Where are you?", "answer": "10"},
+            {"question": "Why so?", "answer": "since it rains a lot"}]  # fmt: skip
     standins.write_json(rows, tmp_path / "mine.jsonl")
-    done = run(tmp_path, "--data", "mine.jsonl", *SMALL)
-    assert done.returncode == 1 and "1 golds are no short answers: give --judge" in done.stderr
-    done = run(tmp_path, "--data", "mine.jsonl", "--judge", STUDENT, *SMALL)
-    assert done.returncode == 0, done.stderr
-    assert "data" in done.stdout and len(read(tmp_path / "results.jsonl")) == 2
+    status, said = here("--data", "mine.jsonl", *SMALL)
+    assert status == 1 and "1 golds are no short answers: give --judge" in said
+    status, said = here("--data", "mine.jsonl", "--judge", STUDENT, *SMALL)
+    assert status == 0 and "data " in said and len(read(tmp_path / "results.jsonl")) == 2
 
 
 # ---- served models -----------------------------------------------------------------------------------------
@@ -224,27 +245,28 @@ def server():
     server.shutdown()
 
 
-def test_a_served_model_and_judge(root, server, tmp_path):
+def test_a_served_model_and_judge(root, server, tmp_path, here):
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    args = ["--model", url, "--judge", url, "--benchmarks", "ai2d,multichallenge", "--root", root, "--max_new_tokens", "9"]
-    done = run(tmp_path, *args)
-    assert done.returncode == 0, done.stderr
+    names = ["--benchmarks", "ai2d,multichallenge", "--root", root, "--max_new_tokens", "9"]
+    status, said = here("--model", url, "--judge", url, *names)
+    assert status == 0, said
     records = read(tmp_path / "results.jsonl")
-    assert [record["reward"] for record in records] == [1.0, 0.0, 1.0, 1.0, 0.0]  # B, not D; YES, YES, where NO is wanted
-    (talk, *_) = [body["messages"] for body in server.seen if "Suggest a cake" in json.dumps(body["messages"])]
+    assert [record["reward"] for record in records] == [1.0, 0.0, 1.0, 1.0, 0.0]  # B, not D; YES, YES, not where NO is due
+    asked = [body["messages"] for body in server.seen]
+    talk = next(turns for turns in asked if "Suggest a cake" in json.dumps(turns))
     assert [turn["role"] for turn in talk] == ["user", "assistant", "user"]  # real turns
-    assert talk[0]["content"] == "I am allergic to nuts." and talk[2]["content"].startswith("Suggest a cake.\n\nYou FIRST")
-    (picture, *_) = [body["messages"][0]["content"] for body in server.seen if "Which colour" in json.dumps(body["messages"])]
-    assert [part["type"] for part in picture] == ["image_url", "text"]
+    assert talk[0]["content"] == "I am allergic to nuts."
+    assert talk[2]["content"].startswith("Suggest a cake.\n\nYou FIRST")
+    picture = next(turns for turns in asked if "Which colour" in json.dumps(turns))
+    assert [part["type"] for part in picture[0]["content"]] == ["image_url", "text"]
 
 
-def test_requests_without_an_answer_are_no_wrong_answers(root, server, tmp_path):
+def test_requests_without_an_answer_are_no_wrong_answers(root, server, tmp_path, here):
     url = f"http://127.0.0.1:{server.server_port}/v1"
     args = ["--model", url, "--judge", url, "--benchmarks", "ai2d,multichallenge", "--root", root, "--rows", "1"]
     server.broken = True
-    done = run(tmp_path, *args)
-    assert done.returncode == 1 and "requests got no answer: the same command goes on" in done.stderr
+    status, said = here(*args)
+    assert status == 1 and "requests got no answer: the same command goes on" in said
     assert not (tmp_path / "results.summary.json").exists()
     server.broken = False
-    done = run(tmp_path, *args)
-    assert done.returncode == 0 and len(read(tmp_path / "results.jsonl")) == 5
+    assert here(*args)[0] == 0 and len(read(tmp_path / "results.jsonl")) == 5
