@@ -26,6 +26,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
 from engine.decode import Decoder, prefill
+from engine.images import bound_pixels
 from engine.models import (
     Encoder,
     banned_token_ids,
@@ -35,7 +36,7 @@ from engine.models import (
     load_processor,
     tokenizer_of,
 )
-from engine.questions import Question, bound_pixels
+from engine.questions import Question
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
@@ -282,8 +283,8 @@ class Actor:
 
     def batches(
         self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
-    ) -> Iterator[tuple[list[int], list[list[Reply]]]]:
-        """This process's share, batch by batch: (places in `requests`, n replies to each)."""
+    ) -> Iterator[dict[int, list[Reply]]]:
+        """This process's share of a call, one batch after another: {place of a request: its n replies}."""
         start, state = time.perf_counter(), PartialState()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
         rounds = math.ceil(len(order) / (state.num_processes * max(1, self.rows // n)))  # batches on each process
@@ -292,19 +293,24 @@ class Actor:
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process or None)
         with self.whole(), bar:
             for batch in deal(cut[::-1], state.process_index, state.num_processes):
-                yield batch, self.draw([requests[i] for i in batch], range(n), sampling, key)
+                rows = self.draw([requests[i] for i in batch], range(n), sampling, key)
+                yield dict(zip(batch, rows, strict=True))
                 bar.update(len(batch) * n * state.num_processes)
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
-    def collect(self, drawn: Sequence[tuple[list[int], list[list[Reply]]]]) -> list[list[Reply]]:
-        """All replies in the order of the requests, on every process. drawn: what `batches` gave on this one."""
-        mine = [pair for batch, rows in drawn for pair in zip(batch, rows, strict=True)]
-        replies = dict(gather_object(mine))
+    def gather(self, drawn: dict[int, list[Reply]], phase: str) -> list[list[Reply]]:
+        """The replies that all processes have drawn, in the order of the requests."""
+        start = time.perf_counter()
+        replies = dict(gather_object(list(drawn.items())))
         self.rows = min(gather_object([self.rows]))  # where memory ran out on one process: batches are cut alike
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
         return [replies[i] for i in range(len(replies))]
 
     def __call__(
         self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
     ) -> list[list[Reply]]:
         """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness."""
-        return self.collect(list(self.batches(requests, n, sampling, key, phase)))
+        drawn: dict[int, list[Reply]] = {}
+        for batch in self.batches(requests, n, sampling, key, phase):
+            drawn |= batch
+        return self.gather(drawn, phase)

@@ -16,14 +16,16 @@ Decisions:
 2. Step s takes the s-th slice of a seeded permutation of the questions. Each further pass has its own permutation.
 3. The optimiser's learning rate is constant, without warm-up or decay (Table 8).
 4. Gradients that are not finite, in steps one after another, stop the run with its state saved.
-5. The trained student is saved in fp32, as it was trained (engine/run.py, decision 4).
+5. Ctrl-C, SIGTERM or the end of the launcher stops the run after its step, with its state saved. A second signal stops
+   it at once. A step that waits for a served teacher is broken off and done again on --resume.
+6. What cannot be written ends the run with exit status 1 (engine/run.py, decision 2).
 """
 
 import logging
-import os
+import math
 import random
-import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -33,29 +35,29 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
 import baselines
 from buffer import ReplayBuffer
+from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
 from engine.options import JsonObject, option, parse
-from engine.questions import MAX_PIXELS, MIN_PIXELS, DataError, Question, fingerprint, load_questions
-from engine.run import Output, append, read_records, write_records
+from engine.questions import DataError, Question, broken_images, fingerprint, load_questions
+from engine.run import LEGEND, Output, Stop, closing_tables, leave, read_records, say
 from engine.update import Learner, Policy, Row, check_head, gathered, make_accelerator
 from evaluate import DECODING, accuracies, evaluate
-from extras.served import ServedActor, ServedError, overlap
+from extras.preview import preview
+from extras.served import ServedActor, overlapped
 from generate import Actor, seed_of
 from prompts import plain_prompt
-from report import close, finite, show
 from world import table as world
 from zppo import Context, Recipe, dump, plain_groups, quota, reformulate, roll_out, select, summarise, update
 
 MAX_BAD_UPDATES = 5  # gradients that are not finite, in steps one after another
-MAX_DEAD_STEPS = 3  # steps in a row without any answer from a served teacher
-ONE_SIGNAL = 2.0  # seconds: schedulers signal every process, and launchers pass theirs on, so one may arrive twice
+MAX_SILENT_STEPS = 3  # steps in a row without any answer from a served teacher
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Arguments:
     student: str = option("", "model folder or hub id; none: the embedded world")
     teacher: str = option("", "frozen teacher: folder, hub id or http://host:port/v1; several: commas between them")
     teacher_model: str = option("", "a served teacher's name on its server; none: the server is asked")
+    teacher_timeout: float = option(900.0, "seconds that a call to a served teacher waits while nothing comes", least=1)
+    teacher_concurrency: int = option(64, "requests to a served teacher under way at a time", least=1)
     chat_template_kwargs: JsonObject = option(
         JsonObject, """arguments of the student's chat template, as JSON: '{"enable_thinking": true}'"""
     )
@@ -82,6 +86,8 @@ class Arguments:
     split: str = option("train", "split of --data")
     config: str = option("", "config of --data, where it has several")
     columns: list[str] = option(list, "ours=theirs where a column has another name: question=prompt images=picture")
+    system_prompt: str = option("", "system turn of questions that have none of their own")
+    data_may_differ: bool = option(False, "--resume with repaired or dropped questions; later slices may change")
     output: str = option("runs/zppo", "folder for everything the run leaves")
     resume: bool = option(False, "go on from the newest checkpoint in --output")
     seed: int = option(0, "root of all randomness")
@@ -122,9 +128,11 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
 # ---------------------------------------------------------------- what a run works with
 
 
-def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict) -> list[Actor | ServedActor]:
+def load_actors(
+    args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict, stop: threading.Event
+) -> list[Actor | ServedActor]:
     """[student, teacher, ...]. The student is trained, in fp32; a teacher only ever writes text (or logits, in
-    distillation), in bf16 under that mixed precision."""
+    distillation), in bf16 under that mixed precision. stop: ends the waiting for a served teacher."""
     frozen = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     pixels, settings = (args.min_pixels, args.max_pixels), dict(rows=args.rollout_rows, seconds=seconds)
     template = args.chat_template_kwargs
@@ -132,12 +140,16 @@ def load_actors(args: Arguments, recipe: Recipe, accelerator: Accelerator, secon
     template, actors = args.teacher_chat_template_kwargs, [student]
     for path in args.teacher.split(","):
         if path.startswith(("http://", "https://")):
-            special = special_tokens(student.processor)
-            actors.append(ServedActor(path, args.teacher_model or None, special, pixels, template, seconds=seconds))
+            for branch in baselines.NEEDS.keys() & {*recipe.branches}:
+                leave(f"--method {recipe.method} needs the teacher's {baselines.NEEDS[branch]}; {path} serves only "
+                      "text: give --teacher a model folder or hub id", 2)  # fmt: skip
+            server = path, args.teacher_model or None, student.processor, pixels, template
+            limits = dict(concurrency=args.teacher_concurrency, timeout=args.teacher_timeout)
+            actors.append(ServedActor(*server, **limits, seconds=seconds, stop=stop))
             try:
-                actors[-1].check(recipe.branches)
-            except ServedError as error:
-                raise SystemExit(f"--teacher: {error}") from error
+                actors[-1].check()
+            except ConnectionError as error:
+                leave(f"--teacher: {error}", 2)
         else:
             actors.append(Actor.load(path, accelerator, frozen, pixels, template=template, **settings))
             actors[-1].model.requires_grad_(False).eval()
@@ -186,6 +198,7 @@ def load_data(args: Arguments, student: Actor) -> tuple[list[Question], dict[str
         except DataError as error:
             raise SystemExit(f"--data: {error}") from error
         skipped, held_out = report["skipped"], {}
+        questions = [replace(question, system=question.system or args.system_prompt) for question in questions]
     kept = [
         question
         for question in tqdm(questions, desc="prompt budget", leave=False, disable=None)
@@ -200,6 +213,22 @@ def load_data(args: Arguments, student: Actor) -> tuple[list[Question], dict[str
     return kept, held_out, skipped
 
 
+def intact(
+    new: list[Question], replayed: list[Question], broken: set[str]
+) -> tuple[list[Question], list[Question], int]:
+    """X_new and X_replay without the questions whose images cannot be decoded, and the number of these.
+
+    The same on all processes. broken: uids that were named on the screen before; it gets the others."""
+    state, drawn = PartialState(), [*new, *replayed]
+    found = dict(gather_object([*broken_images(drawn[state.process_index :: state.num_processes]).items()]))
+    for uid in sorted(found.keys() - broken):
+        if state.is_main_process:
+            tqdm.write(found[uid])
+    broken |= found.keys()
+    new, replayed = ([question for question in part if question.uid not in found] for part in (new, replayed))
+    return new, replayed, len(found)
+
+
 def new_questions(questions: list[Question], args: Arguments, step: int) -> list[Question]:
     """X_new of one step: the next slice of a seeded permutation, with a new permutation for each pass."""
     per_pass = len(questions) // args.new_per_step
@@ -207,40 +236,6 @@ def new_questions(questions: list[Question], args: Arguments, step: int) -> list
     random.Random(seed_of(args.seed, "pass", step // per_pass)).shuffle(order)
     start = step % per_pass * args.new_per_step
     return [questions[i] for i in order[start : start + args.new_per_step]]
-
-
-# ---------------------------------------------------------------- stopping
-
-
-def stop_on_signal(show: bool) -> list[str]:
-    """Catch SIGINT (Ctrl-C) and SIGTERM (schedulers). The first one's name joins the returned list, for the loop to
-    read; a second one stops the process at once. show: say so on the screen."""
-    names, first = [], 0.0
-
-    def handle(number: int, frame) -> None:
-        nonlocal first
-        if not names:
-            first = time.monotonic()
-            names.append(signal.Signals(number).name)
-            if show:  # print is not safe in a handler
-                os.write(2, f"\n{names[0]}: stopping after this step; a second one stops at once\n".encode())
-        elif time.monotonic() - first > ONE_SIGNAL:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return names
-
-
-def stop_reason(servers: list[ServedActor], bad_updates: int, signals: list[str], step: int) -> str | None:
-    """Why the run stops after this step, the same on all processes, or None."""
-    caught = gather_object(signals[:1])  # by any process
-    if dead := [server.url for server in servers if server.dead_steps >= MAX_DEAD_STEPS]:
-        return f"no answer from {dead} for {MAX_DEAD_STEPS} steps"
-    if bad_updates >= MAX_BAD_UPDATES:
-        return f"{bad_updates} gradients were not finite, in steps one after another"
-    return f"{caught[0]} stopped the run after step {step + 1}" if caught else None
 
 
 # ---------------------------------------------------------------- the run
@@ -253,62 +248,81 @@ def main(argv: list[str]) -> None:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
     accelerator = make_accelerator(log_with=args.log_with or None, project_dir=args.output)
-    output = Output(Path(args.output), accelerator, {**asdict(args), **asdict(recipe)}, args.resume)
+    if not args.preview:
+        output = Output(Path(args.output), accelerator, {**asdict(args), **asdict(recipe)})
 
     # Student, teachers, questions, buffer.
     seconds: dict[str, float] = {}  # of the current step, by phase
-    student, *teachers = load_actors(args, recipe, accelerator, seconds)
+    stopped = threading.Event()
+    student, *teachers = load_actors(args, recipe, accelerator, seconds, stopped)
     teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
+    local = [actor for actor in (student, *teachers) if isinstance(actor, Actor)]
     servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
     learner = make_learner(args, accelerator, student)
     questions, held_out, skipped = load_data(args, student)
     by_uid, buffer = {question.uid: question for question in questions}, ReplayBuffer(recipe.buffer_capacity)
+    policy: Callable = student  # as the stages of a step see it
+    if isinstance(teacher, ServedActor) and {*recipe.branches} - {"ncq"}:  # it works beside the student's rollouts
+        first_round = math.ceil(quota(recipe.rho_aug, args.new_per_step) / len(recipe.branches))
+        if recipe.teacher_on_all_hard:
+            first_round = quota(1 + recipe.rho_replay, args.new_per_step)
+        policy = partial(overlapped, student, teacher, first_round, recipe.teacher_group_size)
+    special = special_tokens(student.processor)
+
+    if args.preview:
+        ctx = Context(policy, teacher, recipe, (args.seed, 0), special)
+        preview(ctx, learner, student, new_questions(questions, args, 0), args.preview, args.steps, args.new_per_step)
+        return
+
     fresh = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
     state = output.load(fresh)
     buffer.load_state_dict(state["buffer"])
-    bad_updates = state["bad_updates"]
-    policy: Callable = student  # as the stages of a step see it
-    if isinstance(teacher, ServedActor):  # it already works beside the student's plain rollouts
-        policy = overlap(student, teacher, recipe, args.new_per_step)
-    special = special_tokens(student.processor)
-
+    for uid in buffer.entries.keys() - by_uid.keys():  # dropped from the data: --data_may_differ
+        del buffer.entries[uid]
+    bad_updates, broken = state["bad_updates"], set()
     accelerator.print(
         f"{recipe.method}: {len(questions)} questions{f' (rows skipped: {skipped})' if skipped else ''}, "
-        f"steps {state['step'] + 1} to {args.steps} on {accelerator.num_processes} processes, output in {args.output}"
+        f"steps {state['step'] + 1} to {args.steps} on {accelerator.num_processes} processes, output in {args.output}\n"
+        f"{LEGEND}"
     )
 
     def held_out_accuracy(name: str) -> dict[str, float]:
         sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
         records = evaluate(student, held_out, sampling, args.seed, judge=teacher) if held_out else []
         if records:
-            output.write((write_records, records, name))
+            output.write(records, name)
         return accuracies(records)
 
     before = read_records(output.folder / "eval_before.jsonl") if state["step"] else []  # a resumed run knows it
     before = accuracies(before) if before else held_out_accuracy("eval_before.jsonl")
 
-    reason, signals = None, stop_on_signal(accelerator.is_main_process)
-    show_bar = None if accelerator.is_main_process else True
-    for step in tqdm(range(state["step"], args.steps), initial=state["step"], total=args.steps, disable=show_bar):
+    reason, stop = None, Stop(stopped)
+    hidden = None if accelerator.is_main_process else True  # None: shown on a terminal only
+    for step in tqdm(range(state["step"], args.steps), initial=state["step"], total=args.steps, disable=hidden):
         start, key = time.perf_counter(), (args.seed, step)
-        failures = sum(server.failures for server in servers)
+        failures, cut = sum(server.failures for server in servers), sum(server.cut for server in servers)
         seconds.clear()
-        for actor in (student, *teachers):
-            if isinstance(actor, Actor):
-                actor.encoder.clear()
+        for actor in local:
+            actor.encoder.clear()
 
         # Algorithm 1
         ctx = Context(policy, teacher, recipe, key, special)
         new = new_questions(questions, args, step)
         drawn = buffer.sample(quota(recipe.rho_replay, len(new)), ctx.rng("replay"), [q.uid for q in new])  # [Z3]
         replayed = [by_uid[uid] for uid in drawn]
-        if baselines.BRANCHES.isdisjoint(recipe.branches):
-            plain = roll_out(ctx, plain_groups([*new, *replayed]), "rollout")  # stage 1 [G1, Z3]
-            chosen = select(ctx, plain, quota(recipe.rho_aug, len(new)))  # stages 2, 3 [Z1, Z2]: the teacher, the caps
-            prompts = reformulate(ctx, chosen)  # stage 4 [Z1, Z2]: BCQ and NCQ
-            groups = plain + roll_out(ctx, prompts, "reformulate")  # stage 5
-        else:
-            groups = baselines.collect(ctx, new, replayed)
+        new, replayed, ctx.counts["broken_images"] = intact(new, replayed, broken)
+        try:
+            if baselines.BRANCHES.isdisjoint(recipe.branches):
+                plain = roll_out(ctx, plain_groups([*new, *replayed]), "rollout")  # stage 1 [G1, Z3]
+                chosen = select(ctx, plain, quota(recipe.rho_aug, len(new)))  # stages 2, 3: the teacher, the caps
+                prompts = reformulate(ctx, chosen)  # stage 4: BCQ [Z1] and NCQ [Z2]
+                groups = plain + roll_out(ctx, prompts, "reformulate")  # stage 5
+            else:
+                groups = baselines.collect(ctx, new, replayed)
+        except InterruptedError as error:  # a signal, while a served teacher was asked: nothing has been learnt yet
+            reason = f"{error}; step {step + 1} is to be done again"
+            output.save(state | {"step": step, "bad_updates": bad_updates, "buffer": buffer.state_dict()}, 0)
+            break
         updating = time.perf_counter()
         if "logits" in map(baselines.NEEDS.get, recipe.branches):
             losses = baselines.distill(learner, teachers[0].model, groups, recipe)
@@ -321,33 +335,32 @@ def main(argv: list[str]) -> None:
         metrics = {"step": step + 1, **summarise(groups, recipe), **ctx.counts, **losses}
         if servers:
             metrics["teacher_failures"] = sum(server.failures for server in servers) - failures
+            metrics["teacher_cut"] = sum(server.cut for server in servers) - cut
         metrics |= {"replayed": len(replayed), "buffer": len(buffer)} | {name: len(ids) for name, ids in events.items()}
         times = {"step": step + 1, "total": time.perf_counter() - start, "padding_share": learner.padding_share()}
-        times |= seconds
-        if accelerator.is_main_process:
-            show(metrics, times)
-        output.write((append, [finite(metrics)], "metrics.jsonl"), (append, [finite(times)], "times.jsonl"))
+        output.log(metrics, times | seconds)
         last = step + 1 == args.steps
         if args.dump_every and ((step + 1) % args.dump_every == 0 or last):
-            output.write((write_records, dump(groups), f"dumps/step_{step + 1:05d}.jsonl"))
-        output.track(metrics, times)
+            output.write(dump(groups), f"dumps/step_{step + 1:05d}.jsonl")
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
-        reason = stop_reason(servers, bad_updates, signals, step)
-        if (args.save_every and (step + 1) % args.save_every == 0) or last or reason:
+        if asked := stop.reason():
+            reason = f"{asked} stopped the run after step {step + 1}"
+        if bad_updates >= MAX_BAD_UPDATES:
+            reason = f"{bad_updates} gradients were not finite, in steps one after another"
+        if silent := [server.url for server in servers if len(server.silent) >= MAX_SILENT_STEPS]:
+            reason = f"no answer from {silent} for {MAX_SILENT_STEPS} steps"
+        if last or reason or (args.save_every and (step + 1) % args.save_every == 0):
             state |= {"step": step + 1, "bad_updates": bad_updates, "buffer": buffer.state_dict()}
             output.save(state, args.keep_checkpoints)
         if reason:
             break
-    for number in (signal.SIGINT, signal.SIGTERM):  # all is saved: from here on a signal may stop the run at once
-        signal.signal(number, signal.SIG_DFL)
-    problems = [reason, output.unsaved]
+    stop.end()  # all is saved: from here on a signal may stop the run at once
     if not reason:
-        problems.append(output.save_model(learner.policy, student.processor))
+        output.save_model(learner.policy, student.processor)
         after = held_out_accuracy("eval_after.jsonl")
         if accelerator.is_main_process:
-            close(before, after, buffer)
-    problems.append(output.write())
+            say(closing_tables(before, after, buffer.graduation_by_admission()))
     accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
     # DDP goes before the process group: destroyed last, it would hold Python's lock while it waits for Gloo's thread,
     # which may be waiting for that lock.
@@ -355,11 +368,10 @@ def main(argv: list[str]) -> None:
     student.whole = nullcontext
     accelerator.free_memory()
     accelerator.end_training()
-    if any(problems):
-        saved = None if output.unsaved else f"the state is saved in {output.folder}: --resume goes on from there"
-        raise SystemExit("; ".join(filter(None, [*problems, saved])) if accelerator.is_main_process else 1)
+    if reason:
+        leave(f"{reason}; the state is saved in {output.folder}: --resume goes on from there", 1)
     if accelerator.is_main_process:
-        print(f"\nthe trained student is in {output.folder / 'model'}")
+        say(f"\nthe trained student is in {output.folder / 'model'}")
 
 
 if __name__ == "__main__":

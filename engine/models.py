@@ -97,6 +97,11 @@ def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
     return text
 
 
+def harmless(turns, special_tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """Turns (role, text) whose texts are broken up."""
+    return [(role, break_tokens(text, special_tokens)) for role, text in turns]
+
+
 def end_token_ids(model, processor) -> list[int]:
     """Every token that ends a response: generation_config's (often several) and the tokenizer's."""
     ids = model.generation_config.eos_token_id
@@ -112,17 +117,14 @@ def banned_token_ids(model, processor) -> list[int]:
 
 
 def encode(processor, text: str, images: Sequence = (), system: str = "", turns=(), **template) -> dict:
-    """One user turn in the model's chat template, ready for a response.
+    """One user turn, behind a system turn and earlier turns if there are any, in the model's chat template.
 
-    system, turns: what comes before that turn, see images.chat.
     template: extra arguments of the chat template (for example enable_thinking).
     Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut.
     """
-    special = special_tokens(processor)
-    text, system = break_tokens(text, special), break_tokens(system, special)
-    turns = [(role, break_tokens(words, special)) for role, words in turns]
+    specials = special_tokens(processor)
     encoded = processor.apply_chat_template(
-        chat(text, images, system, turns),
+        chat(break_tokens(text, specials), images, break_tokens(system, specials), harmless(turns, specials)),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -135,8 +137,7 @@ def encode(processor, text: str, images: Sequence = (), system: str = "", turns=
 
 def render(processor, text: str, **template) -> str:
     """One user turn in the model's chat template, as text, with the start of the response."""
-    turn = [{"role": "user", "content": text}]
-    return processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **template)
+    return processor.apply_chat_template(chat(text), tokenize=False, add_generation_prompt=True, **template)
 
 
 class Encoder:
@@ -178,10 +179,10 @@ class Encoder:
         """The number of tokens of the encoded prompt, without looking at the pixels."""
         key = (text, question)
         if key not in self.lengths:
-            special = special_tokens(self.processor)
-            text, system = break_tokens(text, special), break_tokens(question.system, special)
-            turns = [(role, break_tokens(words, special)) for role, words in question.turns]
-            self.lengths[key] = prompt_tokens(self.processor, text, question.images, system, turns, **self.template)
+            specials = special_tokens(self.processor)
+            before = (question.system, harmless(question.turns, specials))
+            given = (break_tokens(text, specials), question.images, *before)
+            self.lengths[key] = prompt_tokens(self.processor, *given, **self.template)
         return self.lengths[key]
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from engine.cleaning import MARKER, clean_answer, clean_text, is_free_form, worked_answer
-from engine.images import MAX_PIXELS, MIN_PIXELS, bound_pixels, chat, fit_pixels, image_bytes, prompt_tokens, to_rgb  # noqa: F401
+from engine.images import fit_pixels, image_bytes, to_rgb
 
 MAX_ASPECT = 200  # Qwen's image processors refuse a longer strip
 COLUMNS = {  # without a map: the first name that exists

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
+ACCELERATE = ["-m", "accelerate.commands.launch"]  # the README's `accelerate launch`
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 SMALL = "--steps 4 --new_per_step 8 --group_size 4 --teacher_group_size 2 --save_every 2 --dump_every 2".split()
 SMALL += "--eval_questions 3 --updates_per_step 2 --rollout_rows 16 --micro_tokens 1000 --rho_aug 0.5".split()
@@ -30,7 +31,7 @@ def train(
     output: Path, *args: str, launch: Sequence[str] = (), script: str = "train.py", check: bool = True, **env: str
 ) -> subprocess.CompletedProcess:
     line = command(output, *args, launch=launch, script=script)
-    done = subprocess.run(line, env={**ENV, **env}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(line, env={**ENV, **env}, capture_output=True, encoding="utf-8", timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -39,11 +40,11 @@ def read_state(run: Path, step: int) -> tuple[dict, dict, dict]:
     """(weights, optimiser, buffer and step) of a checkpoint."""
     folder = run / "checkpoints" / f"step_{step:05d}"
     optimizer = torch.load(folder / "optimizer.bin", weights_only=True)
-    return load_file(folder / "model.safetensors"), optimizer, json.loads((folder / "state.json").read_text())
+    return load_file(folder / "model.safetensors"), optimizer, json.loads((folder / "state.json").read_text("utf-8"))
 
 
 def read_metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def assert_same(run: Path, reference: Path) -> None:

@@ -337,7 +337,7 @@ def test_batches_are_of_one_size_and_as_many_for_every_process(prompts, processe
         actor = Actor(tiny.make("qwen3"), tiny.TOKENIZER, rows=128)
         monkeypatch.setattr(actor, "draw", lambda requests, samples, *_: [[] for _ in requests])
         drawn = list(actor.batches([ask(str(i)) for i in range(prompts)], 8, LONG, (0, 0), "rollout"))
-        shares.append([places for places, _ in drawn])
+        shares.append([list(batch) for batch in drawn])
     assert sorted(i for share in shares for places in share for i in places) == list(range(prompts))
     assert max(map(len, shares)) - min(map(len, shares)) <= (prompts < processes or prompts == 7)
     assert {len(places) for share in shares for places in share} == sizes

@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen3VL
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import prompts
+from engine import cleaning
+from engine import images as pixels
 from engine import questions as data
 from engine.questions import DataError, ImageError, Question, load_questions, open_images
 
@@ -282,13 +284,13 @@ def test_a_chat_as_a_dict_of_lists_and_what_is_no_chat():
 
 def test_a_system_turn_is_part_of_the_prompt_and_of_the_fingerprint(processor):
     for images in ([], [Image.new("RGB", (120, 110))]):
-        turns = data.chat("How many?", images, "Be brief.")
+        turns = pixels.chat("How many?", images, "Be brief.")
         assert [turn["role"] for turn in turns] == ["system", "user"]
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         assert text.index("Be brief.") < text.index("How many?")
         made = processor(text=[text], images=images or None)
-        assert data.prompt_tokens(processor, "How many?", images, "Be brief.") == len(made["input_ids"][0])
-        assert data.chat("How many?", images)[0]["role"] == "user"
+        assert pixels.prompt_tokens(processor, "How many?", images, "Be brief.") == len(made["input_ids"][0])
+        assert pixels.chat("How many?", images)[0]["role"] == "user"
     plain = Question("u", "q?", (), "1")
     assert data.fingerprint([plain]) != data.fingerprint([replace(plain, system="S")])
 
@@ -332,21 +334,21 @@ def test_a_repaired_image_is_a_new_question_and_the_broken_one_is_gone(tmp_path)
     ("Solve 2x = 4 step by step.", "Solve 2x = 4 step by step."),
 ])
 def test_markers_and_format_directives_leave_the_text(given, expected):
-    assert data.clean_text(given, 1) == expected
-    assert data.clean_text(expected, 1) == expected
+    assert cleaning.clean_text(given, 1) == expected
+    assert cleaning.clean_text(expected, 1) == expected
 
 
 def test_a_very_long_question_costs_little():
     start = time.time()
     for text in ("first think " * 10_000, "answer the question " * 10_000, "put the answer " * 10_000):
-        data.clean_text(text, 1)
+        cleaning.clean_text(text, 1)
     assert time.time() - start < 2
 
 
 def test_markers_of_several_images_keep_their_place_in_a_sentence():
-    assert data.clean_text("<image><image>\nWhich?", 2) == "Which?"
-    assert data.clean_text("Compare <image> and <image 2>.", 2) == "Compare [image 1] and [image 2]."
-    assert data.clean_text("<image> Compare with <image>.", 2) == "Compare with [image 2]."
+    assert cleaning.clean_text("<image><image>\nWhich?", 2) == "Which?"
+    assert cleaning.clean_text("Compare <image> and <image 2>.", 2) == "Compare [image 1] and [image 2]."
+    assert cleaning.clean_text("<image> Compare with <image>.", 2) == "Compare with [image 2]."
 
 
 @pytest.mark.parametrize("answer, free", [
@@ -354,11 +356,11 @@ def test_markers_of_several_images_keep_their_place_in_a_sentence():
     ("x = 5 or x = -5", False), ("$\\text{a long formula with words inside}$", False),
     ("the red car on the left", True), ("a\nb", True)])
 def test_free_form(answer, free):
-    assert data.is_free_form(answer) is free
+    assert cleaning.is_free_form(answer) is free
 
 
 def test_answers_that_are_lists_or_numbers():
-    clean = data.clean_answer
+    clean = cleaning.clean_answer
     assert clean(["cat", "cat "]) == ("cat", "") and clean("['a', 'b']") == ("", "answer_is_a_list")
     assert clean("[0, 1]") == ("[0, 1]", "") and clean(3) == ("3", "") and clean([]) == ("", "answer_missing")
     assert clean(float("nan")) == ("", "answer_missing")
@@ -403,9 +405,9 @@ def test_png_of_16_bits_and_exif_rotation_through_a_file(tmp_path):
 def test_bounds_are_the_callers_wish_and_small_images_are_left_alone():
     tiny, huge = Image.new("RGB", (16, 16)), Image.new("RGB", (3000, 1000))
     assert open_images(question(tiny))[0] is tiny and open_images(question(huge))[0] is huge
-    small, large = open_images(question(tiny, huge), data.MIN_PIXELS, data.MAX_PIXELS)
+    small, large = open_images(question(tiny, huge), pixels.MIN_PIXELS, pixels.MAX_PIXELS)
     for image, ratio in ((small, 1), (large, 3)):
-        assert data.MIN_PIXELS <= image.width * image.height <= data.MAX_PIXELS
+        assert pixels.MIN_PIXELS <= image.width * image.height <= pixels.MAX_PIXELS
         assert image.width / image.height == pytest.approx(ratio, rel=0.01)
 
 
@@ -444,16 +446,16 @@ def processor():
     return tiny_processor()
 
 
-@pytest.mark.parametrize("bounds", [(4 * 32 * 32, 64 * 32 * 32), (data.MIN_PIXELS, data.MAX_PIXELS)])
+@pytest.mark.parametrize("bounds", [(4 * 32 * 32, 64 * 32 * 32), (pixels.MIN_PIXELS, pixels.MAX_PIXELS)])
 @pytest.mark.parametrize("sizes", [[], [(120, 110)], [(3000, 500)], [(20, 900), (16, 16)]])
 def test_prompt_tokens_is_the_length_the_processor_makes(processor, sizes, bounds):
-    data.bound_pixels(processor, *bounds)
+    pixels.bound_pixels(processor, *bounds)
     images = [Image.new("RGB", size) for size in sizes]
     content = [{"type": "image"} for _ in images] + [{"type": "text", "text": "How many?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
                                          add_generation_prompt=True)
     made = processor(text=[text], images=images or None)
-    assert data.prompt_tokens(processor, "How many?", images) == len(made["input_ids"][0])
+    assert pixels.prompt_tokens(processor, "How many?", images) == len(made["input_ids"][0])
     if not images:
         processor.tokenizer.chat_template = TEMPLATE
-        assert data.prompt_tokens(processor.tokenizer, "How many?", []) == len(made["input_ids"][0])
+        assert pixels.prompt_tokens(processor.tokenizer, "How many?", []) == len(made["input_ids"][0])

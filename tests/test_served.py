@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -11,22 +12,25 @@ import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from runs import ROOT
+from test_zppo import collect
+from tiny import PROCESSOR, TOKENIZER
 
 import baselines
 from engine.models import encode, load_model, load_processor
 from engine.questions import Question, open_images
 from extras import served
-from extras.served import ServedActor, ServedError, overlap
+from extras.served import ServedActor, overlapped
 from generate import Actor, Reply, Request, Sampling, generate, seed_of
 from prompts import plain_prompt
 from world import table as world
-from zppo import Recipe, Step, collect
+from zppo import Context, Recipe
 
 KEY = (0, 7)
 SHORT = Sampling(max_new_tokens=24)
@@ -91,8 +95,13 @@ def serve(plan=lambda body, text: [""], answer=lambda text, images, seed: f"echo
         server.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch):
+    monkeypatch.setattr(served, "LOOK", 0.01)
+
+
 def actor_of(server, **settings) -> ServedActor:
-    return ServedActor(server.url, "the-teacher", **{"delay": 0.01, "retries": 2, "timeout": 4.0, **settings})
+    return ServedActor(server.url, "the-teacher", **{"delays": (0.01, 0.02), "timeout": 4.0, **settings})
 
 
 def test_the_worlds_teacher_behind_a_url_says_what_it_says_in_process():
@@ -118,16 +127,18 @@ def test_what_is_sent(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no reason not to ask our own server
     noise = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
     pictures = (Image.fromarray(noise), Image.fromarray(noise[:, :, 0]), Image.new("RGB", (64, 32), "red"))
-    question = Question("q", "which <end>?", pictures, "1")
+    question = Question("q", "which <|im_end|>?", pictures, "1")
     requests = [Request("teacher", "q", question.text, question), Request("judge", "0", "right?")]
     with serve() as server:
         template = {"enable_thinking": True, "effort": 1}
-        actor = actor_of(server, special_tokens=["<end>"], pixels=(None, 512), template=template)
+        actor = actor_of(server, processor=PROCESSOR, pixels=(None, 512), template=template)
         first = actor(requests, 3, SHORT, KEY, "teacher")
         assert actor(requests, 3, SHORT, KEY, "teacher") == first  # same seeds again
         actor(requests, 3, Sampling(24, 0.6, 0.95, 20), (0, 8), "teacher")
         seen = server.seen
-    assert actor.failures == actor.dead_steps == 0 and actor.seconds["teacher"] > 0
+    with serve() as server:  # a question that is there twice
+        assert len(actor_of(server)(2 * requests, 2, SHORT, KEY, "teacher")) == 4 and len(server.seen) == 4
+    assert actor.failures == actor.cut == 0 and not actor.silent and actor.seconds["teacher"] > 0
     assert all(len({reply.text for reply in row}) == 3 and not row[0].tokens for row in first)
     assert len({body["seed"] for body in seen}) == 12 and all(0 <= body["seed"] < 2**31 for body in seen)
     names = "model temperature top_p top_k min_p repetition_penalty presence_penalty max_tokens".split()
@@ -136,7 +147,7 @@ def test_what_is_sent(monkeypatch):
     assert {body["key"] for body in seen} == {"Bearer none"}
     for body in seen:  # summaries, hints and verdicts do not think
         assert body["chat_template_kwargs"] == template | {"enable_thinking": body["text"] != "right?"}
-    expected = {"which < end>?": open_images(question, None, 512), "right?": []}
+    expected = {"which < |im_end|>?": open_images(question, None, 512), "right?": []}
     for body in seen:
         pairs = zip(body["images"], expected[body["text"]], strict=True)
         assert all(np.array_equal(np.asarray(sent), np.asarray(image)) for sent, image in pairs)
@@ -151,7 +162,7 @@ def test_thinking_that_the_server_split_off_goes_back_before_a_rollout_only():
 
 @pytest.mark.parametrize("early", [False, True])
 def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch, early):
-    """Also where each has begun one that would be the other's, and one more than its share of the limit."""
+    """Also where each has begun one that would be the other's."""
     requests = [Request("compress", str(i), f"p{i}") for i in range(3)]
     parts, meet, here = {}, threading.Barrier(2, timeout=10), threading.local()  # each thread is a process
 
@@ -166,7 +177,7 @@ def test_processes_share_the_requests_and_all_get_all_replies(monkeypatch, early
         here.num_processes, here.process_index, here.is_main_process = 2, rank, rank == 0
         actor = actor_of(server)
         if early:
-            actor.start([requests[1 - rank], requests[2]], 2, SHORT, KEY, limit=2)
+            actor.begin(requests[1 - rank], 2, SHORT, KEY)
         return actor(requests, 2, SHORT, KEY, "compress"), actor.failures
 
     monkeypatch.setattr(served, "PartialState", lambda: here)
@@ -185,109 +196,148 @@ def until(done, seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-def early_of(actor: ServedActor) -> list:
-    return [future for futures in actor.early.values() for future in futures]
+def rollouts_of(*texts: str) -> list[Request]:
+    return [Request("teacher", text, text, Question(text, text, (), "1")) for text in texts]
 
 
 def test_what_was_begun_early_is_taken_over_and_not_asked_again():
-    plans = {"late": ["late"], "fails": [400, 400, ""], "there": [""], "unasked": [""], "beyond the limit": [""]}
-    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in plans]
-    with serve(lambda body, text: plans.get(text, [""])) as server:
-        expected = actor_of(server)(rollouts[2:4], 2, SHORT, KEY, "teacher")
+    late, there, unasked, never = rollouts = rollouts_of("late", "there", "unasked", "never")
+    with serve(lambda body, text: ["late"] if text == "late" else [""]) as server:
+        expected = actor_of(server)([there, unasked], 2, SHORT, KEY, "teacher")
         server.times.clear()
         actor = actor_of(server)
-        actor.start(rollouts[:2], 2, SHORT, KEY, limit=4)
-        actor.start(rollouts[2:], 2, SHORT, KEY, limit=4)
-        until(lambda: sum(future.done() for future in early_of(actor)) == 6)
-        assert {text: len(times) for text, times in server.times.items()} == dict.fromkeys(list(plans)[:4], 2)
-        assert actor.failures == 0 and "teacher" not in actor.seconds  # nobody waits, nothing has failed yet
+        for request in (late, there, unasked, there):
+            actor.begin(request, 2, SHORT, KEY)
+        until(lambda: sum(future.done() for future in actor.memo.values()) == 4 and len(server.times["late"]) == 2)
+        assert actor.failures == 0 and "teacher" not in actor.seconds  # nobody waits
         actor([Request("judge", "0", "p")], 1, SHORT, KEY, "judge")
         server.gate.set()
-        rows = actor(rollouts[:3], 2, SHORT, KEY, "teacher")
-        assert rows[2] == expected[0] and all(reply.finished for row in rows for reply in row)
-        assert actor(rollouts[3:4], 2, SHORT, KEY, "teacher") == expected[1:]  # the next round
-        counts = {text: len(server.times[text]) for text in plans}
-        assert counts == {"late": 2, "fails": 4, "there": 2, "unasked": 2, "beyond the limit": 0}
-        assert actor.failures == 0 and not early_of(actor)
-        actor.start(rollouts[4:], 2, SHORT, (0, 8), limit=4)  # another step: begun anew, and not for this one's calls
-        actor(rollouts[4:], 2, SHORT, KEY, "teacher")
-        assert len(server.times["beyond the limit"]) >= 2 and actor.failures == 0
+        rows = actor([late, there], 2, SHORT, KEY, "teacher")
+        assert rows[1] == expected[0] and all(reply.finished for row in rows for reply in row)
+        assert actor([unasked], 2, SHORT, KEY, "teacher") == expected[1:]  # the next round
+        assert [len(server.times[request.text]) for request in rollouts] == [2, 2, 2, 0]
+        assert actor.failures == 0 and not actor.memo
+        actor.begin(never, 2, SHORT, (0, 8))  # another step: not for this one's calls
+        actor([never], 2, SHORT, KEY, "teacher")
+        until(lambda: len(server.times["never"]) == 4)
 
 
-def test_unwanted_early_requests_leave_the_line_and_are_no_failures():
-    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in ("a", "b", "wanted")]
-    with serve(lambda body, text: [""] if text == "wanted" else ["hang"]) as server:
+def test_what_was_begun_for_nothing_is_cancelled_by_the_next_step_and_is_no_failure():
+    with serve(lambda body, text: ["hang"] if text != "wanted" else [""]) as server:
         actor = actor_of(server, concurrency=2, timeout=60.0)
-        actor.start(rollouts[:2], 4, SHORT, KEY, limit=9)  # two hang, six are in line
+        for request in rollouts_of("a", "b"):
+            actor.begin(request, 4, SHORT, KEY)  # two hang, six are in line
         until(lambda: len(server.seen) == 2)
-        assert actor(rollouts[2:], 4, SHORT, KEY, "teacher")[0][3].finished and len(server.seen) == 2 + 4
-        assert all(future.cancelled() for future in early_of(actor)) and actor.failures == 0
-        server.plan = lambda body, text: [""]
-        assert actor(rollouts[:2], 4, SHORT, KEY, "teacher")[0][0].finished  # a later round wants it after all
-        assert actor.failures == actor.dead_steps == 0
+        begun = list(actor.memo.values())
+        student = Actor(load_model(str(world.WORLD / "student")), load_processor(str(world.WORLD / "student")))
+        overlapped(student, actor, 0, 4, [], 1, SHORT, (0, 8), "rollout")
+        assert not actor.memo and all(future.cancelled() for future in begun)
+        assert actor(rollouts_of("wanted"), 4, SHORT, (0, 8), "teacher")[0][3].finished and len(server.seen) == 2 + 4
+        assert actor.failures == 0 and not actor.silent
 
 
 def test_a_server_that_dies_between_early_requests_and_their_call():
-    rollouts = [Request("teacher", text, text, Question(text, text, (), "1")) for text in ("hang", "there")]
+    rollouts = rollouts_of("hang", "there")
     with serve(lambda body, text: ["hang"] if text == "hang" else [""]) as server:
         actor = actor_of(server)
-        actor.start(rollouts, 2, SHORT, KEY, limit=2)
-        until(lambda: sum(future.done() for future in early_of(actor)) == 2 and len(server.seen) == 4)
+        for request in rollouts:
+            actor.begin(request, 2, SHORT, KEY)
+        until(lambda: sum(future.done() for future in actor.memo.values()) == 2 and len(server.seen) == 4)
     hung, there = actor(rollouts, 2, SHORT, KEY, "teacher")
     assert hung == [Reply("", [], False)] * 2 and all(reply.finished for reply in there)
-    assert actor.failures == 2 and actor.dead_steps == 0
+    assert actor.failures == 2
     actor(rollouts, 2, SHORT, (0, 8), "teacher")
-    assert actor.failures == 6 and actor.dead_steps == 1
+    assert actor.failures == 6 and (0, 8) in actor.silent
 
 
 def test_a_process_ends_with_early_requests_under_way():
     code = (
-        "import sys; from generate import Request, Sampling; from served import ServedActor\n"
+        "import sys; from generate import Request, Sampling; from extras.served import ServedActor\n"
         "actor = ServedActor(sys.argv[1], 'm')\n"
-        "actor.start([Request('teacher', 'q', 'p')], 2, Sampling(4), (0, 0), 1); sys.stdin.read()"
+        "actor.begin(Request('teacher', 'q', 'p'), 2, Sampling(4), (0, 0)); sys.stdin.read()"
     )
     with serve(lambda body, text: ["hang"]) as server:
-        command, root = [sys.executable, "-c", code, server.url], Path(served.__file__).parent
         pipes = dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        with subprocess.Popen(command, cwd=root, **pipes) as process:
+        with subprocess.Popen([sys.executable, "-c", code, server.url], cwd=ROOT, **pipes) as process:
             until(lambda: len(server.seen) == 2)
             assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
 
 
 @pytest.mark.parametrize("method", ["zppo", "hint", "grpo_replay_ncq"])
 def test_a_step_with_overlap_is_the_step_without(method):
-    """The teacher has been asked before the student's last batch is done, by no more than the limit allows."""
+    """The teacher has been asked before the student's last batch is drawn."""
     questions = world.questions()[0][:16]
     gold = {plain_prompt(question.text): question.answer for question in questions}
     questions[0] = replace(questions[0], free_form=True)
     recipe = Recipe(group_size=4, teacher_group_size=3, rho_aug=0.4, method=method, max_response_tokens=32)
     limit = 0 if method == "grpo_replay_ncq" else 3 if method == "zppo" else 6  # cap 6, over the branches
     local = Actor(load_model(str(world.WORLD / "student")), load_processor(str(world.WORLD / "student")), rows=16)
-    gather = baselines.collect if method == "hint" else collect
+    gather = baselines.collect if method == "hint" else lambda *call: collect(*call)[0]
 
     def say(text: str, images: list, seed: int) -> str:
         time.sleep(0.02)
         return f"\\boxed{{{gold[text] if seed % 3 == 0 else 0}}}" if text in gold else f"<summary>{seed}</summary>"
 
-    def student(requests, n, sampling, key, phase, after_batch=None):
-        def slowly(batch, rows):
-            after_batch(batch, rows)
-            started = [future for futures in teacher.early.values() for future in futures]
-            if started:
-                until(lambda: any(body["text"] in gold for body in server.seen))
-            early.append(len(started))
+    class Watched:
+        """The student. After a batch it waits until the teacher has been asked about the one before."""
 
-        return local(requests, n, sampling, key, phase, *([slowly] if after_batch else []))
+        gather, __call__ = local.gather, local.__call__
+
+        def batches(self, *call):
+            for batch in local.batches(*call):
+                yield batch
+                if teacher.memo:
+                    until(lambda: any(body["text"] in gold for body in server.seen))
+                early.append(len(teacher.memo))
 
     results, early = [], []
-    for overlapped in (False, True):
+    for overlaps in (False, True):
         with serve(answer=say) as server:
             teacher = actor_of(server, timeout=30.0, concurrency=4)
-            roller = overlap(student, teacher, recipe, 16) if overlapped else student
-            results.append(gather(Step(roller, teacher, recipe, KEY), questions, []))
+            roller = partial(overlapped, Watched(), teacher, limit, 3) if overlaps else local
+            ctx = Context(roller, teacher, recipe, KEY)
+            results.append((gather(ctx, questions, []), ctx.counts))
             assert teacher.failures == 0
     assert results[0] == results[1] and results[0][1]["teacher_questions"] >= limit
-    assert len(early) == (4 if limit else 0) and max(early, default=0) == 3 * limit
+    assert len(early) == 4 and (0 < early[2] <= early[3] if limit else not any(early))
+
+
+@pytest.mark.parametrize("wrong_share", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize("processes", [1, 8])
+def test_early_questions_are_those_of_the_first_round(wrong_share, processes):
+    """480 questions in batches of 8, of which the teacher is asked for 48: what share is begun for nothing?"""
+    requests = [Request("plain", str(i), f"p{i}", Question(str(i), f"p{i}", (), "1")) for i in range(480)]
+    all_wrong = {r.uid for r in requests if seed_of("wrong", r.uid) / 2**63 < wrong_share}
+    ranked = sorted(all_wrong, key=lambda uid: seed_of(*KEY, "tie", uid))
+
+    class Student:
+        def __init__(self, process):
+            self.process = process
+
+        def batches(self, requests, n, sampling, key, phase):
+            for start in range(8 * self.process, len(requests), 8 * processes):
+                yield {i: [self.reply(requests[i])] * n for i in range(start, start + 8)}
+                after.append(len(teacher.memo))
+
+        def reply(self, request):
+            return Reply("\\boxed{0}" if request.uid in all_wrong else "\\boxed{1}", [1], True)
+
+        def gather(self, drawn, phase):
+            return drawn
+
+    with serve() as server:
+        begun, half = set(), 0
+        for process in range(processes):
+            teacher, after = actor_of(server), []
+            overlapped(Student(process), teacher, 48, 1, requests, 2, SHORT, KEY, "rollout")
+            seeds = {seed_of(*KEY, "teacher", uid, 0): uid for uid in all_wrong}
+            begun |= {seeds[seed] for seed in teacher.memo}
+            half += after[len(after) // 2]
+            until(lambda teacher=teacher: all(future.done() for future in teacher.memo.values()))
+    first = set(ranked[:48])
+    wasted = len(begun - first) / len(begun)
+    print(f"{wrong_share} wrong, {processes} processes: {len(begun)} begun, {half} at half time, {wasted:.1%} wasted")
+    assert wasted < 0.1 and len(begun & first) > 0.7 * len(first) and half > 0.3 * len(first)
 
 
 WAYS = {  # what the server does -> (requests it should get with two retries, answered in the end?)
@@ -310,32 +360,121 @@ WAYS = {  # what the server does -> (requests it should get with two retries, an
 def test_every_failure_leaves_the_other_requests_alone(capsys):
     requests = [Request("compress", str(i), way) for i, way in enumerate(WAYS)]
     with serve(lambda body, text: WAYS[text][0]) as server:
-        actor = actor_of(server)
+        actor = actor_of(server, timeout=2.0)
         replies = actor(requests, 1, SHORT, KEY, "compress")
         assert {text: len(server.times[text]) for text in WAYS} == {way: n for way, (_, n, _) in WAYS.items()}
         assert server.times["busy"][1] - server.times["busy"][0] >= 0.95  # Retry-After
     for way, (reply,) in zip(WAYS, replies, strict=True):
         answered = WAYS[way][2]
         assert reply.text.startswith(f"echo {way} ") if answered else reply == Reply("", [], False)
-    assert actor.failures == sum(not answered for *_, answered in WAYS.values()) and actor.dead_steps == 0
+    assert actor.failures == sum(not answered for *_, answered in WAYS.values())
     assert f"requests to {server.url} (model the-teacher) failed" in capsys.readouterr().out
 
 
-def test_dead_steps_are_counted_and_a_dead_server_is_not_asked_for_ever():
+def test_dead_steps_are_counted_and_a_dead_server_is_not_asked_for_ever(capsys):
     requests = [Request("compress", str(i), "p") for i in range(30)]
-    actor = ServedActor(CLOSED, "m", retries=1, delay=0.01)
+    actor = ServedActor(CLOSED, "m", delays=[0.01])
     for step in (0, 0, 1, 1, 2):  # two dead calls of one step are one dead step
         assert actor(requests[:2], 1, SHORT, (0, step), "compress") == 2 * [[Reply("", [], False)]]
-    assert actor([], 1, SHORT, (0, 9), "compress") == [] and actor.dead_steps == 3
-    with serve(lambda body, text: ["hang"]) as server:
-        actor = actor_of(server, concurrency=4, timeout=0.3)
-        actor(requests, 1, SHORT, KEY, "compress")
-        server.plan = lambda body, text: [503]
-        actor(requests, 1, SHORT, KEY, "compress")  # below: 8 in a row and 3 under way, then 1 to see if it is back
-        assert len(server.seen) <= 12 and actor.failures == 60 and actor.dead_steps == 1
+    assert actor([], 1, SHORT, (0, 9), "compress") == [] and actor.silent == {(0, 0), (0, 1), (0, 2)}
+    with serve(lambda body, text: [503]) as server:
+        actor = actor_of(server, concurrency=4)
+        for _ in range(3):
+            actor(requests[:4], 1, SHORT, KEY, "compress")
+        assert actor.failures == 3 * 4
+        assert "4 of 4 requests" in capsys.readouterr().out
         server.plan = lambda body, text: [""]
-        actor(requests[:1], 1, SHORT, KEY, "compress")
-        assert actor.dead_steps == 0
+        actor(requests[:1], 1, SHORT, (0, 8), "compress")
+        assert not actor.silent
+        server.plan = lambda body, text: [400]  # refused, so it is there
+        actor(requests[:1], 1, SHORT, (0, 9), "compress")
+        assert not actor.silent and actor.failures == 13
+
+
+def test_a_server_that_hangs_costs_one_time_out_per_step():
+    requests = [Request("compress", str(i), "p") for i in range(30)]
+    with serve(lambda body, text: ["hang"]) as server:
+        actor, start = actor_of(server, concurrency=4, timeout=1.0), time.monotonic()
+        for phase in ("judge", "teacher", "compress"):
+            actor(requests, 2, SHORT, KEY, phase)
+        assert 1.0 < time.monotonic() - start < 2.0 and len(server.seen) == 3 * 4 and actor.failures == 180
+        server.plan = lambda body, text: [""]
+        assert all(reply.finished for row in actor(requests, 2, SHORT, (0, 8), "judge") for reply in row)
+        assert not actor.silent and actor.failures == 180
+
+
+def test_one_request_that_hangs_fails_and_a_slow_server_goes_on():
+    texts = ["hangs", *"abcdefgh"]
+
+    def slowly(text: str, images: list, seed: int) -> str:
+        time.sleep(0.1)
+        return "late"
+
+    with serve(lambda body, text: ["hang"] if text == "hangs" else [""], slowly) as server:
+        actor = actor_of(server, concurrency=2, timeout=1.5)
+        rows = actor([Request("compress", text, text) for text in texts], 1, SHORT, KEY, "compress")
+        assert [row[0].finished for row in rows] == [False] + 8 * [True] and len(server.seen) == 9
+        assert actor.failures == 1 and actor.seconds["compress"] > 8 * 0.1 + 1.5
+        assert all(row[0].finished for row in actor(rollouts_of("a", "b"), 1, SHORT, KEY, "teacher"))  # the same step
+    assert actor.failures == 1 and not actor.silent
+
+
+def test_a_signal_ends_the_waiting_on_all_processes(monkeypatch):
+    with serve(lambda body, text: ["hang"]) as server:
+        actor = actor_of(server, timeout=60.0)
+        previous = signal.signal(signal.SIGTERM, lambda *_: actor.stop.set())
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGTERM]).start()
+        start = time.monotonic()
+        with pytest.raises(InterruptedError, match="stopped while http"):
+            actor(rollouts_of("a", "b"), 2, SHORT, KEY, "teacher")
+        signal.signal(signal.SIGTERM, previous)
+        assert time.monotonic() - start < 5 and actor.failures == 0 and not actor.silent
+        server.plan = lambda body, text: [""]
+        for request in rollouts_of("there"):
+            actor.begin(request, 1, SHORT, KEY)
+        until(lambda: all(future.done() for future in actor.memo.values()))
+        assert actor(rollouts_of("there"), 1, SHORT, KEY, "teacher")[0][0].finished  # nothing to wait for
+        monkeypatch.setattr(served, "gather_object", lambda part: [*part, True] if part == [False] else part)
+        with pytest.raises(InterruptedError):  # another process was stopped
+            actor_of(server)(rollouts_of("a"), 1, SHORT, KEY, "teacher")
+
+
+def long_answer(text: str, reason: str = "stop") -> bytes:
+    return json.dumps({"choices": [{"finish_reason": reason, "message": {"content": text}}]}).encode()
+
+
+@pytest.mark.parametrize("size", [20_000, 2**20])
+def test_replies_are_cut_to_the_tokens_that_were_asked_for(size):
+    asked = [Request("compress", str(i), text) for i, text in enumerate(("short", "long", "wide", "spaces"))]
+    bodies = {"short": "x" * 24, "long": "ab" * (size // 2), "wide": "\u4f60" * (size // 6), "spaces": " " * size}
+    with serve(lambda body, text: [long_answer(bodies[text])]) as server:
+        actor = actor_of(server, processor=PROCESSOR)
+        rows = actor(asked, 1, SHORT, KEY, "compress")
+        without = actor_of(server)(asked, 1, SHORT, KEY, "compress")
+    assert rows[0] == [Reply("x" * 24, [], True)] and actor.cut == 3 and actor.failures == 0
+    for (reply,), (other,), request in zip(rows[1:], without[1:], asked[1:], strict=True):
+        whole = bodies[request.text]
+        assert not reply.finished and len(TOKENIZER(reply.text, add_special_tokens=False).input_ids) <= 24 + 16
+        assert whole.startswith(reply.text) and reply.text
+        assert not other.finished and other.text == whole[: 24 * 16]
+
+
+def test_an_answer_without_end_is_not_read(monkeypatch):
+    monkeypatch.setattr(served, "ENVELOPE", 100_000)
+    with serve(lambda body, text: [long_answer("x" * 10**7) if text == "huge" else ""]) as server:
+        actor = actor_of(server)
+        rows = actor([Request("judge", "0", "huge"), Request("judge", "1", "fine")], 1, SHORT, KEY, "judge")
+        assert len(server.times["huge"]) == 1  # the same seed would give the same
+    assert rows[0] == [Reply("", [], False)] and rows[1][0].finished and actor.failures == 1 and not actor.silent
+
+
+def test_a_reply_of_exactly_what_was_asked_for_keeps_its_thinking():
+    """Tags that go back around thinking are not counted."""
+    message = {"content": "y" * 12, "reasoning_content": "x" * 12}
+    with serve(lambda body, text: [message]) as server:
+        actor = actor_of(server, processor=PROCESSOR)
+        ((reply,),) = actor(rollouts_of("q"), 1, SHORT, KEY, "teacher")
+    assert reply == Reply(f"<think>{'x' * 12}</think>{'y' * 12}", [], True) and actor.cut == 0
 
 
 def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
@@ -344,35 +483,35 @@ def test_a_step_with_a_dead_teacher_keeps_its_student_rollouts():
         return [[Reply(texts[seed_of(*key, r.kind, r.uid, j) % 4], [1, 2], True) for j in range(n)] for r in requests]
 
     new = [Question(f"q{i}", f"question {i}", (), "4", free_form=i == 3) for i in range(8)]
-    recipe, dead = Recipe(group_size=4, rho_aug=0.5), ServedActor(CLOSED, "m", retries=1, delay=0.01)
-    groups, stats = collect(Step(student, dead, recipe, KEY), new, [])
-    mute = Step(student, lambda asked, n, *_: [[Reply("", [], False)] * n for _ in asked], recipe, KEY)
+    recipe, dead = Recipe(group_size=4, rho_aug=0.5), ServedActor(CLOSED, "m", delays=[0.01])
+    groups, stats = collect(Context(student, dead, recipe, KEY), new, [])
+    mute = Context(student, lambda asked, n, *_: [[Reply("", [], False)] * n for _ in asked], recipe, KEY)
     silent = collect(mute, new, [])
     assert (groups, stats) == silent
     assert [group.question for group in groups[:8]] == new and {group.kind for group in groups[8:]} == {"ncq"}
     assert stats["compression_fallbacks"] == stats["compressed"] > 0 == stats["bcq_possible"]
     assert groups[3].accuracy == 0  # no judge, no reward
-    assert dead.dead_steps == 1 and dead.failures > stats["compressed"]
+    assert dead.silent == {KEY} and dead.failures > stats["compressed"]
 
 
-def test_check():
+def test_check(capsys):
     for url in (CLOSED, "http://127.0.0.1:x/v1"):
-        with pytest.raises(ServedError, match=f"{url}: no server.*(ConnectError|InvalidURL)"):
+        with pytest.raises(ConnectionError, match=f"{url}: no server.*(ConnectError|InvalidURL)"):
             ServedActor(url).check()
     with serve(lambda body, text: [404] if body["model"] != "the-teacher" else [""]) as server:
-        actor = ServedActor(server.url + "/", delay=0.01)
-        actor.check(["bcq", "ncq"])
+        actor = ServedActor(server.url + "/")
+        actor.check()
         assert actor.model == "the-teacher" and actor.takes_top_k and len(server.seen) == 1
-        with pytest.raises(ServedError, match=r"model other\): HTTP 404.*models served: \['the-teacher'\]"):
+        with pytest.raises(ConnectionError, match=r"model other\): HTTP 404.*models served: \['the-teacher'\]"):
             ServedActor(server.url, "other").check()
-        with pytest.raises(ServedError, match="no list at .*404"):
+        with pytest.raises(ConnectionError, match="no list at .*404"):
             ServedActor(server.url.removesuffix("/v1")).check()
         server.models = ["one", "two"]
-        with pytest.raises(ServedError, match=r"with --teacher_model; models served: \['one', 'two'\]"):
+        with pytest.raises(ConnectionError, match=r"with --teacher_model; models served: \['one', 'two'\]"):
             ServedActor(server.url).check()
-        for branch, need in served.NEEDS.items():
-            with pytest.raises(ServedError, match=f"{branch} needs the teacher's {need}"):
-                actor.check([branch])
+        assert f"waiting for {server.url} to answer, 900 seconds at most" in capsys.readouterr().out
+    with serve(lambda body, text: ["hang"]) as server, pytest.raises(ConnectionError, match="the server is silent"):
+        actor_of(server, timeout=0.2).check()
     with serve(lambda body, text: [422] if "top_k" in body else [""]) as server:  # as `transformers serve` does
         actor = actor_of(server)
         actor.check()
@@ -389,5 +528,5 @@ def test_a_server_that_refuses_unknown_fields(unknown):
         actor.check()
         actor([Request("judge", "0", "p")], 1, SHORT, KEY, "judge")
         assert not unknown & set(server.seen[-1]) and actor.failures == 0
-        with pytest.raises(ServedError, match="HTTP 400"):  # what the user asked for is never left out in silence
+        with pytest.raises(ConnectionError, match="HTTP 400"):  # what the user asked for is never left out in silence
             actor_of(server, template={"enable_thinking": True}).check()
