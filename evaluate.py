@@ -22,10 +22,11 @@ from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 import prompts
+from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.options import option, parse
-from engine.questions import MAX_PIXELS, MIN_PIXELS, DataError, Question, load_questions
+from engine.questions import DataError, Question, load_questions
 from engine.results import Results
-from engine.run import read_records
+from engine.run import leave, read_records
 from engine.snapshots import find_all
 from extras.analysis import cluster_bootstrap
 from extras.served import ServedActor
@@ -208,7 +209,7 @@ def main(args: Arguments) -> None:
         run(questions, models, args, results, judge_prompts)
         text, numbers = report(results.records, args.paper)
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
-        raise SystemExit(f"evaluate.py: {error}" if PartialState().is_main_process else 1) from error
+        leave(f"evaluate.py: {error}", 2)
     if accelerator.is_main_process:
         results.finish({"settings": settings, "scores": numbers})
         print(f"{text}\nper-question results: {args.out}")

@@ -9,6 +9,7 @@ Decisions:
 
 import base64
 import io
+import os
 import re
 import zipfile
 from collections import defaultdict
@@ -22,7 +23,8 @@ import datasets
 from PIL import Image
 from transformers import video_utils
 
-from engine.questions import MIN_PIXELS, DataError, LazyImage, image_bytes
+from engine.images import MIN_PIXELS, image_bytes
+from engine.questions import DataError, LazyImage
 
 BACKENDS = {"torchcodec": "torchcodec", "decord": "decord", "pyav": "av", "opencv": "cv2"}  # best first
 FILES, PICTURES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".srt"), (".jpg", ".jpeg", ".png")
@@ -88,8 +90,13 @@ def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Pat
     if not hits or not hits[0][2]:
         return hits[0][1] if hits else None
     _, archive, member = hits[0]
-    target = Path(datasets.config.EXTRACTED_DATASETS_PATH, f"{archive.stem}-{archive.stat().st_mtime_ns}")
-    return Path(zipfile.ZipFile(archive).extract(member, target))
+    cache = Path(datasets.config.EXTRACTED_DATASETS_PATH, f"{archive.stem}-{archive.stat().st_mtime_ns}")
+    if not (target := cache / member.replace("/", "_")).exists():  # whole at once: another process may read it
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{os.getpid()}-{target.name}")
+        partial.write_bytes(zipfile.ZipFile(archive).read(member))
+        os.replace(partial, target)
+    return target
 
 
 def read_frames(path: str, indices: Sequence[int]) -> tuple[list[Image.Image], int, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.run import write_records, write_whole
+from engine.run import leave, read_records, write_records, write_whole
 
 
 class Results:
@@ -27,9 +27,8 @@ class Results:
             old = json.loads(described.read_text(encoding="utf-8"))
             if changed := [name for name in settings if settings[name] != old.get(name)]:
                 was = ", ".join(f"--{name} {old.get(name)} (now {settings[name]})" for name in changed)
-                raise SystemExit(f"{path} was started with {was}: go on with that, or choose another --out")
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its end was cut short
-            self.done = {record["uid"]: record for record in map(json.loads, lines)}
+                leave(f"{path} was started with {was}: go on with that, or choose another --out", 2)
+            self.done = {record["uid"]: record for record in read_records(path)}  # without a last line cut short
 
     def start(self, settings: dict) -> None:
         """Leave only whole records in the file. To be called when all processes have read it."""

@@ -17,8 +17,9 @@ from pathlib import Path
 import datasets
 
 from engine.choices import LETTERS, gold_numbers, lettered, option_texts
+from engine.cleaning import clean_text
 from engine.media import find_file, picture, sample, subtitles
-from engine.questions import DataError, Question, clean_text
+from engine.questions import DataError, Question
 from engine.snapshots import config_names, read_splits
 from generate import seed_of
 from suite.entries import BLIND_TASKS, MVBENCH, OCR_CAPABILITIES, Benchmark

@@ -64,8 +64,8 @@ def gif(path: Path, frames: int = 4) -> bytes:
 
 def ai2d(root: Path) -> None:
     rows = [  # the answer: a 0-based index as a string
-        {"question": "Which colour is it?", "options": ["lime", "red", "blue", "grey"], "answer": "1", "image": image()},
-        {"question": "What eats the fox?", "options": ["grass", "hare", "owl", "wolf"], "answer": "3", "image": image()},
+        {"question": "Which colour is it?", "options": ["lime", "red", "blue"], "answer": "1", "image": image()},
+        {"question": "What eats the fox?", "options": ["hare", "owl", "ant", "wolf"], "answer": "3", "image": image()},
     ]
     parquet(rows, root / "lmms-lab-encoder/ai2d/data/test-00000-of-00001.parquet")  # only the id it has moved to
 
@@ -83,7 +83,8 @@ def babyvision(root: Path) -> None:
 
 def charxiv(root: Path) -> None:
     base = {"category": "cs", "year": "2023", "figure_path": "a.jpg", "num_subplots": 1, "reasoning_q_source": 3,
-            "descriptive_a1": "Loss", "descriptive_a2": "Not Applicable", "descriptive_a3": "2 by 3", "descriptive_a4": "6"}
+            "descriptive_a1": "Loss", "descriptive_a2": "Not Applicable", "descriptive_a3": "2 by 3",
+            "descriptive_a4": "6"}
     asked = {"descriptive_q1": 1, "descriptive_q2": 10, "descriptive_q3": 18, "descriptive_q4": 19}
     rows = [
         {**base, **asked, "image": image(), "subplot_row": 0, "subplot_col": 0, "subplot_loc": None,
@@ -166,7 +167,7 @@ def mathvision(root: Path) -> None:
 
 def mathvista(root: Path) -> None:
     metadata = {"category": "math-targeted-vqa", "context": "table", "grade": "daily life", "language": "english",
-                "skills": ["arithmetic reasoning", "logical reasoning"], "source": "s", "split": "testmini", "task": "t"}
+                "skills": ["arithmetic", "logical"], "source": "s", "split": "testmini", "task": "t"}
     base = {"image": "a.jpg", "decoded_image": image(), "unit": None, "precision": None, "metadata": metadata,
             "choices": None, "question_type": "free_form", "query": "Hint: ..."}
     rows = [  # the gold of a choice is its text
@@ -234,16 +235,15 @@ def visualpuzzles(root: Path) -> None:
 def vlmsareblind(root: Path) -> None:
     prompts = {
         "Line Plot Intersections": ("How often do they touch? Answer with a number in curly brackets, e.g., {5}.", "2"),
-        "Counting Grid - Word Grids": ("Count the number of rows and columns and answer with numbers in curly brackets. "
-                                       "For example, rows={5} columns={6}", "3,4"),
+        "Counting Grid - Word Grids": ("Count the number of rows and columns and answer with numbers in curly "
+                                       "brackets. For example, rows={5} columns={6}", "3,4"),
         "Touching Circles": ("Are the two circles touching each other? Answer with Yes/No.", "Yes"),
         "Circled Letter": ("Which letter is circled? Please provide your answer in curly brackets, e.g. {a}", "w"),
     }  # fmt: skip
     rows = [{"task": task, "image": image(), "prompt": prompt, "groundtruth": gold, "metadata": "{}"}
             for task, (prompt, gold) in prompts.items()]  # fmt: skip
-    datasets.DatasetDict({"valid": datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())}).save_to_disk(
-        root / "XAI/vlmsareblind"
-    )
+    table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict({"valid": table}).save_to_disk(root / "XAI/vlmsareblind")
 
 
 def wemath(root: Path) -> None:
@@ -262,7 +262,7 @@ def aime25(root: Path) -> None:
 
 
 def aime26(root: Path) -> None:
-    rows = [{"problem_idx": 1, "problem": "Find z.", "answer": 277}, {"problem_idx": 2, "problem": "And w?", "answer": 3}]
+    rows = [{"problem_idx": i, "problem": "Find z.", "answer": answer} for i, answer in enumerate((277, 3), 1)]
     parquet(rows, root / "MathArena/aime_2026/data/train-00000-of-00001.parquet")
 
 

@@ -43,12 +43,12 @@ def here(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run_here(*args: str) -> tuple[int, str]:
-        status, message = 0, ""
+        status = 0
         try:
             evaluate.main(*parse([evaluate.Arguments], args, ""))
         except SystemExit as stop:
-            status, message = 1, str(stop)
-        return status, capsys.readouterr().out + message
+            status = stop.code
+        return status, "".join(capsys.readouterr())
 
     return run_here
 
@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on(root, exams, tmp_path, here):
     with open(out, "a") as file:
         file.write('{"family": "mm')  # a line cut short
     status, said = here(*args, "--seed", "1")
-    assert status == 1 and "--seed 0 (now 1)" in said
+    assert status == 2 and "--seed 0 (now 1)" in said
     done = run(tmp_path, *args)
     assert done.returncode == 0, done.stderr
     assert out.read_text().splitlines()[: len(before)] == before
@@ -177,13 +177,13 @@ def test_limit_and_ids(tmp_path, here):
 def test_what_cannot_be_asked(root, tmp_path, here):
     status, said = here("--benchmarks", "mmlu,gpqa,aime26", "--root", str(tmp_path))
     for name in ("mmlu: expected a folder cais/mmlu", "gpqa: expected a folder Idavidrein/gpqa", "aime26: expected"):
-        assert status == 1 and name in said  # all that is missing at once
+        assert status == 2 and name in said  # all that is missing at once
     status, said = here("--suite", "vlm", "--root", root)
-    assert status == 1 and "charxiv, mmvet: scored by a judge alone; give --judge" in said
+    assert status == 2 and "charxiv, mmvet: scored by a judge alone; give --judge" in said
     status, said = here("--benchmarks", "mnist")
-    assert status == 1 and "no benchmark is called mnist; there are ai2d, " in said
+    assert status == 2 and "no benchmark is called mnist; there are ai2d, " in said
     status, said = here("--benchmarks", "mmlu", "--root", root, "--model", "http://127.0.0.1:1/v1")
-    assert status == 1 and "no server" in said
+    assert status == 2 and "no server" in said
     assert not (tmp_path / "results.summary.json").exists()
 
 
@@ -196,7 +196,7 @@ def test_list_and_compare(exams, here):
     assert status == 0 and "vlm, 14 in all results" in said and "llm, 10 in all results" in said
     _, said = here("--compare", "paper:0.8B/grpo_replay", "paper:0.8B/zppo")
     assert re.search(r"paper:0.8B/zppo +\+50.25 +\+4.79 +\+3.4\d +\+6.1\d +\+?16", said)
-    assert here("--compare", results, "nowhere.jsonl")[1].endswith("nowhere.jsonl: no such file of results")
+    assert "nowhere.jsonl: no such file of results" in here("--compare", results, "nowhere.jsonl")[1]
 
 
 def test_own_data(tmp_path, here):
@@ -204,7 +204,7 @@ def test_own_data(tmp_path, here):
             {"question": "Why so?", "answer": "since it rains a lot"}]  # fmt: skip
     standins.write_json(rows, tmp_path / "mine.jsonl")
     status, said = here("--data", "mine.jsonl", *SMALL)
-    assert status == 1 and "1 golds are no short answers: give --judge" in said
+    assert status == 2 and "1 golds are no short answers: give --judge" in said
     status, said = here("--data", "mine.jsonl", "--judge", STUDENT, *SMALL)
     assert status == 0 and "data " in said and len(read(tmp_path / "results.jsonl")) == 2
 
@@ -251,7 +251,7 @@ def test_a_served_model_and_judge(root, server, tmp_path, here):
     status, said = here("--model", url, "--judge", url, *names)
     assert status == 0, said
     records = read(tmp_path / "results.jsonl")
-    assert [record["reward"] for record in records] == [1.0, 0.0, 1.0, 1.0, 0.0]  # B, not D; YES, YES, not where NO is due
+    assert [record["reward"] for record in records] == [1.0, 0.0, 1.0, 1.0, 0.0]  # B, not D; YES, but not for NO
     asked = [body["messages"] for body in server.seen]
     talk = next(turns for turns in asked if "Suggest a cake" in json.dumps(turns))
     assert [turn["role"] for turn in talk] == ["user", "assistant", "user"]  # real turns
@@ -266,7 +266,7 @@ def test_requests_without_an_answer_are_no_wrong_answers(root, server, tmp_path,
     args = ["--model", url, "--judge", url, "--benchmarks", "ai2d,multichallenge", "--root", root, "--rows", "1"]
     server.broken = True
     status, said = here(*args)
-    assert status == 1 and "requests got no answer: the same command goes on" in said
+    assert status == 2 and "requests got no answer: the same command goes on" in said
     assert not (tmp_path / "results.summary.json").exists()
     server.broken = False
     assert here(*args)[0] == 0 and len(read(tmp_path / "results.jsonl")) == 5
