@@ -16,7 +16,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
-from engine.decode import Decoder, prefill
+from engine.decode import Decoder, UniformStreams, evaluating, prefill
 from engine.images import bound_pixels
 from engine.models import (
     Encoder,
@@ -39,7 +39,6 @@ from engine.models import (
 from engine.questions import Question
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
-RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
 DROP_SHARE = 8  # finished rows are dropped once they are 1/8 of the batch (a drop copies the cache)
 LOOK_EVERY = {"cuda": 16}  # steps between two looks at the tokens; elsewhere 1
 
@@ -84,42 +83,9 @@ def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, sampling: Samplin
     return torch.searchsorted(cdf, target, right=True).squeeze(-1)
 
 
-class UniformStreams:
-    """One stream of uniform numbers per rollout, drawn in blocks."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.device = device
-        self.used = RANDOM_BLOCK
-
-    def next(self) -> torch.Tensor:
-        if self.used == RANDOM_BLOCK:
-            draw = [torch.rand(RANDOM_BLOCK, generator=g, dtype=torch.float64) for g in self.generators]
-            self.block = torch.stack(draw).to(self.device)  # [B, RANDOM_BLOCK]
-            self.used = 0
-        self.used += 1
-        return self.block[:, self.used - 1]
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.generators = [self.generators[i] for i in rows.tolist()]
-        self.block = self.block[rows]
-
-
 def until_end(tokens: list[int], ends: set[int]) -> list[int]:
     """The tokens up to the first end token, it included."""
     return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
-
-
-@contextmanager
-def evaluating(model):
-    """The model in eval mode for a while: gradient checkpointing in train mode would switch the KV cache off."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.no_grad()

@@ -35,9 +35,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
-from PIL import Image
+from accelerate import Accelerator
 from tqdm import tqdm
 
 import baselines
@@ -45,9 +43,9 @@ from buffer import ReplayBuffer
 from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
 from engine.options import JsonObject, option, parse
-from engine.questions import DataError, Question, broken_images, fingerprint, load_questions
+from engine.questions import DataError, Question, fingerprint, intact, load_questions
 from engine.run import LEGEND, Output, Stop, closing_tables, leave, read_records, say
-from engine.update import Learner, Policy, Row, check_head, gathered, make_accelerator
+from engine.update import check_head, make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.preview import preview
 from extras.served import ServedActor, overlapped
@@ -170,22 +168,6 @@ def load_actors(
     return actors
 
 
-def make_learner(args: Arguments, accelerator: Accelerator, student: Actor) -> Learner:
-    """AdamW with a constant learning rate (Table 8) on the student, prepared for all processes."""
-    policy = Policy(student.model, student.banned_ids)
-    fused = True if accelerator.device.type == "cuda" else None
-    settings = dict(lr=args.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.weight_decay, fused=fused)
-    policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(policy.parameters(), **settings))
-    images = (Image.new("RGB", (64, 64)),) if hasattr(student.processor, "image_processor") else ()
-    blank = Row("blank", Question("blank", "blank", images, ""), student.end_ids[:1], weight=0.0)
-    learner = Learner(policy, optimizer, accelerator, student.encoder, blank, args.micro_tokens)
-    if accelerator.is_fsdp2:
-        with torch.no_grad():
-            learner.forward([blank])  # what runs first is FSDP2's root
-        student.whole, student.autocast = partial(gathered, policy), nullcontext  # FSDP2 casts by itself
-    return learner
-
-
 def load_data(args: Arguments, student: Actor) -> tuple[list[Question], dict[str, list[Question]], dict]:
     """(training questions within the prompt budget, held-out questions by family, skipped rows by reason)."""
     if not args.data:
@@ -211,22 +193,6 @@ def load_data(args: Arguments, student: Actor) -> tuple[list[Question], dict[str
             f"{len(kept)} usable questions (skipped: {skipped}) are fewer than one step needs: lower --new_per_step"
         )
     return kept, held_out, skipped
-
-
-def intact(
-    new: list[Question], replayed: list[Question], broken: set[str]
-) -> tuple[list[Question], list[Question], int]:
-    """X_new and X_replay without the questions whose images cannot be decoded, and the number of these.
-
-    The same on all processes. broken: uids that were named on the screen before; it gets the others."""
-    state, drawn = PartialState(), [*new, *replayed]
-    found = dict(gather_object([*broken_images(drawn[state.process_index :: state.num_processes]).items()]))
-    for uid in sorted(found.keys() - broken):
-        if state.is_main_process:
-            tqdm.write(found[uid])
-    broken |= found.keys()
-    new, replayed = ([question for question in part if question.uid not in found] for part in (new, replayed))
-    return new, replayed, len(found)
 
 
 def new_questions(questions: list[Question], args: Arguments, step: int) -> list[Question]:
@@ -258,7 +224,7 @@ def main(argv: list[str]) -> None:
     teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
     local = [actor for actor in (student, *teachers) if isinstance(actor, Actor)]
     servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
-    learner = make_learner(args, accelerator, student)
+    learner = make_learner(accelerator, student, args.lr, args.weight_decay, args.micro_tokens)
     questions, held_out, skipped = load_data(args, student)
     by_uid, buffer = {question.uid: question for question in questions}, ReplayBuffer(recipe.buffer_capacity)
     policy: Callable = student  # as the stages of a step see it

@@ -1,4 +1,4 @@
-"""One more token for every row of a batch.
+"""What sampling runs on: prefill, one more token for every row of a batch, random numbers.
 
 Decisions:
 1. The cache has free columns behind its last one. It is copied when these are used up, every CACHE_STEP tokens, where
@@ -10,6 +10,7 @@ Decisions:
 """
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -20,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from engine.models import collate, position_ids, rope_index_of
 
 CACHE_STEP = 1024  # columns that a cache grows by
+RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
 PREFILL_TOKENS = 16_384  # of a prefill's piece, padding included; a longer prompt is a piece of its own
 
 
@@ -158,3 +160,36 @@ class Decoder:
             logits_to_keep=1,
         )
         return output.logits[:, -1]
+
+
+class UniformStreams:
+    """One stream of uniform numbers per rollout, drawn in blocks."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.device = device
+        self.used = RANDOM_BLOCK
+
+    def next(self) -> torch.Tensor:
+        if self.used == RANDOM_BLOCK:
+            draw = [torch.rand(RANDOM_BLOCK, generator=g, dtype=torch.float64) for g in self.generators]
+            self.block = torch.stack(draw).to(self.device)  # [B, RANDOM_BLOCK]
+            self.used = 0
+        self.used += 1
+        return self.block[:, self.used - 1]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.generators = [self.generators[i] for i in rows.tolist()]
+        self.block = self.block[rows]
+
+
+@contextmanager
+def evaluating(model):
+    """The model in eval mode for a while: gradient checkpointing in train mode would switch the KV cache off."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

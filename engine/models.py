@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, processing_utils
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -44,8 +45,7 @@ def load_model(path: str, dtype: torch.dtype = torch.float32):
     config = AutoConfig.from_pretrained(path)
     check_fp8(path, config)
     is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
-    model = auto.from_pretrained(path, dtype=dtype)
+    model = (AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM).from_pretrained(path, dtype=dtype)
     disable_dropout(model)
     return model
 
@@ -98,7 +98,7 @@ def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
 
 
 def harmless(turns, special_tokens: Sequence[str]) -> list[tuple[str, str]]:
-    """Turns (role, text) whose texts are broken up."""
+    """Turns (role, text) with their texts broken up."""
     return [(role, break_tokens(text, special_tokens)) for role, text in turns]
 
 
@@ -122,15 +122,10 @@ def encode(processor, text: str, images: Sequence = (), system: str = "", turns=
     template: extra arguments of the chat template (for example enable_thinking).
     Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut.
     """
-    specials = special_tokens(processor)
-    encoded = processor.apply_chat_template(
-        chat(break_tokens(text, specials), images, break_tokens(system, specials), harmless(turns, specials)),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **template,
-    )
+    text, system = (break_tokens(part, special_tokens(processor)) for part in (text, system))
+    form = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    turns = harmless(turns, special_tokens(processor))
+    encoded = processor.apply_chat_template(chat(text, images, system, turns), **form, **template)
     encoded.pop("attention_mask", None)
     return {key: value[0] if key in TOKEN_KEYS else value for key, value in encoded.items()}
 
@@ -165,7 +160,7 @@ class Encoder:
         if key in self.prompts:
             return self.prompts[key]
         if question:
-            given = (open_images(question), question.system, question.turns)
+            given = open_images(question), question.system, question.turns
             prompt = encode(self.processor, text, *given, **self.template)
         else:
             prompt = encode(self.processor, text, **self.brief)
@@ -180,8 +175,8 @@ class Encoder:
         key = (text, question)
         if key not in self.lengths:
             specials = special_tokens(self.processor)
-            before = (question.system, harmless(question.turns, specials))
-            given = (break_tokens(text, specials), question.images, *before)
+            text, system = (break_tokens(part, specials) for part in (text, question.system))
+            given = text, question.images, system, harmless(question.turns, specials)
             self.lengths[key] = prompt_tokens(self.processor, *given, **self.template)
         return self.lengths[key]
 
@@ -192,34 +187,21 @@ def collate(
     pad_id: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, torch.Tensor]:
-    """Pad encoded prompts into one batch [B, L].
+    """Encoded prompts as one batch [B, L] with its attention mask; images of all rows follow in row order.
 
-    Without responses the padding is on the left (generation goes on at the right end); with responses each
-    row is prompt + response and the padding is on the right.
+    Without responses the padding is on the left, because generation goes on at the right end. With responses each row
+    is prompt + response, and the padding is on the right.
     """
-    rows = []
-    for i, prompt in enumerate(prompts):
-        tokens = {key: prompt[key] for key in TOKEN_KEYS if key in prompt}
-        if responses is not None:
-            response = torch.as_tensor(responses[i], dtype=torch.long)
-            tokens = {
-                key: torch.cat([value, response if key == "input_ids" else torch.zeros_like(response)])
-                for key, value in tokens.items()
-            }
-        rows.append(tokens)
-    lengths = [len(row["input_ids"]) for row in rows]
-    width = max(lengths)
-    batch = {}
+    rows, side = prompts, "left"
+    if responses is not None:
+        rows, side = [extend(prompt, tokens) for prompt, tokens in zip(prompts, responses, strict=True)], "right"
+    batch = {"attention_mask": pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], True, 0, side)}
     for key in {key for row in rows for key in row}:
-        batch[key] = torch.full((len(rows), width), pad_id if key == "input_ids" else 0)
-    batch["attention_mask"] = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        span = slice(width - length, width) if responses is None else slice(0, length)
-        for key, value in row.items():
-            batch[key][i, span] = value
-        batch["attention_mask"][i, span] = 1
-    for key in {key for prompt in prompts for key in prompt} - set(TOKEN_KEYS):  # images of all rows, in row order
-        batch[key] = torch.cat([prompt[key] for prompt in prompts if key in prompt])
+        if key in TOKEN_KEYS:
+            values = [row.get(key, torch.zeros_like(row["input_ids"])) for row in rows]
+            batch[key] = pad_sequence(values, True, pad_id if key == "input_ids" else 0, side)
+        else:
+            batch[key] = torch.cat([row[key] for row in rows if key in row])
     return {key: value.to(device) for key, value in batch.items()}
 
 

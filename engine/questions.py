@@ -20,6 +20,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import datasets
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
@@ -95,6 +97,22 @@ def broken_images(questions) -> dict[str, str]:
         except ImageError as error:
             broken[question.uid] = str(error)
     return broken
+
+
+def intact(
+    new: list[Question], replayed: list[Question], broken: set[str]
+) -> tuple[list[Question], list[Question], int]:
+    """Both lists without the questions whose images cannot be decoded, and the number of these.
+
+    The same on all processes. broken: uids that were named on the screen before; it gets the others."""
+    state, drawn = PartialState(), [*new, *replayed]
+    found = dict(gather_object([*broken_images(drawn[state.process_index :: state.num_processes]).items()]))
+    for uid in sorted(found.keys() - broken):
+        if state.is_main_process:
+            tqdm.write(found[uid])
+    broken |= found.keys()
+    new, replayed = ([question for question in part if question.uid not in found] for part in (new, replayed))
+    return new, replayed, len(found)
 
 
 def as_list(value) -> list:

@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
@@ -236,3 +238,19 @@ class Learner:
         share = 1 - self.tokens / self.slots if self.slots else 0.0
         self.tokens = self.slots = 0
         return share
+
+
+def make_learner(accelerator: Accelerator, student, lr: float, weight_decay: float, micro_tokens: int) -> Learner:
+    """AdamW with a constant learning rate (Table 8) on the student, a generate.Actor, prepared for all processes."""
+    policy = Policy(student.model, student.banned_ids)
+    fused = True if accelerator.device.type == "cuda" else None
+    settings = dict(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
+    policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(policy.parameters(), **settings))
+    images = (Image.new("RGB", (64, 64)),) if hasattr(student.processor, "image_processor") else ()
+    blank = Row("blank", Question("blank", "blank", images, ""), student.end_ids[:1], weight=0.0)
+    learner = Learner(policy, optimizer, accelerator, student.encoder, blank, micro_tokens)
+    if accelerator.is_fsdp2:
+        with torch.no_grad():
+            learner.forward([blank])  # what runs first is FSDP2's root
+        student.whole, student.autocast = partial(gathered, policy), nullcontext  # FSDP2 casts by itself
+    return learner

@@ -8,15 +8,14 @@ import torch
 import transformers
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from engine.decode import RANDOM_BLOCK, UniformStreams
 from engine.models import banned_token_ids, collate, position_ids, response_positions
 from engine.questions import Question
 from engine.update import Policy
 from generate import (
-    RANDOM_BLOCK,
     Actor,
     Request,
     Sampling,
-    UniformStreams,
     deal,
     generate,
     sample_tokens,

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 import zppo
 from engine.questions import Question
 from engine.run import check_same_run
-from engine.update import make_accelerator
+from engine.update import make_accelerator, make_learner
 from evaluate import DECODING
 from generate import Actor, Sampling
-from train import load_actors, make_learner, read_options
+from train import load_actors, read_options
 from world import pretrain
 from world.table import CELL, WORLD
 
@@ -243,7 +243,8 @@ def test_defaults_are_table_8():
         assert call.sampling == wanted and call.n == {"teacher": 4, "compress": 1, "judge": 1}.get(call.phase, 8)
 
     student = Actor(tiny.make("qwen3_5"), tiny.PROCESSOR)
-    optimizer = make_learner(args, make_accelerator(), student).optimizer.optimizer
+    learner = make_learner(make_accelerator(), student, args.lr, args.weight_decay, args.micro_tokens)
+    optimizer = learner.optimizer.optimizer
     (settings,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.AdamW
     assert [settings[name] for name in ("lr", "betas", "eps", "weight_decay")] == [1e-6, (0.9, 0.999), 1e-8, 0.1]
