@@ -1,59 +1,70 @@
-"""Accuracy of a model folder: the paper's decoding, and the same closer and grader as in training (App. B.2).
+"""Pass@1 with the paper's decoding, closer and grader (App. B.2): of a model folder, a hub id or a served model.
 
-    python evaluate.py --model world/student
+    python evaluate.py --model world/student                           the embedded world's held-out questions
+    python evaluate.py --model M --data questions.jsonl                own questions
+    accelerate launch evaluate.py --model M --suite vlm --judge J      the paper's benchmarks; or --benchmarks ai2d,mmlu
+    python evaluate.py --compare paper:0.8B/grpo_replay results.jsonl  differences with intervals (App. F.6)
 
-answers the held-out questions of the embedded world, one response each, and writes every result to disk.
+--out has a line per question, written every 4 * --rows questions of a process; the same command goes on where it was
+stopped. Beside it: .summary.json (every number, also by category) and .judged.jsonl (what needed a judge, and why).
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from accelerate import PartialState
-from transformers import HfArgumentParser
+import pandas as pd
+import torch
+from accelerate import Accelerator, PartialState
+from tqdm import tqdm
 
 import prompts
-from engine.models import load_model, load_processor
-from engine.questions import Question
-from engine.run import write_records
+from engine.images import MAX_PIXELS, MIN_PIXELS
+from engine.options import option, parse
+from engine.questions import DataError, Question, load_questions
+from engine.results import Results
+from engine.run import leave, read_records
+from engine.snapshots import find_all
+from extras.analysis import cluster_bootstrap
+from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
-from rewards import score
+from suite.compare import macro, paper, summarise
+from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
+from suite.rows import Item, load
+from suite.scorers import JUDGES, Score, read_prompts, score
 from world import table as world
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
 DECODING = Sampling(max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5)
 
 
-def evaluate(
-    actor: Actor,
-    questions: dict[str, Sequence[Question]],
-    sampling: Sampling = DECODING,
-    seed: int = 0,
-    judge: Actor | None = None,
-    reward: Callable[[str, str, str], float] | None = None,
-) -> list[dict]:
+def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling = DECODING, seed: int = 0, judge=None,
+             judge_prompts: dict | None = None, reward: Callable | None = None) -> list[dict]:  # fmt: skip
     """One response to each question (Pass@1). Returns a record per question with its family and reward.
 
-    judge: the model that judges free-form golds; only needed where there are any.
+    actor, judge: an Actor or ServedActor. The judge is asked about free-form golds and what the suite's rules do not
+    settle. questions: by family; those of the suite by benchmark. judge_prompts: scorers.read_prompts, for the suite.
+    reward: rewards.load_reward, in place of both.
     """
     asked = [(family, question) for family in questions for question in questions[family]]
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
-    replies = actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")
-    items = [(q.text, reply.text, q.answer, q.free_form) for (_, q), (reply,) in zip(asked, replies, strict=True)]
-    rewards = score(items, partial(ask, judge, (seed, "evaluate")), reward)
-    return [
-        {
-            "family": family,
-            "uid": question.uid,
-            "response": reply.text,
-            "gold": question.answer,
-            "reward": reward,
-            "finished": reply.finished,
-        }
-        for (family, question), (reply,), reward in zip(asked, replies, rewards, strict=True)
-    ]
+    replies = [reply for (reply,) in actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")]
+    pairs = [(question, reply.text) for (_, question), reply in zip(asked, replies, strict=True)]
+    if reward:
+        scores = [Score(reward(question.text, text, question.answer), "own reward") for question, text in pairs]
+    else:
+        scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
+    records = []
+    for (family, question), reply, result in zip(asked, replies, scores, strict=True):
+        records.append({"family": family, "uid": question.uid, "response": reply.text, "gold": question.answer,
+                        "reward": result.reward, "finished": reply.finished})  # fmt: skip
+        if isinstance(question, Item):
+            records[-1] |= {"method": result.method, "why": result.why, "tokens": len(reply.tokens), **result.extra}
+            records[-1] |= {"scored_with": question.row["scored_with"], "groups": question.groups}
+    return records
 
 
 def accuracies(records: Iterable[dict]) -> dict[str, float]:
@@ -66,27 +77,147 @@ def accuracies(records: Iterable[dict]) -> dict[str, float]:
 
 @dataclass
 class Arguments:
-    """Held-out accuracy of a model folder on the embedded world."""
+    model: str = option(str(world.WORLD / "student"), "model folder, hub id or http://host:port/v1")
+    model_name: str = option("", "a served model's name on its server; empty: the server is asked")
+    suite: str = option("", "the paper's benchmarks of a family", choices=[*FAMILIES, "all"])
+    benchmarks: str = option("", "some of them, separated by commas (see --list)")
+    data: str = option("", "own questions: hub id, folder, parquet, CSV or JSON lines file")
+    split: str = option("train", "split of --data")
+    columns: list[str] = option(list, "of --data, ours=theirs: question=prompt answer=gold images=picture")
+    root: str = option("", "folder that holds every benchmark as owner/name; empty: the hub")
+    ids: list[str] = option(list, "benchmarks elsewhere: ai2d=owner/name")
+    judge: str = option("", "the judge: model folder, hub id or http://host:port/v1")
+    judge_name: str = option("", "a served judge's name on its server")
+    judge_prompts: str = option("", "TOML file with other prompts for the official judges (see configs/judges.toml)")
+    out: str = option("results.jsonl", "where the per-question results go")
+    seed: int = option(0, "seed of the sampled responses")
+    max_new_tokens: int = option(0, "response length; 0: 12288, for the embedded world 64", 0)
+    limit: int = option(0, "about so many rows of each benchmark; 0: all", 0)
+    frames: int = option(32, "frames of a video", 1)
+    rows: int = option(128, "responses generated at a time on each process", 1)
+    min_pixels: int = option(0, "images are scaled up to this many pixels; 0: Table 8's, or the embedded world's", 0)
+    max_pixels: int = option(0, "images are scaled down to this many pixels; 0: the same", 0)
+    paper: str = option("", "row of the paper's tables beside ours: 0.8B/base, 2B/zppo, ...")
+    compare: list[str] = option(list, "results to compare with the first: files, or paper:0.8B/base")
+    list: bool = option(False, "print the suite and stop")  # last: in this class `list` is it from here on
 
-    model: str = field(default=str(world.WORLD / "student"), metadata={"help": "model folder"})
-    out: str = field(default="results.jsonl", metadata={"help": "where the per-question results go"})
-    seed: int = field(default=0, metadata={"help": "seed of the sampled responses"})
-    max_new_tokens: int = field(default=64, metadata={"help": "response length (the paper's benchmarks use 12288)"})
-    rows: int = field(default=128, metadata={"help": "responses generated at a time"})
+
+def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
+    """The questions to ask, by benchmark or family. Raises DataError; sets that are missing are named all at once."""
+    if args.data:
+        questions, counted = load_questions(args.data, args.split, args.columns or None)
+        if counted["free_form"] and not args.judge:
+            raise DataError(f"{args.data}: {counted['free_form']} golds are no short answers: give --judge")
+        return {"data": questions}
+    ids = dict(pair.split("=", 1) for pair in args.ids)
+    names = [e.name for e in BENCHMARKS if args.suite in (e.family, "all")] + args.benchmarks.replace(",", " ").split()
+    if unknown := sorted({*names, *ids} - {*BY_NAME}):
+        raise DataError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
+    entries = {name: BY_NAME[name] for name in names}
+    entries |= {name: replace(BY_NAME[name], source=ids[name], moved=()) for name in ids if name in entries}
+    if judged := [name for name, entry in entries.items() if entry.scorer in JUDGES and not args.judge]:
+        raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
+    wanted = {name: (entry.ids, entry.revision, bool(entry.video)) for name, entry in entries.items()}
+    bar = tqdm(find_all(wanted, args.root).items(), desc="loading", leave=False, disable=None)
+    loaded = {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
+    return loaded or world.questions()[1]
+
+
+def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accelerator) -> Actor | ServedActor:
+    """A model here, in bf16 on an accelerator, or one behind a URL. Raises OSError where there is none."""
+    pixels = (args.min_pixels, args.max_pixels)
+    if not name.startswith(("http://", "https://")):
+        dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
+        actor = Actor.load(name, accelerator, dtype, pixels, rows=args.rows)
+        actor.encoder.room = 0  # a prompt is asked once: none is kept
+    else:
+        actor = ServedActor(name, served_name or None, pixels=pixels)
+        actor.check()
+    return actor
+
+
+def run(questions: dict[str, list[Question]], models: list, args: Arguments, results: Results, judge_prompts) -> None:
+    """Ask what `results` does not hold yet. models: [the model] or [the model, its judge].
+
+    Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong.
+    """
+    sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
+    for part in results.rounds(questions, 4 * args.rows * PartialState().num_processes):
+        failures = [getattr(model, "failures", 0) for model in models]
+        records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
+        if failures != [getattr(model, "failures", 0) for model in models]:
+            raise ConnectionError("some requests got no answer: the same command goes on from here")
+        results.add(records)
+
+
+def report(records: list[dict], row: str) -> tuple[str, dict]:
+    """(a table of scores, every number). row: of the paper's tables, beside ours; "": none. Raises ValueError."""
+    if not any("method" in record for record in records):
+        numbers = accuracies(records)
+        return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items()), numbers
+    numbers = summarise(records)
+    columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | ({row: paper(row)} if row else {})
+    counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
+    table = pd.DataFrame(columns, counts.index).join(counts)
+    text = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
+    for name, one in numbers.items():
+        text += [f"{name}, {key}: {value:.1f}" for key, value in one["beside"].items()]
+    if other := [name for name, row in counts.iterrows() if row["rows"] != row["published"]]:
+        text.append(f"not the published number of rows: {', '.join(other)}")
+    for column, scores in columns.items():
+        for family, (mean, n, of) in macro({name: scores.get(name) for name in numbers}).items():
+            text.append(f"{family}, {column}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
+    return "\n".join(text), numbers
+
+
+def compare(names: Sequence[str]) -> str:
+    """Each result beside the first: percent, then the cluster bootstrap (F.6) over the benchmarks that all have.
+
+    names: results files, or "paper:" and a row of the paper's tables. Raises ValueError.
+    """
+    scores = {}
+    for name in names:
+        records = read_records(Path(name))
+        numbers = {key: one["score"] for key, one in summarise(records).items()}
+        scores[name] = paper(name[6:]) if name.startswith("paper:") else numbers or accuracies(records)
+        if not scores[name]:
+            raise ValueError(f"{name}: no such file of results")
+    table = pd.DataFrame(scores).dropna()
+    families, text = [BY_NAME[name].family if name in BY_NAME else "questions" for name in table.index], []
+    for family, block in table.groupby(families, sort=False):
+        text += [f"\n{family}, {len(block)} in all results", block.to_string(float_format="{:.1f}".format)]
+        text.append(cluster_bootstrap(block, names[0]).to_string(float_format="{:+.2f}".format))
+    return "\n".join(text)
 
 
 def main(args: Arguments) -> None:
-    state = PartialState()
-    processor = load_processor(args.model)
-    actor = Actor(load_model(args.model).to(state.device), processor, rows=args.rows)
-    sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
-    records = evaluate(actor, world.questions()[1], sampling, args.seed)
-    if state.is_main_process:
-        write_records(records, Path(args.out))
-        for family, accuracy in accuracies(records).items():
-            print(f"{family:<14} {accuracy:5.1f}%")
-        print(f"per-question results: {args.out}")
+    own = args.data or args.suite or args.benchmarks
+    usual = (DECODING.max_new_tokens, MIN_PIXELS, MAX_PIXELS) if own else (64, world.CELL**2, 64 * world.CELL**2)
+    for name, value in zip(("max_new_tokens", "min_pixels", "max_pixels"), usual, strict=True):
+        setattr(args, name, getattr(args, name) or value)
+    free = {"out", "root", "rows", "paper", "list", "compare"}  # may change where a run goes on
+    settings = {name: value for name, value in asdict(args).items() if name not in free}
+    try:
+        if args.list or args.compare:
+            columns = ["name", "family", "source", "moved", "configs", "splits", "size", "terms", "scorer"]
+            entries = pd.DataFrame(map(asdict, BENCHMARKS))[columns]
+            return print(compare(args.compare) if args.compare else entries.to_string(index=False, max_colwidth=48))
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        results = Results(Path(args.out), settings, accelerator.is_main_process)
+        judge_prompts = read_prompts(args.judge_prompts)
+        with accelerator.main_process_first():  # the others find what it has downloaded and read
+            questions = load_all(args, judge_prompts)
+        results.start(settings)
+        names = [(args.model, args.model_name), (args.judge, args.judge_name)]
+        models = [load_actor(name, served, args, accelerator) for name, served in names if name]
+        run(questions, models, args, results, judge_prompts)
+        text, numbers = report(results.records, args.paper)
+    except (ValueError, OSError) as error:  # DataError and ConnectionError too
+        leave(f"evaluate.py: {error}", 2)
+    if accelerator.is_main_process:
+        results.finish({"settings": settings, "scores": numbers})
+        print(f"{text}\nper-question results: {args.out}")
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(Arguments).parse_args_into_dataclasses())
+    main(*parse([Arguments], sys.argv[1:], __doc__.splitlines()[0]))

@@ -58,24 +58,25 @@ def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_
     return processor
 
 
-def chat(text: str, images=(), system: str = "") -> list[dict]:
-    """The messages of a prompt: a system turn if there is one, then the user turn: images, then text."""
-    pictures = [{"type": "image", "image": image} for image in images]
-    said = {"system": system, "user": text} if system else {"user": text}
-    content = {role: [{"type": "text", "text": words}] if images else words for role, words in said.items()}
-    content["user"] = pictures + content["user"] if images else text
-    return [{"role": role, "content": content[role]} for role in said]
+def chat(text: str, images=(), system: str = "", turns=()) -> list[dict]:
+    """The messages of a prompt: a system turn, earlier turns (role, text) if there are any, then images and text."""
+    said = [*([("system", system)] if system else []), *turns, ("user", text)]
+    if not images:
+        return [{"role": role, "content": words} for role, words in said]
+    messages = [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in said]
+    messages[-1]["content"] = [{"type": "image", "image": image} for image in images] + messages[-1]["content"]
+    return messages
 
 
-def prompt_tokens(processor, prompt_text: str, images, system: str = "", **template) -> int:
-    """Tokens of `chat(prompt_text, images, system)` in the chat template with its generation prompt.
+def prompt_tokens(processor, prompt_text: str, images, system: str = "", turns=(), **template) -> int:
+    """Tokens of `chat(prompt_text, images, system, turns)` in the chat template with its generation prompt.
 
     images: anything with `.size` = (width, height): image tokens come from the processor's own arithmetic, no pixel is
     touched. (A processor without that arithmetic is run, and needs PIL images.) `processor` may be a bare tokenizer if
     there are no images. template: extra arguments of the chat template.
     """
-    turns = chat(prompt_text, images, system)
-    text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **template)
+    messages = chat(prompt_text, images, system, turns)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
     tokens = len(getattr(processor, "tokenizer", processor)(text)["input_ids"])
     if not images:
         return tokens

@@ -97,6 +97,11 @@ def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
     return text
 
 
+def harmless(turns, special_tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """Turns (role, text) with their texts broken up."""
+    return [(role, break_tokens(text, special_tokens)) for role, text in turns]
+
+
 def end_token_ids(model, processor) -> list[int]:
     """Every token that ends a response: generation_config's (often several) and the tokenizer's."""
     ids = model.generation_config.eos_token_id
@@ -111,15 +116,16 @@ def banned_token_ids(model, processor) -> list[int]:
     return sorted(i for i in ids if i is not None and i < model.get_output_embeddings().weight.shape[0])
 
 
-def encode(processor, text: str, images: Sequence = (), system: str = "", **template) -> dict[str, torch.Tensor]:
-    """One user turn, behind a system turn if there is one, in the model's chat template, ready for a response.
+def encode(processor, text: str, images: Sequence = (), system: str = "", turns=(), **template) -> dict:
+    """One user turn, behind a system turn and earlier turns if there are any, in the model's chat template.
 
     template: extra arguments of the chat template (for example enable_thinking).
     Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut.
     """
     text, system = (break_tokens(part, special_tokens(processor)) for part in (text, system))
     form = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
-    encoded = processor.apply_chat_template(chat(text, images, system), **form, **template)
+    turns = harmless(turns, special_tokens(processor))
+    encoded = processor.apply_chat_template(chat(text, images, system, turns), **form, **template)
     encoded.pop("attention_mask", None)
     return {key: value[0] if key in TOKEN_KEYS else value for key, value in encoded.items()}
 
@@ -154,7 +160,8 @@ class Encoder:
         if key in self.prompts:
             return self.prompts[key]
         if question:
-            prompt = encode(self.processor, text, open_images(question), question.system, **self.template)
+            given = open_images(question), question.system, question.turns
+            prompt = encode(self.processor, text, *given, **self.template)
         else:
             prompt = encode(self.processor, text, **self.brief)
         size = sum(x.nbytes for x in prompt.values())
@@ -167,8 +174,10 @@ class Encoder:
         """The number of tokens of the encoded prompt, without looking at the pixels."""
         key = (text, question)
         if key not in self.lengths:
-            said = [break_tokens(part, special_tokens(self.processor)) for part in (text, question.system)]
-            self.lengths[key] = prompt_tokens(self.processor, said[0], question.images, said[1], **self.template)
+            specials = special_tokens(self.processor)
+            text, system = (break_tokens(part, specials) for part in (text, question.system))
+            given = text, question.images, system, harmless(question.turns, specials)
+            self.lengths[key] = prompt_tokens(self.processor, *given, **self.template)
         return self.lengths[key]
 
 

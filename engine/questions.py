@@ -55,6 +55,7 @@ class Question:
     answer: str  # short gold answer
     free_form: bool = False  # graded by the judge, see is_free_form
     system: str = ""  # the row's own system turn
+    turns: tuple[tuple[str, str], ...] = ()  # of a conversation, before the question: (role, text)
 
 
 @dataclass(frozen=True)

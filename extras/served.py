@@ -33,7 +33,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from engine.models import break_tokens, special_tokens, tokenizer_of
+from engine.models import break_tokens, harmless, special_tokens, tokenizer_of
 from engine.questions import open_images
 from generate import Actor, Reply, Request, Sampling, seed_of
 from rewards import grade
@@ -123,9 +123,11 @@ class ServedActor:
                 url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
                 parts.append({"type": "image_url", "image_url": {"url": url}})
             content = [*parts, {"type": "text", "text": content}]
-        system = request.question.system if request.question else ""
-        turns = [{"role": "system", "content": break_tokens(system, self.special_tokens)}] if system else []
-        body = {"model": self.model, "messages": [*turns, {"role": "user", "content": content}]}
+        question, turns = request.question, []
+        if question:
+            turns = [*([("system", question.system)] if question.system else []), *question.turns]
+        messages = [{"role": role, "content": words} for role, words in harmless(turns, self.special_tokens)]
+        body = {"model": self.model, "messages": [*messages, {"role": "user", "content": content}]}
         body |= {"max_tokens": sampling.max_new_tokens, "presence_penalty": sampling.presence_penalty}
         body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
         more = {"top_k": sampling.top_k, "min_p": sampling.min_p, "repetition_penalty": 1.0}

@@ -1,17 +1,65 @@
-"""evaluate.py: the paper's decoding, records on disk, and the judge's seam."""
+"""evaluate.py: decoding, records on disk, the suite over stand-ins on one and two processes, kills, served models."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import standins
+from runs import torchrun
+
 import evaluate
-from engine.questions import Question
-from evaluate import DECODING
-from extras.analysis import accuracies
+from engine.options import parse
+from engine.questions import DataError, Question
+from evaluate import DECODING, accuracies
+from suite.entries import BENCHMARKS
 
 ROOT = Path(__file__).parent.parent
+STUDENT = str(ROOT / "world/student")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+SMALL = "--min_pixels 256 --max_pixels 1024 --frames 3 --max_new_tokens 8".split()
+
+
+def command(*args: str, processes: int = 1) -> list[str]:
+    return [sys.executable, *torchrun(processes), f"{ROOT}/evaluate.py", *args]
+
+
+def run(folder: Path, *args: str, processes: int = 1) -> subprocess.CompletedProcess:
+    line = command(*args, processes=processes)
+    return subprocess.run(line, cwd=folder, env=ENV, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """evaluate.py in this process and in tmp_path: a function from options to (exit status, what was said)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*args: str) -> tuple[int, str]:
+        status = 0
+        try:
+            evaluate.main(*parse([evaluate.Arguments], args, ""))
+        except SystemExit as stop:
+            status = stop.code
+        return status, "".join(capsys.readouterr())
+
+    return run_here
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory) -> str:
+    return str(standins.build(tmp_path_factory.mktemp("root")))
 
 
 def test_decoding_is_the_papers():
@@ -21,26 +69,204 @@ def test_decoding_is_the_papers():
 
 
 def test_command_line_writes_a_record_per_question(tmp_path):
-    command = [sys.executable, f"{ROOT}/evaluate.py", "--model", f"{ROOT}/world/student", "--out", "out/results.jsonl"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = run(tmp_path, "--model", STUDENT, "--out", "out/results.jsonl")
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    records = read(tmp_path / "out" / "results.jsonl")
     assert len(records) == 480 == len({record["uid"] for record in records})
     for family, accuracy in accuracies(records).items():
         assert f"{family:<14} {accuracy:5.1f}%" in done.stdout
         assert (accuracy < 15) == family.endswith("hard")
+    assert json.loads((tmp_path / "out/results.summary.json").read_text())["scores"] == accuracies(records)
+
+
+def scripted(*replies: str):
+    """An actor that says these things, one to each request."""
+
+    def actor(requests, n, sampling, key, phase):
+        assert len(requests) == len(replies)
+        return [[SimpleNamespace(text=text, tokens=[1], finished=True)] for text in replies]
+
+    return actor
 
 
 def test_free_form_golds_go_to_the_judge_and_no_others():
     essay = Question("a", "Why?", (), "because of the rain", free_form=True)
     questions = {"essay": [essay], "sum": [Question("b", "1+1", (), "2")]}
 
-    def actor(requests, n, sampling, key, phase):
-        return [[SimpleNamespace(text="\\boxed{2}", finished=True)] for _ in requests]
-
     def judge(requests, n, sampling, key, phase):
         assert len(requests) == 1 and "because of the rain" in requests[0].text and sampling.temperature == 0
         return [[SimpleNamespace(text='{"verdict": "correct"}')]]
 
-    records = evaluate.evaluate(actor, questions, judge=judge)
+    records = evaluate.evaluate(scripted("\\boxed{2}", "\\boxed{2}"), questions, judge=judge)
     assert accuracies(records) == {"essay": 100.0, "sum": 100.0}
+    assert set(records[0]) == {"family", "uid", "response", "gold", "reward", "finished"}
+    with pytest.raises(DataError, match="--judge"):
+        evaluate.evaluate(scripted("\\boxed{2}"), {"essay": [essay]})
+
+
+# ---- the suite -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exams(root, tmp_path_factory) -> dict[int, tuple[Path, str]]:
+    """The whole suite on the embedded student, which judges itself, on one process and on two: (folder, output)."""
+    found = {}
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"exam{processes}")
+        done = run(folder, "--suite", "all", "--root", root, "--judge", STUDENT, *SMALL, processes=processes)
+        assert done.returncode == 0, done.stderr
+        found[processes] = folder, done.stdout
+    return found
+
+
+def test_the_whole_suite(exams):
+    folder, said = exams[1]
+    records = read(folder / "results.jsonl")
+    assert list(dict.fromkeys(record["family"] for record in records)) == [entry.name for entry in BENCHMARKS]
+    summary = json.loads((folder / "results.summary.json").read_text())["scores"]
+    for entry in BENCHMARKS:
+        assert re.search(rf"^{entry.name} ", said, re.MULTILINE)
+        assert summary[entry.name]["counts"]["rows"] == len(standins.RIGHT[entry.name])
+    assert summary["ocrbench_en"]["score"] is None and summary["ai2d"]["score"] is not None
+    assert "vlm, ours" in said and "(partial: 14 of 16 benchmarks)" in said  # OCRBench v2 needs lmms-eval
+    assert "not the published number of rows: ai2d, " in said
+    judged = read(folder / "results.judged.jsonl")
+    assert judged == [record for record in records if record["method"] != "rule"] and all(
+        record["why"] for record in judged if record["method"] == "judge"
+    )
+    assert all(record["tokens"] <= 8 for record in records)
+
+
+def test_two_processes_give_the_same_results(exams):
+    (one, said_one), (two, said_two) = exams[1], exams[2]
+    assert read(two / "results.jsonl") == read(one / "results.jsonl")
+    assert said_two == said_one
+
+
+def test_a_killed_run_goes_on(root, exams, tmp_path, here):
+    args = ["--suite", "llm", "--root", root, "--judge", STUDENT, *SMALL, "--rows", "1"]  # rounds of 4 questions
+    process = subprocess.Popen(command(*args), cwd=tmp_path, env=ENV, stderr=subprocess.DEVNULL)
+    out = tmp_path / "results.jsonl"
+    while not out.exists() or len(out.read_text().splitlines()) < 8:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = out.read_text().splitlines()
+    with open(out, "a") as file:
+        file.write('{"family": "mm')  # a line cut short
+    status, said = here(*args, "--seed", "1")
+    assert status == 2 and "--seed 0 (now 1)" in said
+    done = run(tmp_path, *args)
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().splitlines()[: len(before)] == before
+    llm = {entry.name for entry in BENCHMARKS if entry.family == "llm"}
+    whole = [record for record in read(exams[1][0] / "results.jsonl") if record["family"] in llm]
+    assert read(out) == whole  # as if it had never been killed
+
+
+def test_limit_and_ids(tmp_path, here):
+    rows = [{"problem_idx": i, "problem": f"{i} + 1?", "answer": i + 1} for i in range(20)]
+    standins.write_json(rows, tmp_path / "moved/else/where/data/train.jsonl")
+    args = ["--benchmarks", "aime26", "--ids", "aime26=else/where", "--root", str(tmp_path / "moved"), *SMALL]
+    status, said = here(*args, "--limit", "5")
+    assert status == 0, said
+    assert [record["uid"] for record in read(tmp_path / "results.jsonl")] == [f"aime26/{i}" for i in (0, 4, 8, 12, 16)]
+
+
+def test_what_cannot_be_asked(root, tmp_path, here):
+    status, said = here("--benchmarks", "mmlu,gpqa,aime26", "--root", str(tmp_path))
+    for name in ("mmlu: expected a folder cais/mmlu", "gpqa: expected a folder Idavidrein/gpqa", "aime26: expected"):
+        assert status == 2 and name in said  # all that is missing at once
+    status, said = here("--suite", "vlm", "--root", root)
+    assert status == 2 and "charxiv, mmvet: scored by a judge alone; give --judge" in said
+    status, said = here("--benchmarks", "mnist")
+    assert status == 2 and "no benchmark is called mnist; there are ai2d, " in said
+    status, said = here("--benchmarks", "mmlu", "--root", root, "--model", "http://127.0.0.1:1/v1")
+    assert status == 2 and "no server" in said
+    assert not (tmp_path / "results.summary.json").exists()
+
+
+def test_list_and_compare(exams, here):
+    _, said = here("--list")
+    assert all(entry.name in said and entry.source in said and str(entry.size) in said for entry in BENCHMARKS)
+    assert "gated" in said and "cc-by-nc-sa" in said
+    results = str(exams[1][0] / "results.jsonl")
+    status, said = here("--compare", "paper:0.8B/grpo_replay", results, "paper:0.8B/zppo")
+    assert status == 0 and "vlm, 14 in all results" in said and "llm, 10 in all results" in said
+    _, said = here("--compare", "paper:0.8B/grpo_replay", "paper:0.8B/zppo")
+    assert re.search(r"paper:0.8B/zppo +\+50.25 +\+4.79 +\+3.4\d +\+6.1\d +\+?16", said)
+    assert "nowhere.jsonl: no such file of results" in here("--compare", results, "nowhere.jsonl")[1]
+
+
+def test_own_data(tmp_path, here):
+    rows = [{"question": "Start at 10. Where are you?", "answer": "10"},
+            {"question": "Why so?", "answer": "since it rains a lot"}]  # fmt: skip
+    standins.write_json(rows, tmp_path / "mine.jsonl")
+    status, said = here("--data", "mine.jsonl", *SMALL)
+    assert status == 2 and "1 golds are no short answers: give --judge" in said
+    status, said = here("--data", "mine.jsonl", "--judge", STUDENT, *SMALL)
+    assert status == 0 and "data " in said and len(read(tmp_path / "results.jsonl")) == 2
+
+
+# ---- served models -----------------------------------------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def send(self, body: dict, status: int = 200):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        self.send({"data": [{"id": "served"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append(body)
+        text = json.dumps(body["messages"], ensure_ascii=False)
+        if self.server.broken and "Suggest a cake" in text:
+            return self.send({"error": "no"}, 400)
+        answer = '{"verdict": "YES"}' if "very strict" in text else "<think>hm</think>\\boxed{B}"
+        self.send({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": answer}}]})
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen, server.broken = [], False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_a_served_model_and_judge(root, server, tmp_path, here):
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    names = ["--benchmarks", "ai2d,multichallenge", "--root", root, "--max_new_tokens", "9"]
+    status, said = here("--model", url, "--judge", url, *names)
+    assert status == 0, said
+    records = read(tmp_path / "results.jsonl")
+    assert [record["reward"] for record in records] == [1.0, 0.0, 1.0, 1.0, 0.0]  # B, not D; YES, but not for NO
+    asked = [body["messages"] for body in server.seen]
+    talk = next(turns for turns in asked if "Suggest a cake" in json.dumps(turns))
+    assert [turn["role"] for turn in talk] == ["user", "assistant", "user"]  # real turns
+    assert talk[0]["content"] == "I am allergic to nuts."
+    assert talk[2]["content"].startswith("Suggest a cake.\n\nYou FIRST")
+    picture = next(turns for turns in asked if "Which colour" in json.dumps(turns))
+    assert [part["type"] for part in picture[0]["content"]] == ["image_url", "text"]
+
+
+def test_requests_without_an_answer_are_no_wrong_answers(root, server, tmp_path, here):
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    args = ["--model", url, "--judge", url, "--benchmarks", "ai2d,multichallenge", "--root", root, "--rows", "1"]
+    server.broken = True
+    status, said = here(*args)
+    assert status == 2 and "requests got no answer: the same command goes on" in said
+    assert not (tmp_path / "results.summary.json").exists()
+    server.broken = False
+    assert here(*args)[0] == 0 and len(read(tmp_path / "results.jsonl")) == 5

@@ -1,0 +1,163 @@
+"""Videos as evenly spaced frames, files found by name (in zips too), subtitles, pictures in cells of rows.
+
+Decisions:
+1. A video is up to `frames` images in order of time, each scaled down to the least pixels of an image (Table 8).
+2. Frames come from transformers' load_video with the first decoder that is installed; a folder of pictures and an
+   animated GIF need none.
+3. MVBench's start and end count, unless the file is a cut segment already (its path says so).
+"""
+
+import base64
+import io
+import os
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import datasets
+from PIL import Image
+from transformers import video_utils
+
+from engine.images import MIN_PIXELS, image_bytes
+from engine.questions import DataError, LazyImage
+
+BACKENDS = {"torchcodec": "torchcodec", "decord": "decord", "pyav": "av", "opencv": "cv2"}  # best first
+FILES, PICTURES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".srt"), (".jpg", ".jpeg", ".png")
+FOLDER_FPS = 3.0  # of TVQA's frame folders (episodic_reasoning)
+
+
+class Picture(LazyImage):
+    """An image in a cell; unlike those of engine.questions also a data URI."""
+
+    def read(self) -> bytes:
+        cell = self.rows[self.row][self.column]
+        if isinstance(cell, str) and cell.startswith("data:"):
+            return base64.b64decode(cell.partition(",")[2])
+        return image_bytes(cell, self.folder)
+
+
+def picture(rows: datasets.Dataset, row: int, column: str, folder: Path) -> Picture:
+    """The image of a cell, its size read from the header. Raises OSError where there is none."""
+    cell = Picture(rows, row, column, 0, str(folder), (0, 0))
+    return replace(cell, size=Image.open(io.BytesIO(cell.read())).size)
+
+
+@dataclass(frozen=True)
+class Frame(LazyImage):
+    """The frame at `position` of the frames `indices` of the video `folder`."""
+
+    indices: tuple[int, ...] = ()
+
+    def read(self) -> bytes:
+        return decode(self.folder, self.indices)[self.position]
+
+
+@lru_cache(maxsize=8)
+def index(folder: Path) -> dict[str, list[tuple[str, Path, str]]]:
+    """{name without ending: [(path, file, member of that zip or "")]} of videos, frame folders and subtitles."""
+    found = defaultdict(list)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        path = file.relative_to(folder)
+        if file.suffix == ".zip":
+            for member in map(Path, zipfile.ZipFile(file).namelist()):
+                if member.suffix.lower() in FILES:
+                    found[member.stem].append((str(member), file, str(member)))
+        elif file.suffix.lower() in FILES:
+            found[file.stem].append((str(path), file, ""))
+        elif file.suffix.lower() in PICTURES and (str(path.parent), file.parent, "") not in found[path.parent.name]:
+            found[path.parent.name].append((str(path.parent), file.parent, ""))
+    return found
+
+
+def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Path | None:
+    """The video (or .srt file) of this name, path or URL, taken out of its zip if need be; None if there is none.
+
+    hint: part of the path where several files have the name. Raises DataError if several are left.
+    """
+    wanted = Path(name.split("/resolve/main/")[-1])
+    wanted = wanted.with_suffix("") if wanted.suffix.lower() in FILES else wanted
+    hits = [hit for hit in index(folder)[wanted.name] if hit[0].endswith(".srt") == srt]
+    hits = [hit for hit in hits if re.search(rf"(^|/){re.escape(str(wanted))}(\.\w+)?$", hit[0])]
+    if len(hits) > 1 and hint:
+        hits = [hit for hit in hits if re.search(rf"/{hint}(?![a-z])", f"{hit[1]}/{hit[2]}")]
+    if len(hits) > 1:
+        raise DataError(f"{name}: expected one file in {folder}, found {[f'{hit[1]}/{hit[2]}' for hit in hits]}")
+    if not hits or not hits[0][2]:
+        return hits[0][1] if hits else None
+    _, archive, member = hits[0]
+    cache = Path(datasets.config.EXTRACTED_DATASETS_PATH, f"{archive.stem}-{archive.stat().st_mtime_ns}")
+    if not (target := cache / member.replace("/", "_")).exists():  # whole at once: another process may read it
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{os.getpid()}-{target.name}")
+        partial.write_bytes(zipfile.ZipFile(archive).read(member))
+        os.replace(partial, target)
+    return target
+
+
+def read_frames(path: str, indices: Sequence[int]) -> tuple[list[Image.Image], int, float]:
+    """(the frames at `indices`, how many there are in all, frames per second). Raises DataError."""
+    file = Path(path)
+    if file.is_dir():
+        names = sorted(name for name in file.iterdir() if name.suffix.lower() in PICTURES)
+        images, count, fps = [Image.open(names[i]) for i in indices], len(names), FOLDER_FPS
+    elif file.suffix.lower() == ".gif":
+        movie, images = Image.open(file), []
+        for i in indices:
+            movie.seek(i)
+            images.append(movie.convert("RGB"))
+        count, fps = movie.n_frames, 1000 / (movie.info.get("duration") or 100)
+    else:
+        backend = next((name for name, package in BACKENDS.items() if find_spec(package)), None)
+        if backend is None:
+            raise DataError(f"{path}: no video decoder is installed: pip install torchcodec (or av, decord)")
+        try:
+            # The indices go in as a function of the metadata: the library has no other way to ask for them.
+            video, data = video_utils.load_video(path, backend=backend, sample_indices_fn=lambda **_: list(indices))
+        except Exception as error:  # every decoder has errors of its own
+            raise DataError(f"{path}: {backend} cannot decode it ({type(error).__name__}: {error})") from error
+        if video.shape[-1] != 3:  # torchcodec puts the channels first
+            video = video.permute(0, 2, 3, 1).numpy()
+        images, count, fps = [Image.fromarray(frame) for frame in video], data.total_num_frames, data.fps
+    scale = min(1.0, (MIN_PIXELS / (images[0].width * images[0].height)) ** 0.5)
+    size = [max(1, int(side * scale)) for side in images[0].size]
+    return [image.convert("RGB").resize(size) for image in images], count, fps
+
+
+@lru_cache(maxsize=2)
+def decode(path: str, indices: tuple[int, ...]) -> list[bytes]:
+    """The frames of one video, encoded without loss: a question's frames are read one after another."""
+    files = [io.BytesIO() for _ in indices]
+    for image, file in zip(read_frames(path, indices)[0], files, strict=True):
+        image.save(file, "PNG", compress_level=1)
+    return [file.getvalue() for file in files]
+
+
+def sample(file: Path, frames: int, start: float | None, end: float | None) -> tuple[tuple[Frame, ...], list[float]]:
+    """(frames between `start` and `end` seconds, from the middles of as many equal parts; their times)."""
+    (image,), count, fps = read_frames(str(file), [0])
+    if not count:
+        raise DataError(f"{file}: the decoder finds no number of frames: pip install torchcodec")
+    first, last = 0, count
+    if end is not None and "segment" not in str(file):
+        first = min(int((start or 0) * fps), count - 1)
+        last = max(first + 1, min(count, int(end * fps) + 1))
+    n = min(frames, last - first)
+    indices = tuple(first + int((i + 0.5) * (last - first) / n) for i in range(n))
+    shown = tuple(Frame(None, 0, "", i, str(file), image.size, indices) for i in range(n))
+    return shown, [i / fps for i in indices]
+
+
+def subtitles(file: Path | None, times: Sequence[float]) -> str:
+    """The lines of an .srt file that are shown at one of `times` (seconds), without font tags."""
+    text, lines = file.read_text(encoding="utf-8-sig").replace("\r", "") if file else "", []
+    for start, end, words in re.findall(r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text):
+        start, end = (sum(60**i * float(part) for i, part in enumerate(stamp.replace(",", ".").split(":")[::-1]))
+                      for stamp in (start, end))  # fmt: skip
+        if any(start <= time <= end for time in times):
+            lines.append(re.sub(r"<[^>]+>", "", words).strip())
+    return "\n".join(lines) or "No subtitles available"

@@ -1,0 +1,111 @@
+"""From records to numbers: scores and their parts, macro averages, the paper's tables."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
+
+TABLES = Path(__file__).parent.parent / "docs" / "paper.csv"  # Tables 1-3, 10-13, 19-21
+
+
+def by_group(records: Sequence[dict], group: str) -> dict[str, float]:
+    """{value of a group: mean reward in percent}; a record with several values counts for each of them."""
+    rewards = defaultdict(list)
+    for record in records:
+        values = record["groups"].get(group, [])
+        for value in values if isinstance(values, list) else [values]:
+            rewards[str(value)].append(100 * record["reward"])
+    return {value: float(np.mean(found)) for value, found in sorted(rewards.items())}
+
+
+def worst_case(records: Sequence[dict], variants: int = 10) -> float:
+    """DynaMath: of the seed questions whose variants are all there, the percentage with all of them right."""
+    seeds = defaultdict(list)
+    for record in records:
+        seeds[record["scored_with"]].append(record["reward"])
+    return 100 * float(np.mean([min(found) == 1 for found in seeds.values() if len(found) == variants] or [np.nan]))
+
+
+def four_way(records: Sequence[dict]) -> dict[str, float]:
+    """We-Math's four ways, in percent of the problems of several steps whose single steps are all there.
+
+    IK, IG: insufficient knowledge, inadequate generalisation. CM, RM: complete mastery, rote memorisation.
+    """
+    problems, ways = defaultdict(dict), Counter()
+    for record in records:
+        problems[record["scored_with"]][record["groups"]["key"]] = record["reward"] == 1
+    for steps in problems.values():
+        size = next((key[0] for key in steps if key.endswith("_multi")), "0")
+        singles = [steps.get(f"{size}steps_{i}") for i in range(1, int(size) + 1)]
+        if not singles or None in singles:
+            continue
+        if not steps[f"{size}steps_multi"]:
+            ways.update(["IG" if all(singles) else "IK"])
+        else:
+            ways.update(["CM strict" if all(singles) else "RM strict", "CM loose" if any(singles) else "RM loose"])
+    n = max(1, ways["IG"] + ways["IK"] + ways["CM strict"] + ways["RM strict"])
+    shares = {name: 100 * ways[name] / n for name in "IK,IG,CM strict,RM strict,CM loose,RM loose".split(",")}
+    for kind in ("strict", "loose"):
+        mastered, rote = ways[f"CM {kind}"], ways[f"RM {kind}"]
+        shares[f"RM rate {kind}"] = 100 * rote / max(1, mastered + rote)
+        shares[f"score {kind}"] = 100 * (mastered + ways["IG"] / 2) / n  # (n - IG / 2 - RM - IK) / n
+    return shares
+
+
+def calibration_error(records: Sequence[dict], size: int = 100) -> float:
+    """HLE: root mean square of confidence minus accuracy, in percent, over bins of `size`; the last is fuller."""
+    pairs = np.array(sorted((record.get("confidence", 100), 100 * record["reward"]) for record in records))
+    bins = np.split(pairs, range(size, len(pairs) - size + 1, size))
+    return float(np.sqrt(sum(len(one) * (one[:, 0].mean() - one[:, 1].mean()) ** 2 for one in bins) / len(pairs)))
+
+
+def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
+    """The numbers that stand beside a benchmark's score, in percent."""
+    if name == "dynamath":
+        return {"worst case": worst_case(records)}
+    if name == "wemath":
+        return four_way(records)
+    if name == "hle":
+        return {"calibration error": calibration_error(records)}
+    if name == "mmlu_redux":
+        return {"rows without an error": by_group(records, "error_type").get("ok", np.nan)}
+    return {"mean of tasks": float(np.mean([*by_group(records, "group").values()]))} if name == "vlmsareblind" else {}
+
+
+def summarise(records: Sequence[dict]) -> dict[str, dict]:
+    """{benchmark: score in percent (None if a row could not be scored), counts, what stands beside it, groups}."""
+    found, result = defaultdict(list), {}
+    for record in records:
+        found[record["family"]].append(record)
+    for entry, mine in ((BY_NAME[name], found[name]) for name in BY_NAME if name in found):
+        counts = dict(rows=len(mine), published=entry.size, **Counter(record["method"] for record in mine))
+        counts["unfinished"] = sum(not record["finished"] for record in mine)
+        result[entry.name] = summary = {"score": None, "counts": counts, "beside": {}, "groups": {}}
+        if all(record["reward"] is not None for record in mine):
+            groups = {group: by_group(mine, group) for group in entry.groups}
+            parts = groups[entry.average].values() if entry.average else [100 * record["reward"] for record in mine]
+            summary |= {"score": float(np.mean([*parts])), "beside": beside(entry.name, mine), "groups": groups}
+    return result
+
+
+def macro(scores: dict[str, float | None]) -> dict[str, tuple[float, int, int]]:
+    """{family: (mean over its benchmarks with a score, how many those are, how many the suite has)}."""
+    result = {}
+    for family in FAMILIES:
+        names = [entry.name for entry in BENCHMARKS if entry.family == family]
+        if values := [scores[name] for name in names if scores.get(name) is not None]:
+            result[family] = (float(np.mean(values)), len(values), len(names))
+    return result
+
+
+def paper(row: str) -> dict[str, float]:
+    """The paper's numbers in one row of its tables, "0.8B/zppo", by our names. Raises ValueError."""
+    tables = pd.read_csv(TABLES, index_col="benchmark")
+    if row not in tables:
+        raise ValueError(f"the paper's tables have no row {row!r}; they have {', '.join(tables)}")
+    numbers = tables[row].dropna()
+    return {entry.name: float(numbers[entry.paper]) for entry in BENCHMARKS if entry.paper in numbers}

@@ -1,0 +1,241 @@
+"""Rows of a benchmark's snapshot in, questions with their options, golds, images and frames out.
+
+Decisions:
+1. What is not as suite/entries.py expects stops with a DataError that says what was expected and found: a wrong guess
+   would be a wrong number. Another number of rows than published is no error; the table shows both.
+2. Options are listed under the question as "A. text"; not where the question has them, or is itself in the picture.
+3. GPQA's options are shuffled by a seed of their own row: the same order for every model and every --seed.
+4. Precision and unit that MathVista and CharXiv score by are asked for in a sentence of ours.
+5. A row's uid is its set, config, split and number.
+"""
+
+import random
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+
+from engine.choices import LETTERS, gold_numbers, lettered, option_texts
+from engine.cleaning import clean_text
+from engine.media import find_file, picture, sample, subtitles
+from engine.questions import DataError, Question
+from engine.snapshots import config_names, read_splits
+from generate import seed_of
+from suite.entries import BLIND_TASKS, MVBENCH, OCR_CAPABILITIES, Benchmark
+
+IN_PICTURE = "Answer the question in the picture."
+MARKER = re.compile(r"<image[ _]?(\d*)>")
+AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
+
+
+@dataclass(frozen=True)
+class Item(Question):
+    """A question of a benchmark. options: their texts, "" where only the picture or the question shows one.
+
+    golds: what is accepted, as numbers (0-based) of options or as strings. row: what the scorer reads. groups: {name:
+    value or list of values}.
+    """
+
+    benchmark: str = ""
+    options: tuple[str, ...] = ()
+    golds: tuple = ()
+    row: dict = field(default_factory=dict, compare=False, repr=False)
+    groups: dict = field(default_factory=dict, compare=False, repr=False)
+
+
+def dig(row: dict, name: str):
+    """row["a"]["b"] for "a.b"; None where there is none."""
+    for part in name.split("."):
+        row = row.get(part) if isinstance(row, dict) else None
+    return row
+
+
+def expect(value, known):
+    """The value, if it is one of the known ones. Raises DataError."""
+    if value not in known:
+        raise DataError(f"expected one of {list(known)}, found {value!r}")
+    return value
+
+
+# ---- what no column says: {name: (row, prompts) -> what replaces or joins its columns, for each question of it} ----
+
+
+def charxiv(row: dict, prompts: dict) -> list[dict]:
+    """One reasoning question and four descriptive ones, whose texts are templates for a place in the figure."""
+    kind, answer, wish = int(row["reasoning_a_type"]), str(row["reasoning_a"]), ""
+    if expect(kind, (1, 2, 3, 4)) == 4:
+        decimals = len(answer.partition(".")[2])
+        wish = f" Give the answer {f'with {decimals} decimals' if decimals else 'as an integer'}."
+    question = row["reasoning_q"] + wish
+    parts = [{"half": "reasoning", "rubric": f"reasoning_{kind}", "question": question, "answer": answer}]
+    at = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
+    place = row["subplot_loc"] or (at if row["subplot_row"] else "the current plot")
+    for i in "1234":
+        number, answer = expect(int(row[f"descriptive_q{i}"]), range(1, 20)), row[f"descriptive_a{i}"]
+        kind, question = prompts["charxiv_questions"][number - 1]
+        question = question if number in (18, 19) else f"For {place}, {question[0].lower()}{question[1:]}"
+        parts.append({"half": "descriptive", "rubric": f"descriptive_{kind}", "question": question, "answer": answer})
+    return parts
+
+
+def mathvista(row: dict, prompts: dict) -> list[dict]:
+    question, kind = row["question"], expect(row["answer_type"], ("text", "integer", "float", "list"))
+    question += f" (Unit: {row['unit']})" if row["unit"] else ""
+    if kind == "float" and row["precision"] is not None:
+        question += f" Give the answer with {int(row['precision'])} decimals."
+    return [{"question": question}]
+
+
+def redux(row: dict, prompts: dict) -> list[dict]:
+    """Corrected golds: another text for the gold option, another option, or several (a string such as "A and B")."""
+    error, fix = row["error_type"], str("" if row["correct_answer"] is None else row["correct_answer"]).strip()
+    choices, gold = list(row["choices"]), row["answer"]
+    if fix and error == "no_correct_answer":
+        choices[int(gold)] = fix
+    elif fix and error in ("wrong_groundtruth", "multiple_correct_answers"):
+        found = re.findall(r"(?<![A-Za-z0-9])(?:\d+|[A-D])(?![A-Za-z0-9])", fix)
+        gold = [LETTERS.index(one) if one in LETTERS else int(one) for one in found]
+        if not gold or (len(gold) > 1 and error == "wrong_groundtruth"):
+            raise DataError(f"expected the number or letter of an option in correct_answer, found {fix!r}")
+    return [{"choices": choices, "answer": gold}]
+
+
+def multichallenge(row: dict, prompts: dict) -> list[dict]:
+    """The last turn is the question. A conversation comes as a list of turns, or as lists of roles and contents."""
+    turns = row["conversation"]
+    if not isinstance(turns, dict):
+        turns = {key: [turn[key] for turn in turns] for key in ("role", "content")}
+    turns = list(zip(turns["role"], turns["content"], strict=True))
+    expect(turns[-1][0], ("user",))
+    expect(str(row["pass_criteria"]).upper(), ("YES", "NO"))
+    return [{"conversation": turns[-1][1], "turns": tuple(turns[:-1])}]
+
+
+def blind(row: dict, prompts: dict) -> list[dict]:
+    task = expect(row["task"].strip().casefold(), BLIND_TASKS)
+    return [{"task": task, "group": task.partition(" - ")[0] if "grid" in task else task}]
+
+
+def ocrbench(row: dict, prompts: dict) -> list[dict]:
+    return [{"capability": OCR_CAPABILITIES[expect(row["type"].rpartition(" ")[0], OCR_CAPABILITIES)]}]
+
+
+def mmvet(row: dict, prompts: dict) -> list[dict]:
+    return [{"capability": [name.strip() for name in row["capability"].split(",")]}]
+
+
+PREPARE = {f.__name__: f for f in (charxiv, mathvista, redux, multichallenge, blind, ocrbench, mmvet)}
+
+
+# ---- rows to items -----------------------------------------------------------------------------------------
+
+
+def check_columns(entry: Benchmark, config: str, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows, with columns of another case renamed. Raises DataError if a column is missing that the entry needs."""
+    options = [entry.options] if isinstance(entry.options, str) else entry.options
+    needed = {entry.question, *entry.answers, *options, *entry.needs, *entry.kind[:1], entry.video} - {""}
+    if entry.name == "charxiv" or config == "vision":  # texts from templates, or in the picture
+        needed -= {"question", "answer"} if entry.name == "charxiv" else {"question"}
+    there = {name.casefold(): name for name in rows.column_names}
+    if missing := sorted(name for name in needed if name.casefold() not in there):
+        raise DataError(f"expected columns {missing}, found {rows.column_names}")
+    return rows.rename_columns({there[name.casefold()]: name for name in needed if name not in rows.column_names})
+
+
+def media_of(entry: Benchmark, rows, number: int, config: str, folder: Path, frames: int) -> tuple[tuple, str, dict]:
+    """(images, what introduces a video, {k of the marker <image k>: what the text calls its picture})."""
+    row, images, intro, names = rows[number], (), "", {}
+    if entry.video:
+        file = find_file(folder, row[entry.video], MVBENCH.get(config, ""))
+        if file is None:
+            raise DataError(f"expected the video {row[entry.video]} in {folder}, unpacked or in a zip, found none")
+        images, times = sample(file, frames, row.get("start"), row.get("end"))
+        intro = f"The images are {len(images)} frames of a video, evenly spaced in time.\n"
+        if entry.subtitles:
+            shown = subtitles(find_file(folder, row[entry.video], srt=True), times)
+            intro += f"The subtitles of these frames:\n{shown}\n\n"
+    for column in entry.images:
+        if row.get(column) not in (None, ""):
+            images += (picture(rows, number, column, folder),)
+            name = "the image after the frames" if entry.video else f"image {len(images)}"
+            names[re.sub(r"\D", "", column) or "1"] = f"[{name}]"
+    if not images and entry.family == "vlm" and entry.name != "mmvet":
+        raise DataError(f"expected an image in {' or '.join(entry.images)}, found none")
+    return images, intro, names
+
+
+def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, names: dict) -> Item:
+    """One question. row: with what `prepare` made. images, intro, names: see media_of."""
+    question = re.sub(entry.strip, "", str(row.get(entry.question) or "")).strip()
+    cell = row.get(entry.options) if isinstance(entry.options, str) else [row[name] for name in entry.options]
+    told = row.get(entry.judge_question) or question
+    options = option_texts(cell, entry.drawn, told if not entry.options else "")
+    gold = row.get(entry.answers[0])
+    if entry.kind:
+        column, with_options, without = entry.kind
+        if row[column] not in with_options:
+            if "*" not in without or options:
+                expect(row[column], (*with_options, *without))
+            options, gold = [], row.get(entry.answers[-1])
+    if gold is None or gold in ("", []):
+        raise DataError(f"expected an answer, found {gold!r}" + (f" ({entry.withheld})" if entry.withheld else ""))
+    if entry.shuffled:
+        random.Random(seed_of(uid)).shuffle(options)
+
+    def named(text: str) -> str:
+        return MARKER.sub(lambda match: names[expect(match[1] or "1", names)], text) if names else text
+
+    options = [named(text) for text in options]
+    accepted = gold if isinstance(gold, list) else [gold]
+    golds = gold_numbers(entry.encoding, accepted, options) if options else tuple(map(str, accepted))
+    text = named(AROUND.sub("", question))  # the images come first anyway
+    text = (clean_text(text, 1) if entry.clean else text) or IN_PICTURE
+    if question and entry.options and any(options):
+        text = "\n".join([text, *lettered(options)])
+    answer = ", ".join(LETTERS[gold] for gold in golds) if options else golds[0]
+    kept = {name: row[name] for name in (*entry.needs, entry.judge_question, "scored_with", "rubric") if name in row}
+    groups = {name: value for name in entry.groups if (value := dig(row, name)) is not None}
+    return Item(uid, intro + text, images, answer, benchmark=entry.name, options=tuple(options), golds=golds,
+                turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
+
+
+def places(entry: Benchmark, folder: Path, limit: int | None) -> list[tuple]:
+    """(config, split, rows, number, unit) of the rows to ask; rows of one unit are scored together.
+
+    limit: about so many rows, as whole units evenly spaced over the set.
+    """
+    found = []
+    for config in config_names(folder) if entry.configs == ("*",) else entry.configs:
+        splits = read_splits(folder, config, entry.splits, entry.every_split)
+        splits = {split: check_columns(entry, config, rows) for split, rows in splits.items()}
+        order = [[f"{config}/{i}" for i in range(len(rows))] for rows in splits.values()]
+        ids = [[str(one) for one in rows[entry.together]] for rows in splits.values()] if entry.together else order
+        if entry.every_split and any(sorted(one) != sorted(set(ids[0])) for one in ids):
+            ids = order  # they do not line up over the splits, so the rows do
+        column, ending = entry.where or ("", "")
+        for (split, rows), units in zip(splits.items(), ids, strict=True):
+            kinds = rows[column] if column else [""] * len(rows)
+            found += [(config, split, rows, i, unit) for i, unit in enumerate(units) if kinds[i].endswith(ending)]
+    units = list(dict.fromkeys(place[-1] for place in found))
+    if limit and limit < len(found):
+        n = max(1, limit * len(units) // len(found))
+        kept = {units[i * len(units) // n] for i in range(n)}
+        found = [place for place in found if place[-1] in kept]
+    return found
+
+
+def load(entry: Benchmark, folder: Path, prompts: dict, frames: int = 32, limit: int | None = None) -> list[Item]:
+    """The questions of a benchmark from the folder of its set. prompts: configs/judges.toml. Raises DataError."""
+    items, uid = [], entry.name
+    try:
+        for config, split, rows, number, unit in places(entry, folder, limit):
+            uid = "/".join(filter(None, (entry.name, config, split if entry.every_split else "", str(number))))
+            row = rows[number] | {"config": config, "split": split, "scored_with": unit}
+            media = media_of(entry, rows, number, config, folder, frames)
+            parts = PREPARE[entry.prepare](row, prompts) if entry.prepare else [{}]
+            items += [item_of(entry, uid + (f".{i}" if i else ""), row | part, *media) for i, part in enumerate(parts)]
+    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # DataError is a ValueError
+        withheld = f" ({entry.withheld})" if entry.withheld and uid == entry.name else ""
+        raise DataError(f"{uid}: {error}{withheld}") from error
+    return items

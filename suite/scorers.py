@@ -1,0 +1,220 @@
+"""From responses to rewards: a deterministic rule first, the judge for what the rule cannot settle, official judges.
+
+Decisions where the paper is silent:
+1. A rule sees only the final answer, the content of the last box. Without a box the judge is asked (the metrics of
+   InfographicVQA and OCRBench v2, which have no judge, then take the text behind the thoughts).
+2. A rule settles a choice that is clear (engine/choices.py), and a number against a number.
+3. Without a judge an unsettled answer counts as wrong, and the table says how many there are.
+4. The official judges are asked in words of ours (configs/judges.toml), which a file with the published ones replaces.
+   A reply that does not keep to its form counts as wrong and is counted.
+5. MathVista takes the nearest choice only where there is a final answer; DynaMath's substring rule needs a text.
+"""
+
+import importlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.choices import WRAPPED, choose, distance, lettered, number
+from engine.questions import DataError, Question
+from rewards import extract_boxed, grade, judge
+from suite.entries import BLIND_TASKS, BY_NAME
+from suite.rows import Item
+
+
+@dataclass
+class Score:
+    reward: float | None  # None: the metric cannot be computed here
+    method: str  # rule, judge, official judge, unsettled (no judge), unreadable (judge) or not scored
+    why: str = ""  # a judge was needed
+    extra: dict = field(default_factory=dict)
+
+
+# ---- rules: (item, final answer) -> 1.0, 0.0, a share, or None where they cannot settle it ------------------
+
+
+def answer_rule(item: Item, answer: str) -> float | None:
+    if item.options:
+        chosen = choose(answer, item.options)
+        return None if chosen is None else float(len(chosen) == 1 and chosen <= set(item.golds))
+    if any(grade(f"\\boxed{{{answer}}}", gold) for gold in item.golds):
+        return 1.0
+    return 0.0 if number(answer) is not None and all(number(gold) is not None for gold in item.golds) else None
+
+
+def dynamath(item: Item, answer: str) -> float | None:
+    if item.options or answer_rule(item, answer) == 1:
+        return answer_rule(item, answer)
+    if item.row["answer_type"] == "text":
+        return 1.0 if answer.strip() and answer.strip().casefold() in item.golds[0].casefold() else None
+    values = []
+    for text in (answer, item.golds[0]):  # "2.5", "2.5\\pi", "pi"
+        factor, pi = re.fullmatch(r"(.*?)\s*\*?\s*(\\pi|π|pi)?", text.strip(" $")).groups()
+        values.append(number(factor or "1" if pi else factor))
+        values[-1] = values[-1] and values[-1] * (math.pi if pi else 1)
+    return None if None in values else float(abs(values[0] - values[1]) <= 0.001)
+
+
+def mathvista(item: Item, answer: str) -> float | None:
+    """Its chain: letter or text of a choice, else the nearest one; integers are cut, floats rounded to `precision`."""
+    if item.options:
+        settled = answer_rule(item, answer)
+        far = [distance(answer.casefold(), option.casefold()) for option in item.options]
+        nearest = [i for i, value in enumerate(far) if value == min(far)]
+        return float(nearest[0] in item.golds) if settled is None and len(nearest) == 1 else settled
+    kind, (gold,), value = item.row["answer_type"], item.golds, number(answer)
+    if kind == "integer" and value is not None:
+        return float(int(value) == int(float(gold)))
+    if kind == "float" and value is not None:
+        digits = item.row["precision"]
+        digits = len(gold.partition(".")[2]) if digits is None else int(digits)
+        return float(round(value, digits) == round(float(gold), digits))
+    return 1.0 if answer.strip() == gold.strip() or answer_rule(item, answer) else None
+
+
+def blind(item: Item, answer: str) -> float | None:
+    """By the form of the answer. A pair is rows, columns, or in the order of its words."""
+    text, gold, form = WRAPPED.sub(r"\1", answer).casefold(), item.golds[0].casefold(), BLIND_TASKS[item.row["task"]]
+    numbers, words = re.findall(r"\d+", text), set(re.findall(r"\w+", text))
+    if form == "number":
+        return float(int(numbers[0]) == int(gold)) if len(numbers) == 1 else None
+    if form == "pair":
+        turned = "col" in text and "row" in text and text.index("col") < text.index("row")
+        return float(numbers[:: -1 if turned else 1] == re.findall(r"\d+", gold)) if len(numbers) == 2 else None
+    words &= {"yes", "no"} if form == "yes/no" else words
+    return float(words == {gold.strip("{} ")}) if len(words) == 1 else None
+
+
+def videommmu(item: Item, answer: str) -> float | None:
+    """Open answers: numbers rounded to two decimals, or the gold's words inside the answer."""
+    if item.options or answer_rule(item, answer):
+        return answer_rule(item, answer)
+    value, gold = number(answer), number(item.golds[0])
+    if value is not None and gold is not None:
+        return float(round(value, 2) == round(gold, 2))
+    words = re.escape(item.golds[0].strip().casefold())
+    return 1.0 if gold is None and re.search(rf"(?<!\w){words}(?!\w)", answer.casefold()) else None
+
+
+def anls(item: Item, answer: str) -> float:
+    """1 - the least normalised edit distance to an accepted string, 0 below a half."""
+    texts = [" ".join(WRAPPED.sub(r"\1", text).casefold().split()) for text in (answer, *item.golds)]
+    share = max(1 - distance(texts[0], gold) / max(len(texts[0]), len(gold), 1) for gold in texts[1:])
+    return share if share >= 0.5 else 0.0
+
+
+def ocrbench(item: Item, answer: str) -> float | None:
+    """OCRBench v2's own metric, from the installed lmms-eval; None without that package."""
+    try:
+        module = importlib.import_module("lmms_eval.tasks.ocrbench_v2.utils")
+    except ImportError:
+        return None
+    row = {name: item.row[name] for name in ("type", "eval", "bbox", "bbox_list", "content")}
+    row |= {"question": item.text, "answers": list(item.golds)}
+    return float(module.ocrbench_v2_process_results(row, [answer])["ocrbench_v2_accuracy"]["score"])
+
+
+RULES = {"answer": answer_rule, "dynamath": dynamath, "mathvista": mathvista, "blind": blind, "videommmu": videommmu}
+METRICS = {"anls": anls, "ocrbench": ocrbench}  # no judge behind them
+
+
+# ---- official judges (Figs. 10-15) -------------------------------------------------------------------------
+
+JUDGES = ("charxiv", "mmvet", "hle", "multichallenge", "mmvu")  # scorers, and names of benchmarks too
+VERDICTS = {"correct": 1, "yes": 1, "true": 1, "wrong": 0, "no": 0, "false": 0}
+PROMPTS = Path(__file__).parent.parent / "configs" / "judges.toml"
+
+
+def read_official(item: Item, reply: str) -> Score:
+    """The score in the JSON of an official judge's reply."""
+    try:
+        said = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
+        verdict = said["score"] if "score" in said else said["verdict"] if "verdict" in said else said["correct"]
+        verdict = VERDICTS.get(str(verdict).casefold(), verdict)
+        allowed = [i / 100 for i in range(101)] if item.benchmark == "mmvet" else [0.0, 1.0]
+        reward = allowed[allowed.index(round(float(verdict), 2))]
+        if item.benchmark == "multichallenge" and item.golds[0].upper() == "NO":
+            reward = 1 - reward
+        extra = {"confidence": float(said.get("confidence", 100))} if item.benchmark == "hle" else {}
+        return Score(reward, "official judge", extra=extra)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
+
+
+def official_prompt(item: Item, response: str, prompts: dict) -> str:
+    """The prompt of the benchmark's own judge; it sees what stands behind the thoughts."""
+    name = item.benchmark
+    if name == "mmvu":
+        name += "_choice" if item.options else "_open"
+    elif name == "charxiv":
+        name += f"_{item.row['rubric'].partition('_')[0]}"
+    values = {"question": item.row.get("target_question") or item.text, "options": "\n".join(lettered(item.options)),
+              "response": response.rpartition("</think>")[2].strip(), "gold": item.answer,
+              "rubric": prompts["rubrics"].get(item.row.get("rubric"), "")}  # fmt: skip
+    # One pass: a placeholder inside an inserted text is text, and so is a closing tag.
+    return re.sub(r"\{(\w+)\}", lambda m: values[m[1]].replace("</", "< /") if m[1] in values else m[0], prompts[name])
+
+
+def read_prompts(path: str = "") -> dict:
+    """The official judges' prompts: configs/judges.toml, those of another file in their place. Raises DataError."""
+    read = tomllib.loads(PROMPTS.read_text(encoding="utf-8"))
+    given = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    if unknown := sorted(set(given) - set(read)):
+        raise DataError(f"{path}: expected prompts called {sorted(read)}, found {unknown}")
+    return read | given | {"rubrics": read["rubrics"] | given.get("rubrics", {})}
+
+
+def shared_item(question: Question, response: str) -> tuple:
+    """What the shared judge (Fig. 9) compares: question, response, gold and options."""
+    if not isinstance(question, Item):
+        return question.text, response, question.answer, None
+    text = question.row.get(BY_NAME[question.benchmark].judge_question) or question.text
+    return text, response, question.answer, lettered(question.options) or None
+
+
+# ---- all together ------------------------------------------------------------------------------------------
+
+
+def by_rule(question: Question, response: str) -> Score:
+    """What can be settled without a judge; reward None and method "judge" where a judge is needed."""
+    answer = extract_boxed(response)
+    if not isinstance(question, Item):
+        reward = None if question.free_form else grade(response, question.answer)
+        return Score(reward, "judge", "free-form gold") if reward is None else Score(reward, "rule")
+    scorer = BY_NAME[question.benchmark].scorer
+    if scorer in METRICS:
+        reward = METRICS[scorer](question, response.rpartition("</think>")[2].strip() if answer is None else answer)
+        return Score(reward, "rule") if reward is not None else Score(None, "not scored", "pip install lmms-eval")
+    if scorer in JUDGES:
+        return Score(None, "official judge")
+    if answer is None:
+        return Score(None, "judge", "no box")
+    reward = RULES[scorer](question, answer)
+    return Score(None, "judge", "not settled by the rule") if reward is None else Score(reward, "rule")
+
+
+def score(asked: Sequence[tuple[Question, str]], ask: Callable | None, prompts: dict) -> list[Score]:
+    """The score of each (question, response). ask: texts for prompts, from the judge; None: no judge.
+
+    prompts: configs/judges.toml. Raises DataError where an official judge or a free-form gold needs `ask`.
+    """
+    scores = [by_rule(*one) for one in asked]
+    shared = [i for i, one in enumerate(scores) if one.method == "judge"]
+    official = [i for i, one in enumerate(scores) if one.method == "official judge"]
+    if ask is None:
+        if official or not all(isinstance(asked[i][0], Item) for i in shared):
+            raise DataError("these questions need a judge: give one (--judge), or leave their sets out")
+        for i in shared:
+            scores[i] = Score(0.0, "unsettled", scores[i].why)
+        return scores
+    items = [shared_item(*asked[i]) for i in shared]
+    for i, reward in zip(shared, judge(items, ask), strict=True):
+        scores[i].reward = reward
+    texts = [official_prompt(*asked[i], prompts) for i in official]
+    for i, reply in zip(official, ask(texts) if texts else [], strict=True):
+        scores[i] = read_official(asked[i][0], reply)
+    return scores
