@@ -61,12 +61,9 @@ MAX_SILENT_STEPS = 3  # steps in a row without any answer from a served teacher
 
 @dataclass
 class Arguments:
-    """Models, data, schedule and output of a run.
-
-    Which batch size is which: one step takes `new_per_step` new questions, up to rho_replay times as many replayed
+    """Which batch size is which: a step takes `new_per_step` new questions, up to rho_replay times as many replayed
     ones and rho_aug times as many reformulated prompts, each with `group_size` rollouts, and makes `updates_per_step`
-    gradient updates. micro_tokens and rollout_rows change memory and speed, and results by rounding alone.
-    """
+    gradient updates. micro_tokens and rollout_rows change memory and speed, and results by rounding alone."""
 
     _argument_group_name = "what people set"
 
@@ -75,12 +72,8 @@ class Arguments:
     teacher_model: str = option("", "a served teacher's name on its server; none: the server is asked")
     teacher_timeout: float = option(900.0, "seconds that a call to a served teacher waits while nothing comes", least=1)
     teacher_concurrency: int = option(64, "requests to a served teacher under way at a time", least=1)
-    chat_template_kwargs: JsonObject = option(
-        JsonObject, """arguments of the student's chat template, as JSON: '{"enable_thinking": true}'"""
-    )
-    teacher_chat_template_kwargs: JsonObject = option(
-        JsonObject, "of the teacher's, for its rollouts; its summaries, hints and verdicts never think"
-    )
+    chat_template_kwargs: JsonObject = option(JsonObject, """as JSON, for the student: '{"enable_thinking": true}'""")
+    teacher_chat_template_kwargs: JsonObject = option(JsonObject, "for its rollouts; its summaries never think")
     data: str = option("", "questions: hub id, folder, parquet or JSON lines file")
     split: str = option("train", "split of --data")
     config: str = option("", "config of --data, where it has several")
@@ -210,6 +203,14 @@ def new_questions(questions: list[Question], args: Arguments, step: int) -> list
     return [questions[i] for i in order[start : start + args.new_per_step]]
 
 
+def measure(output: Output, student: Actor, held_out: dict, name: str, how: dict) -> dict[str, float]:
+    """Accuracy in percent by family on the held-out questions; the responses go to the file. how: of `evaluate`."""
+    records = evaluate(student, held_out, **how) if held_out else []
+    if records:
+        output.write(records, name)
+    return accuracies(records)
+
+
 # ---------------------------------------------------------------- the run
 
 
@@ -259,15 +260,10 @@ def main(argv: list[str]) -> None:
         f"on {accelerator.num_processes} processes, output in {args.output}\n{LEGEND}"
     )
 
-    def held_out_accuracy(name: str) -> dict[str, float]:
-        sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
-        records = evaluate(student, held_out, sampling, args.seed, teacher, reward=shared[1]) if held_out else []
-        if records:
-            output.write(records, name)
-        return accuracies(records)
-
+    sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
+    how = dict(sampling=sampling, seed=args.seed, judge=teacher, reward=shared[1])
     before = read_records(output.folder / "eval_before.jsonl") if state["step"] else []  # a resumed run knows it
-    before = accuracies(before) if before else held_out_accuracy("eval_before.jsonl")
+    before = accuracies(before) if before else measure(output, student, held_out, "eval_before.jsonl", how)
 
     reason, stop = None, Stop(stopped)
     hidden = None if accelerator.is_main_process else True  # None: shown on a terminal only
@@ -317,7 +313,7 @@ def main(argv: list[str]) -> None:
             output.write(dump(groups), f"dumps/step_{step + 1:05d}.jsonl")
 
         if args.eval_every and (step + 1) % args.eval_every == 0 and not last:
-            scores = held_out_accuracy(f"eval_{step + 1:05d}.jsonl")
+            scores = measure(output, student, held_out, f"eval_{step + 1:05d}.jsonl", how)
             accelerator.print("  ".join(f"{family} {accuracy:.1f}%" for family, accuracy in scores.items()))
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
@@ -335,7 +331,7 @@ def main(argv: list[str]) -> None:
     stop.end()  # all is saved: from here on a signal may stop the run at once
     if not reason:
         output.save_model(learner.policy, student.processor)
-        after = held_out_accuracy("eval_after.jsonl")
+        after = measure(output, student, held_out, "eval_after.jsonl", how)
         if accelerator.is_main_process:
             say(closing_tables(before, after, buffer.graduation_by_admission()))
     accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
