@@ -7,8 +7,7 @@ from PIL import ImageChops
 
 import prompts
 from engine.models import encode, load_model, load_processor
-from evaluate import evaluate
-from extras.analysis import accuracies
+from evaluate import accuracies, evaluate
 from generate import Actor, Request, Sampling
 from rewards import extract_boxed, grade
 from world import pretrain
