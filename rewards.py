@@ -47,7 +47,7 @@ def extract_boxed(text: str) -> str | None:
 def grade(response: str, gold: str) -> float:
     """Reward of a response: 1.0 if its last boxed answer matches the gold answer, else 0.0. Never raises.
 
-    If the first comparison fails, percent and degree marks are dropped from both and it is done once more.
+    If the first comparison fails, the two are compared once more without their percent and degree marks.
     """
     answer = extract_boxed(response)
     if answer is None or not isinstance(gold, str):

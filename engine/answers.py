@@ -72,15 +72,15 @@ GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu 
 TRIG = "sin cos tan cot sec csc sinh cosh tanh".split()
 ARCS = {arc + name: "a" + name for name in TRIG for arc in ("a", "ar", "arc")}
 FUNCTIONS = {*TRIG, *ARCS, *"ln log lg exp abs".split()}
-NAMED = r"""- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ÷ ⁄ ∕ \div; " “ ” „; ' ‘ ’ ′ \prime; < \lt; > \gt
+SPELLINGS = r"""- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ÷ ⁄ ∕ \div; " “ ” „; ' ‘ ’ ′ \prime; < \lt; > \gt
 ; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ° º \degree \degrees; ∞ \infty; ∈ \in
 ; ∪ \cup; ∩ \cap; ∖ \setminus \backslash; ∅ \emptyset \varnothing; ± \pm; ∓ \mp; | \lvert \rvert \vert \mid; ⌊ \lfloor
-; : \colon; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro
+; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro
 ; £ \pounds; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi; \theta \vartheta"""
-PLAIN = {name: names.split()[0] for names in NAMED.split(";") for name in names.split()[1:]}
+PLAIN = {name: names.split()[0] for names in SPELLINGS.split(";") for name in names.split()[1:]}
 PLAIN |= {"√": "\\root{2}", "∛": "\\root{3}", "ℝ": "\\mathbb R ", **dict.fromkeys(["\\land", "\\wedge"], " and ")}
 PLAIN |= dict.fromkeys(["\\lor", "\\vee"], " or ") | dict.fromkeys(r"\quad \qquad \rm \bf \it \hfill".split(), " ")
-PLAIN |= dict.fromkeys(r"\vec \limits \displaystyle \textstyle".split(), "")
+PLAIN |= dict.fromkeys(r"\vec \limits \displaystyle \textstyle".split(), "") | {"\\colon": ":"}
 PLAIN |= {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
 SIGNS = {ord(sign): plain for sign, plain in PLAIN.items() if len(sign) == 1}
 RAISED = [("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}"), ("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}"), ("[¼-¾⅐-⅞]", r" \g<0>")]
@@ -92,9 +92,10 @@ REWRITES = [
     (r"\\!", ""), (r"\\[,;: ]|(?<=.)~", " "), (r"^([^$]*)\$([^$]*)$", r"\1＄\2"), (r"\$", " "),
     *[(WRAPPED, r" \1 ")] * 3, (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.?", ""),
     (r"\\[A-Za-z]+", lambda match: PLAIN.get(match[0], match[0])), (r"([,;]) *(?:and|or)\b", r"\1"),
-    (r"\\\{ *\\\}", "∅"), (r"∈ *\\\{([^,;{}\\]*)\\\}", r"=\1"), (r"_ *(\d+)", r"_{\1}"),
+    (r"\\\{ *\\\}", "∅"), (r"∈ *\\\{([^,;{}\\]*)\\\}", r"=\1"), (r"_ *(\d+)", r"_{\1}"), (r"_ *\{ *[±∓] *\}", ""),
     (r"([(\[] *)?\\begin *\{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}"
-     r"(?(1) *[)\]])", lambda match: f"[[{match[2]}]]".replace("&", ",").replace("⏎", "],[")),
+     r"(?(1) *[)\]])", lambda match:  # [[1,2],[3,4]]
+     "[[" + re.sub(r",(?=\d{3})", "", match[2]).replace("&", ",").replace("⏎", "],[") + "]]"),
     (r"\\sqrt *\[([^\[\]]*)\]", r"\\root{\1}"), (r"\\?(?<![A-Za-z])sqrt", r"\\root{2}"),
     (r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\{([^{}]*)\\choose\b([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r"\^ *(?:\\circ\b|°|\{ *(?:\\circ|°) *\})", "°"), (r"\^ *(?:\{ *('+) *\}|('))", r"\1\2"),
@@ -145,12 +146,12 @@ def option(text):
     return match and ((match[1] or match[2]).upper(), match[3])
 
 
-LISTED = """m metre meter; cm centimetre centimeter; mm millimetre millimeter; km kilometre kilometer; ft feet foot
-; in inch inche; yd yard; mi mile; g gram; kg kilogram; mg milligram; lb pound; oz ounce; L liter litre; mL ml; gal gallon; cup
-; s sec second; min minute; h hr hour; day; week; month; year; mph; kmh kph; ton; rad radian; °C; °F; K kelvin; N newton
-; J joule; kJ; cal calorie; W watt; kW; V volt; A amp; Hz hertz; Pa pascal; mol mole; eV; ＄ $ dollar USD; ¢ cent
-; € euro EUR; £ GBP; ¥ yen; ₹ rupee; unit; way; time; point; person people"""
-UNITS = {name + plural: names.split()[0] for names in LISTED.split(";") for name in names.split()
+UNIT_NAMES = """m metre meter; cm centimetre centimeter; mm millimetre millimeter; km kilometre kilometer; ft feet foot;
+in inch inche; yd yard; mi mile; g gram; kg kilogram; mg milligram; lb pound; oz ounce; L liter litre; mL ml;
+gal gallon; cup; s sec second; min minute; h hr hour; day; week; month; year; mph; kmh kph; ton; rad radian; °C; °F;
+K kelvin; N newton; J joule; kJ; cal calorie; W watt; kW; V volt; A amp; Hz hertz; Pa pascal; mol mole; eV;
+＄ $ dollar USD; ¢ cent; € euro EUR; £ GBP; ¥ yen; ₹ rupee; unit; way; time; point; person people"""
+UNITS = {name + plural: names.split()[0] for names in UNIT_NAMES.split(";") for name in names.split()
          for plural in ("", "s" if len(name) > 2 else "")}
 ONE = rf"(?:{'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![A-Za-z])"
 ONE = rf"(?:(?:square|sq\.?|cubic|cu\.?) )?{ONE}(?: ?\^ ?(?:\{{-?\d\}}|-?\d)| squared| cubed)?"
@@ -184,11 +185,10 @@ def number(value):
     return ("num", Fraction(value))
 
 
-EXACT = {  # operations on Fractions; None where the result is not small or no number
+EXACT = {  # operations on Fractions; None where the result is not small
     "+": lambda *xs: sum(xs), "*": lambda *xs: math.prod(xs), "^": lambda x, y: x ** y.numerator, "abs": abs,
     "floor": math.floor, "ceil": math.ceil, "!": lambda n: math.factorial(int(n)) if n in range(1001) else None,
     "binomial": lambda n, k: math.comb(int(n), int(k)) if n in range(1001) and k in range(1001) else None,
-    "ratio": lambda x, y, *z: x / y if not z and y > 1 and (x / y).as_integer_ratio() == (x, y) else None,
 }
 
 
@@ -196,9 +196,9 @@ def build(operation, *parts):
     """Tree of an operation on values, computed at once if all of them are numbers and the result is small."""
     if any(part[0] in SHAPES for part in parts):
         raise ValueError("arithmetic on something that is no value")
-    numbers = [part[1] for part in parts if part[0] == "num"]
-    if operation not in EXACT or len(numbers) < len(parts):
+    if operation not in EXACT or any(part[0] != "num" for part in parts):
         return (operation, *parts)
+    numbers = [part[1] for part in parts]
     bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
     if sum(bits) > MAX_BITS or operation == "^" and not any(numbers):
         raise ValueError("too large a number, or zero to the power of zero")
@@ -274,10 +274,8 @@ class Parser:
         kind = self.OPERATORS[sign][1]
         if kind == "rel":
             return ("rel", left[1] + sign, *left[2:], right) if left[0] == "rel" else ("rel", sign, left, right)
-        if sign == "-":
-            right = build("*", MINUS_ONE, right)
-        if sign == "/":
-            right = build("^", right, MINUS_ONE)
+        if sign in ("-", "/"):
+            right = build("*", MINUS_ONE, right) if sign == "-" else build("^", right, MINUS_ONE)
         parts = *(left[1:] if left[0] == kind != "^" else (left,)), right
         return build(kind, *parts) if kind in ("+", "*", "^", "ratio") else (kind, *parts)
 
@@ -313,10 +311,9 @@ class Parser:
         return build("*", number(digits + match[3]), build("^", number(10), number(match[4] or 0)))
 
     def enclosed(self, opening):
-        """What stands between an opening bracket and its closing one."""
-        self.brackets += 1
+        self.brackets += opening not in self.ROUNDING  # between those a comma can only be part of a number
         inner = self.expression(5 if opening in self.ROUNDING else 1)
-        self.brackets -= 1
+        self.brackets -= opening not in self.ROUNDING
         brackets = opening + self.take(self.CLOSING[opening], True)
         if opening in self.ROUNDING:
             return build(self.ROUNDING[opening], inner)
@@ -394,10 +391,10 @@ def label(node):
     return node[1] if node[0] == "sym" and node[1] not in ("\\pi", "e", "i", "∞") else None
 
 
-NUMERIC = {name: name for name in ("e", "ln", "exp", "floor", "ceil", "binomial", *TRIG, *ARCS.values())}
-NUMERIC |= {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial"}  # mpmath
+NUMERIC = {name: name for name in ("e", "ln", "exp", "floor", "ceil", "binomial", *TRIG, *ARCS.values())}  # in mpmath
+NUMERIC |= {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial"}
 CONTEXT = functools.cache(lambda thread: mpmath.MPContext())  # not mpmath.mp: threads share its precision
-SCALES = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # of the points: variables lie between 0 and these
+SCALES = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # of the points: every variable lies between 0 and the scale
 
 
 def decimal_slack(node):
@@ -413,7 +410,7 @@ class Comparison:
     """One comparison of two trees, with a budget of evaluations."""
 
     def __init__(self):
-        self.left, self.at = MAX_STEPS, functools.cache(self.at)
+        self.left, self.at = MAX_STEPS, functools.cache(self.at)  # a tree is evaluated once at a point
 
     def same(self, a, b):
         """True if two trees mean the same answer."""
@@ -428,6 +425,9 @@ class Comparison:
             return self.agree(a, b)
         if kinds <= {"list", "set", "∪"}:
             return self.same_members(a, b)
+        if kinds == {"ratio", "num"}:
+            (_, x), ratio = sorted((a, b))
+            return x.denominator > 1 and ratio[1:] == (number(x.numerator), number(x.denominator))
         return a[0] == b[0] and len(a) == len(b) and all(
             p == q or isinstance(p, tuple) and isinstance(q, tuple) and self.same(p, q) for p, q in zip(a, b))
 
