@@ -1,7 +1,7 @@
 """What a model computes and moves, from its shapes, and what the machine at hand can do, measured.
 
-Costs are those of the mathematics: no padding, no recomputation, no vision tower, no optimiser. So a share of the limit
-of 1 is out of reach, and what is missing to 1 is what padding, small kernels and Python take.
+Costs are the least that the mathematics needs: no padding, no recomputation, no vision tower, no optimiser, linear
+attention token by token. So a share of 1 is out of reach, and what is missing is padding, small kernels and Python.
 """
 
 import time
@@ -102,21 +102,24 @@ def measure(size: int, side: int = 8192 if CUDA else 1024) -> Machine:
     return Machine(weight.nbytes / read, 2 * side**3 / multiplied)
 
 
-def decoding(costs: Costs, prompts: Sequence[int], lengths: Sequence[int], machine: Machine) -> tuple[float, float]:
-    """(the least seconds of one batch of rollouts, share of them in which bytes are the limit).
+def prompts_flops(costs: Costs, prompts: Sequence[int]) -> float:
+    """Of reading prompts of these lengths, each once: its rollouts share what was computed."""
+    return costs.flops(sum(prompts), sum(triangle(0, tokens) for tokens in prompts), len(prompts))
 
-    prompts: tokens of each prompt, which is read once for its rollouts. lengths: of all responses, those of the first
-    prompt first. A step decodes one token of each row that has not ended.
+
+def decoding(costs: Costs, prompts: Sequence[int], lengths: Sequence[int], machine: Machine) -> tuple[float, float]:
+    """(the least seconds of all decoding steps of a batch, share of them in which bytes are the limit).
+
+    prompts: tokens of each prompt. lengths: of all responses, those of the first prompt first. A step decodes one token
+    of each row that has not ended; the first token of a response needs none, it comes from reading the prompt.
     """
     group = len(lengths) // len(prompts)
-    before = sum(triangle(0, tokens) for tokens in prompts)
-    total, by_bytes = machine.seconds(costs.flops(sum(prompts), before, len(prompts))), 0.0
-    for step in range(1, max(lengths)):  # the first token comes from the prompt's pass
+    total = by_bytes = 0.0
+    for step in range(1, max(lengths)):
         rows = [i for i, length in enumerate(lengths) if length > step]
         columns = sum(prompts[i // group] + step for i in rows)
-        flops = costs.flops(len(rows), columns, len(rows))
         moved = costs.moved(len(rows), columns, DTYPE.itemsize, DTYPE.itemsize)
-        seconds = machine.seconds(flops, moved)
+        seconds = machine.seconds(costs.flops(len(rows), columns, len(rows)), moved)
         total += seconds
         by_bytes += seconds if moved / machine.bandwidth == seconds else 0.0
     return total, by_bytes / total

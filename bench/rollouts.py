@@ -11,9 +11,10 @@
    batch (by default it takes nearly all memory) and its manager is kept from round to round.
 3. Same model, prompts, G, longest response and sampling; random streams differ, so speeds are response tokens per
    second: medians; ratios within a round as min / median / max; one round before does not count.
-4. Share of the limit: the least seconds for a round of ours over what it took. For a step they are the greater of bytes
-   over read bandwidth and FLOPs over matmul rate (bench/machine.py), both measured before each model. "bytes" says in
-   which share of these least seconds bytes are the limit.
+4. Shares of the limit: the least seconds of ours over those it took, for reading the prompts and for all decoding
+   steps. The least of a step is the greater of bytes over read bandwidth and FLOPs over matmul rate
+   (bench/machine.py), both measured before each model. "bytes": the share of these least seconds in which bytes are
+   the limit. The rate is that of large matrices; with 16 rows, a CPU's library reaches a third to a half of it.
 5. On one thread of a CPU, seconds are CPU seconds: what else runs on the machine hardly counts.
 """
 
@@ -29,7 +30,8 @@ import transformers
 from transformers import GenerationConfig, Qwen3_5ForCausalLM, Qwen3_5TextConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.generation import ContinuousBatchingConfig
 
-from bench.machine import CUDA, DEVICE, DTYPE, clock, costs_of, decoding, measure
+from bench.machine import CUDA, DEVICE, DTYPE, clock, costs_of, decoding, fastest, measure, prompts_flops
+from engine.decode import prefill
 from engine.models import banned_token_ids, collate, encode, end_token_ids, load_model, load_processor
 from generate import Sampling, generate, seed_of
 from prompts import plain_prompt
@@ -94,6 +96,8 @@ def compare(name: str, args) -> list[str]:
     (model, asked, found), speeds = samplers(name, args), {"ours": [], "generate": [], "batching": []}
     costs, prompts, shares = costs_of(model), [len(x["input_ids"]) for x in asked], []
     machine = measure(DTYPE.itemsize * costs.parameters)
+    with torch.no_grad():
+        reading = fastest(lambda: prefill(model, asked, DEVICE), 3)
     for i in range(args.rounds + 1):
         for label in sorted(found, reverse=bool(i % 2)):
             start = clock()
@@ -103,7 +107,7 @@ def compare(name: str, args) -> list[str]:
                 speeds[label].append(sum(lengths) / seconds)
             if i and label == "ours":
                 least, by_bytes = decoding(costs, prompts, lengths, machine)
-                shares.append(least / seconds)
+                shares.append(least / (seconds - reading))
     lengths = found["ours"](1)
     cells = [f"{name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M", f"{len(asked)} x {args.group}"]
     cells += [f"{statistics.mean(prompts):.0f}, {min(lengths)} / {statistics.mean(lengths):.0f} / {max(lengths)}"]
@@ -111,6 +115,7 @@ def compare(name: str, args) -> list[str]:
     for other in ("generate", "batching"):
         ratios = [a / b for a, b in zip(speeds["ours"], speeds[other])]
         cells += [f"{min(ratios):.2f} / {statistics.median(ratios):.2f} / {max(ratios):.2f}" if ratios else "-"]
+    cells += [f"{machine.seconds(prompts_flops(costs, prompts)) / reading:.2f}"]
     cells += [f"{min(shares):.2f} / {statistics.median(shares):.2f} / {max(shares):.2f}", f"{by_bytes:.0%}"]
     return [*cells, f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.rate / 1e9:.0f} GFLOP/s"]
 
@@ -130,8 +135,8 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if CUDA else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     print(f"{machine}, {DTYPE}, torch {torch.__version__}, transformers {transformers.__version__}\n")
     header = "model | prompts x G | prompt, response | ours | generate | batching | ours / generate | ours / batching"
-    header += " | share of the limit | bytes | measured limits"
-    print(f"| {header} |\n{'|---' * 11}|")
+    header += " | share of the limit: prompts | steps | bytes | measured limits"
+    print(f"| {header} |\n{'|---' * 12}|")
     for name in args.models:
         print(f"| {' | '.join(compare(name, args))} |", flush=True)
 
