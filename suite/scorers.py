@@ -107,12 +107,9 @@ def anls(item: Item, answer: str) -> float:
     return share if share >= 0.5 else 0.0
 
 
-def ocrbench(item: Item, answer: str) -> float | None:
-    """OCRBench v2's own metric, from the installed lmms-eval; None without that package."""
-    try:
-        module = importlib.import_module("lmms_eval.tasks.ocrbench_v2.utils")
-    except ImportError:
-        return None
+def ocrbench(item: Item, answer: str) -> float:
+    """OCRBench v2's own metric, from the installed lmms-eval. Raises ImportError without that package."""
+    module = importlib.import_module("lmms_eval.tasks.ocrbench_v2.utils")
     row = {name: item.row[name] for name in ("type", "eval", "bbox", "bbox_list", "content")}
     row |= {"question": item.text, "answers": list(item.golds)}
     return float(module.ocrbench_v2_process_results(row, [answer])["ocrbench_v2_accuracy"]["score"])
@@ -187,8 +184,11 @@ def by_rule(question: Question, response: str) -> Score:
         return Score(reward, "judge", "free-form gold") if reward is None else Score(reward, "rule")
     scorer = BY_NAME[question.benchmark].scorer
     if scorer in METRICS:
-        reward = METRICS[scorer](question, response.rpartition("</think>")[2].strip() if answer is None else answer)
-        return Score(reward, "rule") if reward is not None else Score(None, "not scored", "pip install lmms-eval")
+        answer = response.rpartition("</think>")[2].strip() if answer is None else answer
+        try:
+            return Score(METRICS[scorer](question, answer), "rule")
+        except Exception as error:  # lmms-eval is not there, or a package or file that it needs itself
+            return Score(None, "not scored", f"pip install lmms-eval ({type(error).__name__}: {error})")
     if scorer in JUDGES:
         return Score(None, "official judge")
     if answer is None:

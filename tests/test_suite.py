@@ -165,6 +165,13 @@ def test_ocrbench_through_lmms_eval(items, monkeypatch):
     assert rows[2]["bbox"] == [0, 0, 9, 9]
 
 
+def test_ocrbench_with_the_real_lmms_eval(items):
+    pytest.importorskip("lmms_eval.tasks.ocrbench_v2.utils", exc_type=ImportError)
+    for name in ("ocrbench_en", "ocrbench_zh"):
+        for item, answer in zip(items[name], standins.RIGHT[name], strict=True):
+            assert [score([(item, boxed(x))], nobody, PROMPTS)[0].reward for x in (answer, "zzz")] == [1.0, 0.0]
+
+
 # ---- answers against options: one table --------------------------------------------------------------------
 
 ANIMALS = ("cat", "dog", "owl", "cow")
