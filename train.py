@@ -3,12 +3,7 @@
 Without --student this runs the embedded world (world/) on any laptop, with the options of world/train.yaml. With
 --student and --teacher (model folders or hub ids) and --data the defaults are Table 8 of the paper.
 
-What a run leaves in --output:
-  args.json                   the arguments
-  metrics.jsonl, times.jsonl  one line per step; times apart, so that metrics do not depend on the machine
-  dumps/step_00010.jsonl      BCQ, NCQ (hint, ...) prompts with their rollouts, every --dump_every steps
-  checkpoints/step_00020/     weights, optimiser, buffer: --resume goes on from the newest, exactly
-  eval_before.jsonl, eval_00050.jsonl, ..., eval_after.jsonl, model/   held-out results and the trained student
+docs/running.md says what a run leaves in --output, docs/metrics.md what each logged number means.
 
 Decisions:
 1. All randomness derives from (seed, step, question, sample): a checkpoint holds no random state, and the number of

@@ -152,20 +152,6 @@ def make_accelerator(**settings) -> Accelerator:
     )
 
 
-def prepare(policy: Policy, optimizer: torch.optim.Optimizer, accelerator: Accelerator):
-    """accelerator.prepare for both. FSDP2: log-probs leave the model in fp32, gradients add up in fp32; decision 4."""
-    if accelerator.is_fsdp2:
-        plugin = accelerator.state.fsdp_plugin
-        if mixed := plugin.mixed_precision_policy:
-            plugin.mixed_precision_policy = replace(mixed, output_dtype=None, reduce_dtype=torch.float32)
-        fp32 = {"A_log", "dt_bias", *(policy.model._keep_in_fp32_modules_strict or ())}  # Qwen3.5 lists none itself
-        whole = {p: name for name, p in policy.named_parameters() if any(part in name for part in fp32)}
-        plugin.ignored_modules = [torch.nn.ParameterList(whole)]
-        optimizer.param_groups[0]["params"] = [p for p in policy.parameters() if p not in whole]
-        optimizer.add_param_group({"params": list(whole)})  # AdamW's GPU kernels refuse a mix of shards and whole ones
-    return accelerator.prepare(policy, optimizer)
-
-
 @dataclass
 class Learner:
     """The student, its optimiser, and how rows become micro-batches: the machinery that every update shares.
@@ -255,12 +241,26 @@ class Learner:
         return share
 
 
+def keep_whole(policy: Policy, optimizer: torch.optim.Optimizer, plugin) -> None:
+    """Before accelerate prepares for FSDP2: decision 4; log-probs leave the model in fp32, gradients add up in fp32."""
+    if mixed := plugin.mixed_precision_policy:
+        plugin.mixed_precision_policy = replace(mixed, output_dtype=None, reduce_dtype=torch.float32)
+    fp32 = {"A_log", "dt_bias", *(policy.model._keep_in_fp32_modules_strict or ())}  # Qwen3.5 lists none itself
+    whole = {p: name for name, p in policy.named_parameters() if any(part in name for part in fp32)}
+    plugin.ignored_modules = [torch.nn.ParameterList(whole)]
+    optimizer.param_groups[0]["params"] = [p for p in policy.parameters() if p not in whole]
+    optimizer.add_param_group({"params": list(whole)})  # AdamW's GPU kernels refuse a mix of shards and whole ones
+
+
 def make_learner(accelerator: Accelerator, student, lr: float, weight_decay: float, micro_tokens: int) -> Learner:
     """AdamW with a constant learning rate (Table 8) on the student, a generate.Actor, prepared for all processes."""
     policy = Policy(student.model, student.banned_ids)
     fused = True if accelerator.device.type == "cuda" else None
     settings = dict(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
-    policy, optimizer = prepare(policy, torch.optim.AdamW(policy.parameters(), **settings), accelerator)
+    optimizer = torch.optim.AdamW(policy.parameters(), **settings)
+    if accelerator.is_fsdp2:
+        keep_whole(policy, optimizer, accelerator.state.fsdp_plugin)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
     images = (Image.new("RGB", (64, 64)),) if hasattr(student.processor, "image_processor") else ()
     blank = Row("blank", Question("blank", "blank", images, ""), student.end_ids[:1], weight=0.0)
     learner = Learner(policy, optimizer, accelerator, student.encoder, blank, micro_tokens)
