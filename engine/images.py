@@ -1,14 +1,14 @@
 """Pixels and prompts: encoded image cells to upright RGB, pixel bounds, the chat turns of a prompt and their tokens.
 
 Decisions where the paper is silent:
-1. Images come first, then the text. The model's processor resizes them (`bound_pixels` sets the bounds of Table 8).
+1. Images come first, then the text. The model's processor resizes the images (`bound_pixels`: Table 8).
 2. Transparency is laid on white, 16-bit grey is divided by 257. Integer and float pixels, whose range is unknown, are
    stretched from minimum to maximum. An animation gives its first frame.
 
 This file imports nothing from the rest of the project: copy what you need.
 """
 
-import os
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,8 +21,7 @@ def image_bytes(cell, folder: str = "") -> bytes:
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str):
-        with open(os.path.join(folder, cell), "rb") as file:
-            return file.read()
+        return Path(folder, cell).read_bytes()
     if not isinstance(cell, bytes) or not cell:
         raise OSError(f"no image bytes in a cell of type {type(cell).__name__}")
     return cell
@@ -61,19 +60,17 @@ def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_
 def chat(text: str, images=(), system: str = "", turns=()) -> list[dict]:
     """The messages of a prompt: a system turn, earlier turns (role, text) if there are any, then images and text."""
     said = [*([("system", system)] if system else []), *turns, ("user", text)]
-    if not images:
-        return [{"role": role, "content": words} for role, words in said]
-    messages = [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in said]
-    messages[-1]["content"] = [{"type": "image", "image": image} for image in images] + messages[-1]["content"]
-    return messages
+    if images:
+        said = [(role, [{"type": "text", "text": words}]) for role, words in said]
+        said[-1][1][:0] = [{"type": "image", "image": image} for image in images]
+    return [{"role": role, "content": content} for role, content in said]
 
 
 def prompt_tokens(processor, prompt_text: str, images, system: str = "", turns=(), **template) -> int:
     """Tokens of `chat(prompt_text, images, system, turns)` in the chat template with its generation prompt.
 
-    images: anything with `.size` = (width, height): image tokens come from the processor's own arithmetic, no pixel is
-    touched. (A processor without that arithmetic is run, and needs PIL images.) `processor` may be a bare tokenizer if
-    there are no images. template: extra arguments of the chat template.
+    images: anything with `.size` = (width, height): the processor's own arithmetic counts their tokens. A processor
+    without this arithmetic is run, and needs PIL images. Without images, `processor` may be a bare tokenizer.
     """
     messages = chat(prompt_text, images, system, turns)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)

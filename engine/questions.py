@@ -4,9 +4,8 @@
 
 Decisions where the paper is silent (texts and golds: cleaning.py; pixels: images.py):
 1. A row that cannot be used is skipped and counted under one reason, never repaired by a guess.
-2. uid = the set's own `uid` column, or else a hash of cleaned text and image bytes: no row number, no order. An exact
-   copy of a question thus has the same uid and is a duplicate, whatever its answer. A question whose image file was
-   repaired is a new question.
+2. uid = the set's own `uid` column, or else a hash of cleaned text and image bytes. An exact copy of a question is thus
+   a duplicate, whatever its answer, and a question whose image file was repaired is a new question.
 3. Of a chat the last user turn is the question. A system turn is kept, without its format directives.
 4. JSON and CSV files are read here, because `datasets` makes numbers and dates of golds such as "007".
 """
@@ -67,10 +66,7 @@ class LazyImage:
 
 
 def open_images(question: Question, min_pixels: int = 0, max_pixels: int | None = None) -> list[Image.Image]:
-    """The question's images, decoded now: RGB, upright, scaled only if bounds are given.
-
-    Raises DataError if an image cannot be decoded: only its header was read at load.
-    """
+    """The question's images, decoded now: RGB, upright, scaled only if bounds are given. Raises DataError."""
     images = []
     for image in question.images:
         try:
@@ -84,10 +80,8 @@ def open_images(question: Question, min_pixels: int = 0, max_pixels: int | None 
 
 
 def intact(new: list[Question], replayed: list[Question], broken: set[str]) -> tuple[list, list, int]:
-    """Both lists without the questions whose images cannot be decoded, and the number of these.
-
-    All processes get the same. broken: the uids that were named on the screen before; the others are added to them.
-    """
+    """Both lists without the questions whose images cannot be decoded, and the number of these; on all processes alike.
+    broken: the uids that were named on the screen before. The others are named now and added."""
     state, found = PartialState(), {}
     for question in [*new, *replayed][state.process_index :: state.num_processes]:
         try:
@@ -118,8 +112,7 @@ def names_in(row: dict, prefix: str = "") -> dict:
 
 def value_of(row: dict, names: list[str]):
     """The first of these columns that holds something, or None."""
-    values = [row.get(name) for name in names]
-    return next((value for value in values if value is not None and value != ""), None)
+    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
 
 
 def last_turn(question) -> tuple[str | None, str]:
@@ -138,9 +131,7 @@ def last_turn(question) -> tuple[str | None, str]:
 
 def clean_row(question, answer, cells: list, folder: str = ""):
     """The checks that every set must pass: ((text, system, answer, images, digest), "") or (None, reason to skip).
-
-    cells: undecoded images; images: the same, open but not decoded. digest: of texts and image bytes (decision 2).
-    """
+    images: the cells, open but not decoded. digest: hash of texts and image bytes (decision 2)."""
     answer, reason = clean_answer(answer)
     question, system = last_turn(question)
     text, system = clean_text(question or "", len(cells)), clean_text(system, 0)
@@ -204,9 +195,9 @@ def open_source(source, split: str, config: str | None) -> tuple[datasets.Datase
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds; their messages list what exists
+        what = f"cannot be opened with split={split!r}, config={config!r}: {error.__cause__ or repr(error)}"
         fix = "Set --split or --config to what exists. A source: hub id, folder, .parquet, .jsonl, .json or .csv file"
-        what = f"cannot be opened with split={split!r}, config={config!r}"
-        raise DataError(f"{source}: {what}: {error.__cause__ or repr(error)}. {fix}") from error
+        raise DataError(f"{source}: {what}. {fix}") from error
 
 
 def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
@@ -248,8 +239,7 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
     columns: our names (COLUMNS) to the set's, as dict or ["question=problem"]. "a.b" reads a nested field,
         "answer=a,b" the first that holds something, "images=a,b" takes both, "images=" makes a text set.
     Report: {"rows", "columns", "skipped": {reason: rows}, "free_form": questions, "gold_from": {"column", "####",
-    "boxed": questions}}. Of two rows with one uid the first stays. Raises DataError if names do not fit or no question
-    is left.
+    "boxed": questions}}. Raises DataError if names do not fit or no question is left.
     """
     rows, folder = open_source(source, split, config)
     source = source if isinstance(source, str) else "data set in memory"
@@ -278,8 +268,8 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
         images = tuple(LazyImage(*place, name, i, folder, image.size) for (name, i, _), image in zip(cells, opened))
         questions.append(Question(uid, text, images, gold, is_free_form(gold), system))
     if not questions:
-        fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"
         what = f"no question left of {len(rows)} rows; skipped: {dict(skipped)}; columns: {names}"
+        fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"
         raise DataError(f"{source}: {what}; {fix}")
     report = {"rows": len(rows), "columns": names, "skipped": dict(skipped.most_common()), "gold_from": dict(gold_from)}
     return questions, report | {"free_form": sum(question.free_form for question in questions)}

@@ -4,8 +4,9 @@
 
 The result is a parquet set that train.py takes as it is, with a report in which every row that was read has one fate.
 The recipe stands in zppo77k.yaml; where a source has renamed something, the message names the line to edit there. The
-same command resumes an interrupted build, GROUP files at a time; other settings or another recipe start afresh. After
-a change of the code or of a source, delete --out first. Until the end, --out also holds all rows that passed.
+same command resumes an interrupted build, GROUP files at a time. Other settings, another recipe or another number of
+files start afresh. After other changes of a source or of the code, delete --out first. Until the end, --out also holds
+all rows that passed.
 
 Decisions where the paper is silent (those on texts and golds are in engine/cleaning.py):
 1. Sub-datasets are merged by canonical name: two WeMath configs share one cap. A sub-dataset that both sources hold is
@@ -213,7 +214,8 @@ def build(args: BuildArgs, processor=None) -> dict:
         processor = bound_pixels(processor or load_processor(args.student))
     files, held, found = plan(args)
     settings = {name: value for name, value in asdict(args).items() if name not in ("out", "workers")}
-    state, groups = hashlib.sha256(repr((settings, RECIPE, GROUP)).encode()).hexdigest()[:16], []
+    inputs = (settings, RECIPE, GROUP, [origin for origin, _ in files])
+    state, groups = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16], []
     for start in range(0, len(files), GROUP):  # a group that is on disk with this fingerprint is not read again
         given = {"files": files[start : start + GROUP], "held": held, "processor": processor, "seed": args.seed}
         options = {"fingerprint": f"{state}-{start}", "num_proc": args.workers, "gen_kwargs": given}

@@ -121,6 +121,11 @@ def test_several_image_columns_file_names_nested_fields_and_an_image_folder(tmp_
     assert question.text == "Compare." and question.answer == "7"
     assert [image.getpixel((0, 0))[0] for image in open_images(question)] == [1, 2]
 
+    rows = [{"q": "a?", "uid": "", "short": "", "long": "So \\boxed{2}."}, {"q": "b?", "uid": "", "short": "3"}]
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))  # the first column that holds something
+    questions, _ = load_questions(str(tmp_path / "two.jsonl"), columns={"question": "q", "answer": "short,long"})
+    assert [q.answer for q in questions] == ["2", "3"] and len({q.uid for q in questions} - {""}) == 2
+
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.png").write_bytes(encoded())
