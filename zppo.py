@@ -173,22 +173,22 @@ def reformulate(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
     wrong, under the same prompt.
     """
     chosen: list[list[Rollout]] = []
-    for it in instances:
-        wrong = [rollout for rollout in it.plain.rollouts if rollout.reward == 0.0]
-        negative = ctx.rng(it.plain.question.uid, "negative").choice(wrong)
-        chosen.append([it.positive, negative] if it.kind == "bcq" else wrong)
+    for instance in instances:
+        wrong = [rollout for rollout in instance.plain.rollouts if rollout.reward == 0.0]
+        negative = ctx.rng(instance.plain.question.uid, "negative").choice(wrong)
+        chosen.append([instance.positive, negative] if instance.kind == "bcq" else wrong)
     traces = {id(rollout): rollout for rollouts in chosen for rollout in rollouts}
     summaries = dict(zip(traces, compress(ctx, list(traces.values())), strict=True))
 
     groups = []
-    for it, rollouts in zip(instances, chosen, strict=True):
-        question = it.plain.question
+    for instance, rollouts in zip(instances, chosen, strict=True):
+        question = instance.plain.question
         texts, answers = [summaries[id(rollout)] for rollout in rollouts], [rollout.answer for rollout in rollouts]
-        if it.kind == "bcq":  # the order of the two is random, and nothing says which is which
+        if instance.kind == "bcq":  # the order of the two is random, and nothing says which is which
             prompt = prompts.bcq_prompt(question.text, *texts, ctx.rng(question.uid, "order"), ctx.special_tokens)
         else:
             prompt = prompts.ncq_prompt(question.text, answers, texts, ctx.special_tokens)
-        groups.append(Group(question, it.kind, prompt, candidates={"texts": texts, "answers": answers}))
+        groups.append(Group(question, instance.kind, prompt, candidates={"texts": texts, "answers": answers}))
     return groups
 
 
@@ -217,7 +217,8 @@ def read_summary(reply: str, trace: str, answer: str | None) -> tuple[str, bool]
     if answer is None:
         summary = BOX.sub("", summary).replace("\\boxed", "").strip()
     found = extract_boxed(summary)
-    if summary and (found is answer is None or (found is not None and found.split() == answer.split())):
+    same = (found is None) == (answer is None) and (found or "").split() == (answer or "").split()
+    if summary and same:
         return summary, False
     reasoning = trace.rsplit("</think>", 1)[0].replace("<think>", "")
     lines = [line for line in (reasoning.strip() or trace).splitlines() if line.strip()][-SUMMARY_LINES + 1 :]
