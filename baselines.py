@@ -56,8 +56,10 @@ def collect(ctx: Context, new: Sequence[Question], replayed: Sequence[Question])
 
 def hint_groups(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
     """Algorithm 5: the teacher writes a hint from its own correct rollout (Fig. 19); it goes after the question."""
-    texts = [prompts.hint_prompt(instance.positive.text, ctx.special_tokens) for instance in instances]
-    requests = [Request("tip", instance.plain.question.uid, text) for instance, text in zip(instances, texts, strict=True)]
+    requests = [
+        Request("tip", chosen.plain.question.uid, prompts.hint_prompt(chosen.positive.text, ctx.special_tokens))
+        for chosen in instances
+    ]
     replies = ctx.teacher(requests, 1, Sampling(max_new_tokens=HINT_TOKENS), ctx.key, "hint")
     groups = []
     for instance, (reply,) in zip(instances, replies, strict=True):
@@ -71,8 +73,9 @@ def hint_groups(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
 def prefix_groups(instances: Sequence[Instance]) -> list[Group]:
     """Algorithm 6: the response starts with the first 40% of a correct teacher rollout, which carries no loss."""
     groups = [Group(instance.plain.question, instance.kind, instance.plain.prompt) for instance in instances]
-    for group, it in zip(groups, instances, strict=True):
-        group.prefix = instance.positive.tokens[: int(PREFIX_SHARE * len(instance.positive.tokens))]
+    for group, instance in zip(groups, instances, strict=True):
+        tokens = instance.positive.tokens
+        group.prefix = tokens[: int(PREFIX_SHARE * len(tokens))]
     return groups
 
 
