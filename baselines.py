@@ -1,15 +1,12 @@
 """Baselines that are more than a flag: distillation, Hint, Prefix, teacher response (App. D.2; Algorithms 2, 3, 5, 6).
 
-GRPO and its variants are ZPPO without BCQ, NCQ or the buffer: see zppo.METHODS. Everything here shares data, rollouts,
-selection of hard questions, optimiser and schedule with zppo.py; each row changes what its docstring says.
-The divergence itself is logprobs.token_jsd.
+GRPO and its variants are ZPPO without BCQ, NCQ or the buffer: see zppo.METHODS. Each row here changes what its
+docstring says; all else is as in zppo.py. The divergence itself is logprobs.token_jsd.
 
 Decisions where the paper is silent:
 1. Hint, Prefix and teacher response take the first rho_aug * |X_new| hard questions, by ascending accuracy, ties at
-   random. Those without a correct teacher rollout are skipped, and nobody takes their place (Algorithms 5 and 6).
-   One of the correct rollouts is drawn.
-2. A hint that holds a \\boxed{} breaks its own rule: the question gets no hint group, and a metric counts it. So does
-   an empty one.
+   random. Those without a correct teacher rollout are skipped and not replaced. Of several correct ones one is drawn.
+2. A hint that is empty or holds a \\boxed{} is refused: its question gets no hint group. A metric counts these hints.
 3. Prefix: the first floor(0.4 * length) tokens of the teacher's rollout. The continuation has the whole budget.
 4. JSD: both halves of equal weight, natural logarithm, full vocabulary, averaged over the response tokens of the batch
    of all processes. In Off-Distill a rollout weighs 1 / (kept rollouts of its question).
@@ -59,10 +56,8 @@ def collect(ctx: Context, new: Sequence[Question], replayed: Sequence[Question])
 
 def hint_groups(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
     """Algorithm 5: the teacher writes a hint from its own correct rollout (Fig. 19); it goes after the question."""
-    requests = [
-        Request("tip", it.plain.question.uid, prompts.hint_prompt(it.positive.text, ctx.special_tokens))
-        for it in instances
-    ]
+    texts = [prompts.hint_prompt(it.positive.text, ctx.special_tokens) for it in instances]
+    requests = [Request("tip", it.plain.question.uid, text) for it, text in zip(instances, texts, strict=True)]
     replies = ctx.teacher(requests, 1, Sampling(max_new_tokens=HINT_TOKENS), ctx.key, "hint")
     groups = []
     for it, (reply,) in zip(instances, replies, strict=True):
@@ -75,11 +70,10 @@ def hint_groups(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
 
 def prefix_groups(instances: Sequence[Instance]) -> list[Group]:
     """Algorithm 6: the response starts with the first 40% of a correct teacher rollout, which carries no loss."""
-    prefixes = [it.positive.tokens[: int(PREFIX_SHARE * len(it.positive.tokens))] for it in instances]
-    return [
-        Group(it.plain.question, it.kind, it.plain.prompt, prefix=prefix)
-        for it, prefix in zip(instances, prefixes, strict=True)
-    ]
+    groups = [Group(it.plain.question, it.kind, it.plain.prompt) for it in instances]
+    for group, it in zip(groups, instances, strict=True):
+        group.prefix = it.positive.tokens[: int(PREFIX_SHARE * len(it.positive.tokens))]
+    return groups
 
 
 def substitute(ctx: Context, plain: Sequence[Group], instances: Sequence[Instance]) -> list[Group]:
@@ -112,12 +106,8 @@ def distill(learner: Learner, teacher_model, groups: Sequence[Group], recipe: Re
     itself, since its logits are needed. Returns metrics, equal on all processes.
     """
     kind = "teacher" if "off_distill" in recipe.branches else "plain"
-    rows = [
-        Row(group.prompt, group.question, rollout.tokens, 1 / len(group.rollouts) if kind == "teacher" else 1.0)
-        for group in groups
-        if group.kind == kind
-        for rollout in group.rollouts
-    ]
+    weighted = [(g, 1 / len(g.rollouts) if kind == "teacher" else 1.0) for g in groups if g.kind == kind]
+    rows = [Row(g.prompt, g.question, rollout.tokens, weight) for g, weight in weighted for rollout in g.rollouts]
     tokens, total_weight = sum(len(row.tokens) for row in rows), sum(row.weight * len(row.tokens) for row in rows)
     totals = torch.zeros(2, dtype=torch.float64, device=learner.accelerator.device)  # loss, entropy
     norm: float | None = 0.0
@@ -130,19 +120,14 @@ def distill(learner: Learner, teacher_model, groups: Sequence[Group], recipe: Re
         norm = learner.step(recipe.max_grad_norm)
     loss, entropy = learner.accelerator.reduce(totals, "sum").tolist()
     return {
-        "loss": loss / max(total_weight, 1e-8),
-        "grad_norm": norm or 0.0,
-        "entropy": entropy / max(tokens, 1),
-        "active_share": 1.0 if rows else 0.0,
-        "response_tokens": tokens,
-        "updates_without_signal": int(not rows),
-        "updates_not_finite": int(norm is None),
+        "loss": loss / max(total_weight, 1e-8), "grad_norm": norm or 0.0, "entropy": entropy / max(tokens, 1),
+        "active_share": 1.0 if rows else 0.0, "response_tokens": tokens,
+        "updates_without_signal": int(not rows), "updates_not_finite": int(norm is None),
     }
 
 
 def pool(teachers: Sequence[Actor]) -> Actor:
-    """Beyond the paper: several teachers. The pool of teacher rollouts is the union of theirs, G_T from each; the first
-    one compresses, hints and judges."""
+    """Several teachers, beyond the paper: each draws G_T rollouts; the first one also compresses, hints and judges."""
 
     def actor(requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str) -> list[list]:
         if phase != "teacher":

@@ -47,9 +47,7 @@ class ReplayBuffer:
 
     def sample(self, count: int, rng: random.Random, exclude: Iterable[str] = ()) -> list[str]:
         """Draw `count` question ids uniformly without replacement; all of them if the buffer holds fewer.
-
-        exclude: ids that are already in this step's batch.
-        """
+        exclude: ids that are already in this step's batch."""
         excluded = set(exclude)
         eligible = [uid for uid in self.entries if uid not in excluded]
         return rng.sample(eligible, min(count, len(eligible)))
@@ -58,8 +56,7 @@ class ReplayBuffer:
         """Admit, graduate and evict after one step, from plain accuracies (Algorithm 1, stage 6).
 
         accuracies: (question id, mean reward of its plain group) for every question of the step.
-        Returns the ids under "admitted", "graduated" and "evicted". Raises ValueError on a repeated id:
-        a question is rolled out once a step.
+        Returns the ids under "admitted", "graduated" and "evicted". Raises ValueError on a repeated id.
         """
         accuracies = list(accuracies)
         if len({uid for uid, _ in accuracies}) != len(accuracies):
@@ -102,9 +99,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore `state_dict()`. The capacity stays the one given to the constructor."""
-
-        def entry(fields: dict) -> Entry:
-            return Entry(**{**fields, "visits": [tuple(visit) for visit in fields["visits"]]})
-
-        self.entries = {fields["uid"]: entry(fields) for fields in state["entries"]}
-        self.history = [entry(fields) for fields in state["history"]]
+        self.entries = {fields["uid"]: Entry(**fields) for fields in state["entries"]}
+        self.history = [Entry(**fields) for fields in state["history"]]
+        for entry in [*self.entries.values(), *self.history]:
+            entry.visits = [tuple(visit) for visit in entry.visits]  # JSON has lists in their place

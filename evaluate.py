@@ -11,7 +11,7 @@ stopped. Beside it: .summary.json (every number, also by category) and .judged.j
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from generate import Actor, Request, Sampling, ask
 from suite.compare import macro, paper, summarise
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 from suite.rows import Item, load
-from suite.scorers import JUDGES, read_prompts, score
+from suite.scorers import JUDGES, Score, read_prompts, score
 from world import table as world
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
@@ -42,17 +42,21 @@ DECODING = Sampling(max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20
 
 
 def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling = DECODING, seed: int = 0, judge=None,
-             judge_prompts: dict | None = None) -> list[dict]:  # fmt: skip
+             judge_prompts: dict | None = None, reward: Callable | None = None) -> list[dict]:  # fmt: skip
     """One response to each question (Pass@1). Returns a record per question with its family and reward.
 
     actor, judge: an Actor or ServedActor. The judge is asked about free-form golds and what the suite's rules do not
     settle. questions: by family; those of the suite by benchmark. judge_prompts: scorers.read_prompts, for the suite.
+    reward: rewards.load_reward, in place of both.
     """
     asked = [(family, question) for family in questions for question in questions[family]]
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
     replies = [reply for (reply,) in actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")]
     pairs = [(question, reply.text) for (_, question), reply in zip(asked, replies, strict=True)]
-    scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
+    if reward:
+        scores = [Score(reward(question.text, text, question.answer), "own reward") for question, text in pairs]
+    else:
+        scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
     records = []
     for (family, question), reply, result in zip(asked, replies, scores, strict=True):
         records.append({"family": family, "uid": question.uid, "response": reply.text, "gold": question.answer,

@@ -206,8 +206,14 @@ class Actor:
 
     @classmethod
     def load(cls, path: str, accelerator: Accelerator, dtype: torch.dtype, pixels: tuple[int, int], **settings):
-        """The model of a folder or hub id. pixels: least and most of an image."""
-        model, processor = load_model(path, dtype).to(accelerator.device), load_processor(path)
+        """The model of a folder or hub id. pixels: least and most of an image. Raises SystemExit: what is missing."""
+        try:
+            processor = load_processor(path)
+            if not processor.chat_template:
+                raise ValueError("it has no chat template: name an instruction-tuned model, or add one to its folder")
+            model = load_model(path, dtype).to(accelerator.device)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"the model {path!r} cannot be loaded: {error}") from error
         if hasattr(processor, "image_processor"):
             bound_pixels(processor, *pixels)
         actor = cls(model, processor, **settings)

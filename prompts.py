@@ -1,15 +1,14 @@
 """The prompt templates of ZPPO (paper Figs. 8, 16-19), quoted character for character.
 
-Order of every training and evaluation prompt: question, then the BCQ or NCQ block, then the shared
-closer, with a blank line between the parts. The caller puts the result into the model's chat template.
-
-This file imports nothing from the rest of the project: copy what you need.
+Order of every training and evaluation prompt: question, then the BCQ or NCQ block, then the shared closer, with a
+blank line between the parts. The caller puts the result into the model's chat template. This file imports nothing
+from the rest of the project: copy what you need.
 
 Decisions where the paper is silent:
-1. Candidate text is data. Tags and special tokens inside it are neutralised, so that it cannot close
-   its own block or start a new turn (`neutralise`).
-2. Listed wrong answers are deduplicated as strings, in order of appearance. If no wrong rollout has an
-   answer, the sentence that lists them is left out.
+1. Candidate text is data. `neutralise` changes tags and special tokens inside it, so that it cannot close its own block
+   or start a new turn.
+2. Listed wrong answers are deduplicated as strings, in order of appearance. If no wrong rollout has an answer, the
+   sentence that lists them is left out.
 3. Candidates and responses are stripped of surrounding white space.
 """
 
@@ -33,9 +32,6 @@ BCQ_HEADER = (
 # Fig. 18: Negative Candidate-included Question.
 NCQ_ANSWERS = "The following answers are all WRONG: {answers}."
 NCQ_HEADER = "Below are the incorrect reasoning processes in <candidate> </candidate> tags."
-
-# Figs. 17 and 18: one candidate.
-CANDIDATE = "<candidate>\n{candidate}\n</candidate>"
 
 # Fig. 16: the frozen teacher rewrites every candidate, correct or wrong, under this prompt.
 COMPRESSION = """Compress the response below into a summary (in 5 lines max).
@@ -61,16 +57,14 @@ Keep only high-level guidance or the key intermediate idea.
 TAGS = ("candidate", "response", "summary", "think", "hint")
 
 
-def neutralise(text: str, special_tokens: Sequence[str] = (), tags: Sequence[str] = TAGS) -> str:
+def neutralise(text: str, special_tokens: Sequence[str] = ()) -> str:
     """Make text harmless inside a prompt: `</candidate>` becomes `[/candidate]`, `<|im_end|>` `< |im_end|>`.
 
     special_tokens: the tokenizer's special tokens, as strings. Idempotent; text without any is unchanged.
     """
-    if tags:
-        text = re.sub(rf"<\s*(/?)\s*({'|'.join(tags)})\s*>", r"[\1\2]", text, flags=re.IGNORECASE)
+    text = re.sub(rf"<\s*(/?)\s*({'|'.join(TAGS)})\s*>", r"[\1\2]", text, flags=re.IGNORECASE)
     for token in special_tokens:
-        # A space after the first character (in place of a one-character token) breaks the match for good:
-        # inserting never joins two pieces into a new token.
+        # A space after the first character breaks the match; an insertion never joins two pieces into a new token.
         text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
     return text
 
@@ -87,8 +81,7 @@ def bcq_prompt(question: str, correct: str, wrong: str, rng: random.Random, spec
     """
     candidates = [correct, wrong]
     rng.shuffle(candidates)
-    block = "\n".join([BCQ_HEADER, *(_candidate(text, special_tokens) for text in candidates)])
-    return f"{question}\n\n{block}\n\n{CLOSER}"
+    return _with_candidates(question, BCQ_HEADER, candidates, special_tokens)
 
 
 def ncq_prompt(
@@ -99,12 +92,9 @@ def ncq_prompt(
     answers: the parsed answer of each wrong rollout, None where it has none. wrong: the compressed traces.
     """
     listed = dict.fromkeys(neutralise(answer.strip(), special_tokens) for answer in answers if (answer or "").strip())
-    header = NCQ_HEADER
-    if listed:
-        boxed = ", ".join(f"\\boxed{{{answer}}}" for answer in listed)
-        header = f"{NCQ_ANSWERS.format(answers=boxed)} {NCQ_HEADER}"
-    block = "\n".join([header, *(_candidate(text, special_tokens) for text in wrong)])
-    return f"{question}\n\n{block}\n\n{CLOSER}"
+    boxed = ", ".join(f"\\boxed{{{answer}}}" for answer in listed)
+    header = f"{NCQ_ANSWERS.format(answers=boxed)} {NCQ_HEADER}" if listed else NCQ_HEADER
+    return _with_candidates(question, header, wrong, special_tokens)
 
 
 def compression_prompt(response: str, special_tokens: Sequence[str] = ()) -> str:
@@ -122,5 +112,7 @@ def hinted_prompt(question: str, hint: str, special_tokens: Sequence[str] = ()) 
     return f"{question}\n\n<hint>\n{neutralise(hint.strip(), special_tokens)}\n</hint>\n\n{CLOSER}"
 
 
-def _candidate(text: str, special_tokens: Sequence[str]) -> str:
-    return CANDIDATE.replace("{candidate}", neutralise(text.strip(), special_tokens))
+def _with_candidates(question: str, header: str, texts: Sequence[str], special_tokens: Sequence[str]) -> str:
+    """The question, its block with one <candidate> for each text (Figs. 17 and 18), and the closer."""
+    candidates = [f"<candidate>\n{neutralise(text.strip(), special_tokens)}\n</candidate>" for text in texts]
+    return "\n\n".join([question, "\n".join([header, *candidates]), CLOSER])

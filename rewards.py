@@ -14,6 +14,7 @@ engine/answers.py. Decisions and deviations:
 
 import json
 import re
+import runpy
 from collections.abc import Callable, Sequence
 
 from engine.answers import answers_match
@@ -46,7 +47,7 @@ def extract_boxed(text: str) -> str | None:
 def grade(response: str, gold: str) -> float:
     """Reward of a response: 1.0 if its last boxed answer matches the gold answer, else 0.0. Never raises.
 
-    If the first comparison fails, percent and degree marks are dropped from both and it is done once more.
+    If the first comparison fails, the two are compared once more without their percent and degree marks.
     """
     answer = extract_boxed(response)
     if answer is None or not isinstance(gold, str):
@@ -136,14 +137,37 @@ def parse_verdict(text: str) -> bool:
         return False
 
 
-def score(items: list, ask: Callable | None = None) -> list[float]:
+def score(items: list, ask: Callable | None = None, reward: Callable | None = None) -> list[float]:
     """Rewards of (question, response, gold, is free-form) items: `grade`, or the judge where the gold is free-form.
 
-    A fifth entry of an item is what the judge shows as its options.
+    A fifth entry of an item is what the judge shows as its options. reward: takes the place of both (`load_reward`).
     """
+    if reward:
+        return [reward(question, text, gold) for question, text, gold, *_ in items]
     free_form = [(question, text, gold, *options) for question, text, gold, free, *options in items if free]
     judged = iter(judge(free_form, ask))
     return [next(judged) if free else grade(text, gold) for _, text, gold, free, *_ in items]
+
+
+def load_reward(place: str) -> Callable[[str, str, str], float]:
+    """The function at "file.py:function": (question, response, gold) -> 0 or 1. Raises SystemExit: what is wrong.
+
+    Other values are refused, because a group without signal is told by equal rewards, and the paper's rewards are 0, 1.
+    """
+    file, _, name = place.partition(":")
+    try:
+        function = runpy.run_path(file)[name]
+    except (OSError, KeyError, SyntaxError) as error:
+        raise SystemExit(f"--reward {place}: expected file.py:function ({type(error).__name__}: {error})") from error
+
+    def reward(question: str, response: str, gold: str) -> float:
+        value = function(question, response, gold)
+        if value not in (0, 1):
+            raise SystemExit(f"--reward {place} gave {value!r}: expected is 0 or 1 (equal rewards mean no signal)")
+        return float(value)
+
+    reward("1 + 1 = ?", "<think>1 + 1</think>\\boxed{2}", "2")
+    return reward
 
 
 def judge(items: list, ask: Callable[[list[str]], list[str]] | None) -> list[float]:

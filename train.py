@@ -8,7 +8,7 @@ What a run leaves in --output:
   metrics.jsonl, times.jsonl  one line per step; times apart, so that metrics do not depend on the machine
   dumps/step_00010.jsonl      BCQ, NCQ (hint, ...) prompts with their rollouts, every --dump_every steps
   checkpoints/step_00020/     weights, optimiser, buffer: --resume goes on from the newest, exactly
-  eval_before.jsonl, eval_after.jsonl, model/   held-out results and the trained student
+  eval_before.jsonl, eval_00050.jsonl, ..., eval_after.jsonl, model/   held-out results and the trained student
 
 Decisions:
 1. All randomness derives from (seed, step, question, sample): a checkpoint holds no random state, and the number of
@@ -35,7 +35,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 import baselines
@@ -47,10 +47,11 @@ from engine.questions import DataError, Question, fingerprint, intact, load_ques
 from engine.run import LEGEND, Output, Stop, closing_tables, leave, read_records, say
 from engine.update import check_head, make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
-from extras.preview import preview
+from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
 from generate import Actor, seed_of
 from prompts import plain_prompt
+from rewards import load_reward
 from world import table as world
 from zppo import Context, Recipe, dump, plain_groups, quota, reformulate, roll_out, select, summarise, update
 
@@ -60,12 +61,9 @@ MAX_SILENT_STEPS = 3  # steps in a row without any answer from a served teacher
 
 @dataclass
 class Arguments:
-    """Models, data, schedule and output of a run.
-
-    Which batch size is which: one step takes `new_per_step` new questions, up to rho_replay times as many replayed
+    """Which batch size is which: a step takes `new_per_step` new questions, up to rho_replay times as many replayed
     ones and rho_aug times as many reformulated prompts, each with `group_size` rollouts, and makes `updates_per_step`
-    gradient updates. micro_tokens and rollout_rows change memory and speed, and results by rounding alone.
-    """
+    gradient updates. micro_tokens and rollout_rows change memory and speed, and results by rounding alone."""
 
     _argument_group_name = "what people set"
 
@@ -74,17 +72,16 @@ class Arguments:
     teacher_model: str = option("", "a served teacher's name on its server; none: the server is asked")
     teacher_timeout: float = option(900.0, "seconds that a call to a served teacher waits while nothing comes", least=1)
     teacher_concurrency: int = option(64, "requests to a served teacher under way at a time", least=1)
-    chat_template_kwargs: JsonObject = option(
-        JsonObject, """arguments of the student's chat template, as JSON: '{"enable_thinking": true}'"""
-    )
-    teacher_chat_template_kwargs: JsonObject = option(
-        JsonObject, "of the teacher's, for its rollouts; its summaries, hints and verdicts never think"
-    )
+    chat_template_kwargs: JsonObject = option(JsonObject, """as JSON, for the student: '{"enable_thinking": true}'""")
+    teacher_chat_template_kwargs: JsonObject = option(JsonObject, "for its rollouts; its summaries never think")
     data: str = option("", "questions: hub id, folder, parquet or JSON lines file")
     split: str = option("train", "split of --data")
     config: str = option("", "config of --data, where it has several")
     columns: list[str] = option(list, "ours=theirs where a column has another name: question=prompt images=picture")
     system_prompt: str = option("", "system turn of questions that have none of their own")
+    reward: str = option("", "file.py:function in place of the grader: (question, response, gold) -> 0 or 1")
+    eval_data: str = option("", "own held-out questions, as --data")
+    eval_every: int = option(0, "steps between evaluations; 0: before and after training only", least=0)
     data_may_differ: bool = option(False, "--resume with repaired or dropped questions; later slices may change")
     output: str = option("runs/zppo", "folder for everything the run leaves")
     resume: bool = option(False, "go on from the newest checkpoint in --output")
@@ -118,8 +115,8 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
     if not own:  # wherever it was started from
         root = preset.parent.parent
         args = replace(args, student=str(root / args.student), teacher=str(root / args.teacher))
-    elif not (args.student and args.teacher and args.data):
-        raise SystemExit("--student, --teacher and --data belong together: two models and the questions (see --help)")
+    elif not (args.student and args.data and all(args.teacher.split(","))):
+        raise SystemExit("--student, --teacher (no comma at its end) and --data belong together: see --help")
     return args, recipe
 
 
@@ -168,31 +165,33 @@ def load_actors(
     return actors
 
 
-def load_data(args: Arguments, student: Actor) -> tuple[list[Question], dict[str, list[Question]], dict]:
-    """(training questions within the prompt budget, held-out questions by family, skipped rows by reason)."""
+def load_data(args: Arguments) -> tuple[list[Question], dict[str, list[Question]], str]:
+    """(training questions, held-out questions by family, what the screen says of them). Raises SystemExit."""
     if not args.data:
         questions, held_out = world.questions()
         held_out = {family: asked[: args.eval_questions] for family, asked in held_out.items() if args.eval_questions}
-        skipped = {}
-    else:
-        try:
-            questions, report = load_questions(args.data, args.split, args.columns or None, config=args.config or None)
-        except DataError as error:
-            raise SystemExit(f"--data: {error}") from error
-        skipped, held_out = report["skipped"], {}
-        questions = [replace(question, system=question.system or args.system_prompt) for question in questions]
-    kept = [
-        question
-        for question in tqdm(questions, desc="prompt budget", leave=False, disable=None)
-        if student.encoder.length(plain_prompt(question.text), question) <= args.max_prompt_tokens
-    ]
-    skipped["prompt over budget"] = len(questions) - len(kept)
-    skipped = {reason: rows for reason, rows in skipped.items() if rows}
+        return questions, held_out, "the embedded world's questions"
+    try:
+        read = [args.split, args.columns or None, None, args.config or None]
+        questions, report = load_questions(args.data, *read)
+        held_out = {"eval_data": load_questions(args.eval_data, *read)[0]} if args.eval_data else {}
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+    questions = [replace(question, system=question.system or args.system_prompt) for question in questions]
+    parts = {name: report[name] for name in ("skipped", "gold_from") if report[name]}
+    return questions, held_out, f"{routes(questions)}\n{parts}"
+
+
+def within_budget(args: Arguments, questions: list[Question], student: Actor) -> list[Question]:
+    """The questions whose plain prompt is not too long. Raises SystemExit where they are fewer than a step needs."""
+    bar = tqdm(questions, desc="prompt budget", leave=False, disable=None if PartialState().is_main_process else True)
+    length = student.encoder.length
+    kept = [x for x in bar if length(plain_prompt(x.text), x) <= args.max_prompt_tokens]
+    if over := len(questions) - len(kept):
+        PartialState().print(f"{over} questions are left out: their prompts have more than --max_prompt_tokens")
     if len(kept) < args.new_per_step:
-        raise SystemExit(
-            f"{len(kept)} usable questions (skipped: {skipped}) are fewer than one step needs: lower --new_per_step"
-        )
-    return kept, held_out, skipped
+        raise SystemExit(f"{len(kept)} usable questions are fewer than one step needs: lower --new_per_step")
+    return kept
 
 
 def new_questions(questions: list[Question], args: Arguments, step: int) -> list[Question]:
@@ -202,6 +201,14 @@ def new_questions(questions: list[Question], args: Arguments, step: int) -> list
     random.Random(seed_of(args.seed, "pass", step // per_pass)).shuffle(order)
     start = step % per_pass * args.new_per_step
     return [questions[i] for i in order[start : start + args.new_per_step]]
+
+
+def measure(output: Output, student: Actor, held_out: dict, name: str, how: dict) -> dict[str, float]:
+    """Accuracy in percent by family on the held-out questions; the responses go to the file. how: of `evaluate`."""
+    records = evaluate(student, held_out, **how) if held_out else []
+    if records:
+        output.write(records, name)
+    return accuracies(records)
 
 
 # ---------------------------------------------------------------- the run
@@ -217,7 +224,8 @@ def main(argv: list[str]) -> None:
     if not args.preview:
         output = Output(Path(args.output), accelerator, {**asdict(args), **asdict(recipe)})
 
-    # Student, teachers, questions, buffer.
+    # Questions, student, teachers, buffer.
+    questions, held_out, about_data = load_data(args)
     seconds: dict[str, float] = {}  # of the current step, by phase
     stopped = threading.Event()
     student, *teachers = load_actors(args, recipe, accelerator, seconds, stopped)
@@ -225,18 +233,19 @@ def main(argv: list[str]) -> None:
     local = [actor for actor in (student, *teachers) if isinstance(actor, Actor)]
     servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
     learner = make_learner(accelerator, student, args.lr, args.weight_decay, args.micro_tokens)
-    questions, held_out, skipped = load_data(args, student)
+    questions = within_budget(args, questions, student)
     by_uid, buffer = {question.uid: question for question in questions}, ReplayBuffer(recipe.buffer_capacity)
     policy: Callable = student  # as the stages of a step see it
-    if isinstance(teacher, ServedActor) and {*recipe.branches} - {"ncq"}:  # it works beside the student's rollouts
+    asks_teacher = {*recipe.branches} - {"ncq"} and not args.reward
+    if isinstance(teacher, ServedActor) and asks_teacher:  # it already works beside the student's rollouts
         first_round = math.ceil(quota(recipe.rho_aug, args.new_per_step) / len(recipe.branches))
         if recipe.teacher_on_all_hard:
             first_round = quota(1 + recipe.rho_replay, args.new_per_step)
         policy = partial(overlapped, student, teacher, first_round, recipe.teacher_group_size)
-    special = special_tokens(student.processor)
+    shared = special_tokens(student.processor), load_reward(args.reward) if args.reward else None
 
     if args.preview:
-        ctx = Context(policy, teacher, recipe, (args.seed, 0), special)
+        ctx = Context(policy, teacher, recipe, (args.seed, 0), *shared)
         preview(ctx, learner, student, new_questions(questions, args, 0), args.preview, args.steps, args.new_per_step)
         return
 
@@ -247,20 +256,14 @@ def main(argv: list[str]) -> None:
         del buffer.entries[uid]
     bad_updates, broken = state["bad_updates"], set()
     accelerator.print(
-        f"{recipe.method}: {len(questions)} questions{f' (rows skipped: {skipped})' if skipped else ''}, "
-        f"steps {state['step'] + 1} to {args.steps} on {accelerator.num_processes} processes, output in {args.output}\n"
-        f"{LEGEND}"
+        f"{about_data}\n{recipe.method}: {len(questions)} questions, steps {state['step'] + 1} to {args.steps} "
+        f"on {accelerator.num_processes} processes, output in {args.output}\n{LEGEND}"
     )
 
-    def held_out_accuracy(name: str) -> dict[str, float]:
-        sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
-        records = evaluate(student, held_out, sampling, args.seed, judge=teacher) if held_out else []
-        if records:
-            output.write(records, name)
-        return accuracies(records)
-
+    sampling = replace(DECODING, max_new_tokens=recipe.max_response_tokens)
+    how = dict(sampling=sampling, seed=args.seed, judge=teacher, reward=shared[1])
     before = read_records(output.folder / "eval_before.jsonl") if state["step"] else []  # a resumed run knows it
-    before = accuracies(before) if before else held_out_accuracy("eval_before.jsonl")
+    before = accuracies(before) if before else measure(output, student, held_out, "eval_before.jsonl", how)
 
     reason, stop = None, Stop(stopped)
     hidden = None if accelerator.is_main_process else True  # None: shown on a terminal only
@@ -272,7 +275,7 @@ def main(argv: list[str]) -> None:
             actor.encoder.clear()
 
         # Algorithm 1
-        ctx = Context(policy, teacher, recipe, key, special)
+        ctx = Context(policy, teacher, recipe, key, *shared)
         new = new_questions(questions, args, step)
         drawn = buffer.sample(quota(recipe.rho_replay, len(new)), ctx.rng("replay"), [q.uid for q in new])  # [Z3]
         replayed = [by_uid[uid] for uid in drawn]
@@ -309,6 +312,10 @@ def main(argv: list[str]) -> None:
         if args.dump_every and ((step + 1) % args.dump_every == 0 or last):
             output.write(dump(groups), f"dumps/step_{step + 1:05d}.jsonl")
 
+        if args.eval_every and (step + 1) % args.eval_every == 0 and not last:
+            scores = measure(output, student, held_out, f"eval_{step + 1:05d}.jsonl", how)
+            accelerator.print("  ".join(f"{family} {accuracy:.1f}%" for family, accuracy in scores.items()))
+
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
         if asked := stop.reason():
             reason = f"{asked} stopped the run after step {step + 1}"
@@ -324,7 +331,7 @@ def main(argv: list[str]) -> None:
     stop.end()  # all is saved: from here on a signal may stop the run at once
     if not reason:
         output.save_model(learner.policy, student.processor)
-        after = held_out_accuracy("eval_after.jsonl")
+        after = measure(output, student, held_out, "eval_after.jsonl", how)
         if accelerator.is_main_process:
             say(closing_tables(before, after, buffer.graduation_by_admission()))
     accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
@@ -341,4 +348,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except SystemExit as stop:  # a sentence: what was asked for cannot be done
+        leave(stop.code, 2) if isinstance(stop.code, str) else sys.exit(stop.code)

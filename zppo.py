@@ -122,7 +122,7 @@ def sample(ctx: Context, actor: Actor, requests: Sequence[Request], n: int, phas
         for request, row in zip(requests, rows, strict=True)
         for reply in row
     ]
-    rewards = iter(score(items, partial(ask, ctx.teacher, ctx.key)))
+    rewards = iter(score(items, partial(ask, ctx.teacher, ctx.key), ctx.reward))
     return [[Rollout(r.text, r.tokens, next(rewards), extract_boxed(r.text), r.finished) for r in row] for row in rows]
 
 
@@ -342,7 +342,6 @@ def dump(groups: Sequence[Group]) -> list[dict]:
 # ---------------------------------------------------------------- data
 
 
-NORMS = ("norm_wo_zero", "no_norm", "norm_with_zero")
 # The rows of the paper's tables (App. D.2): what each adds to plain rollouts. A dagger in the paper is "replay" here.
 METHODS = {
     "zppo": ("bcq", "ncq", "replay"),  # [Z4]
@@ -351,14 +350,13 @@ METHODS = {
     "grpo_both": ("bcq", "ncq"),
     "grpo_replay_bcq": ("bcq", "replay"),
     "grpo_replay_ncq": ("ncq", "replay"),
-    # Below: baselines.py
-    "off_distill": ("off_distill",),
+    "off_distill": ("off_distill",),  # this and the next: baselines.py
     "off_distill_replay": ("off_distill", "replay"),
     "on_distill": ("on_distill",),
     "on_distill_replay": ("on_distill", "replay"),
     "hint": ("hint", "replay"),
     "prefix": ("prefix", "replay"),
-    "teacher_response": ("teacher_response", "replay"),
+    "teacher_response": ("teacher_response", "replay"),  # not in the paper's tables
 }
 
 
@@ -376,7 +374,7 @@ class Recipe:
     method: str = option("zppo", "row of the paper's tables: what is added to plain rollouts", choices=METHODS)
     buffer_capacity: int = option(10_000, "questions in the replay buffer, at most", least=0)
     teacher_on_all_hard: bool = option(False, "draw teacher rollouts for all hard questions, for Fig. 5a (slow)")
-    norm: str = option("norm_wo_zero", "advantage normalisation", choices=NORMS)
+    norm: str = option("norm_wo_zero", "advantage normalisation", choices=["norm_wo_zero", "no_norm", "norm_with_zero"])
     updates_per_step: int = option(4, "I, mini-batches (gradient updates) per rollout step", least=1)
     eps_low: float = option(0.20, "lower clip of the ratio", least=0, most=1)
     eps_high: float = option(0.28, "upper clip of the ratio [Da1]", least=0)
@@ -441,13 +439,14 @@ class Instance:
 @dataclass
 class Context:
     """What the stages of one step share. key: (seed, step), the root of all randomness. special_tokens: the student's,
-    neutralised in candidates. counts: what the stages count, for the metrics."""
+    neutralised in candidates. reward: in place of grader and judge. counts: of the stages, for the metrics."""
 
     student: Actor
     teacher: Actor
     recipe: Recipe
     key: tuple
     special_tokens: Sequence[str] = ()
+    reward: Callable[[str, str, str], float] | None = None
     counts: dict[str, float | None] = field(default_factory=dict)
 
     def rng(self, *what) -> random.Random:

@@ -14,7 +14,8 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from rewards import MARKS, answers_match  # noqa: E402
+from engine.answers import answers_match  # noqa: E402
+from rewards import MARKS  # noqa: E402
 
 LISTED = r"""
 fraction: \frac{3}{4} = 0.75 = \dfrac34 = 3/4 != \frac{4}{3} != 0.8
@@ -69,7 +70,7 @@ def cases(rng):
 
 
 def graders():
-    yield "rewards.py", answers_match
+    yield "answers.py", answers_match
     try:
         from mathruler.grader import grade_answer
 

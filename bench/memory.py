@@ -1,13 +1,13 @@
-"""Peak memory of log-probs and JSD at Qwen3.5's vocabulary, and what should fit on which GPU.
+"""Peak memory of log-probs and JSD at Qwen3.5's vocabulary, what should fit on which GPU, how long runs should take.
 
-    python bench/memory.py                    measured, then computed
-    python bench/memory.py --tokens 256       quick
+    python -m bench.memory                    measured, then computed
+    python -m bench.memory --tokens 256       quick
+    python -m bench.memory --computed         nothing is measured
 
 1. Measured: forward and backward of `token_logprobs` and `token_jsd` beside the same maths on full logits, a process
    for each: peak (getrusage; on CUDA the allocator's) minus what was there before: hidden states, heads, .grad. glibc
    has to map large tensors one by one, else it keeps freed ones. A trained head's gradient is held once, in fp32.
-2. Computed: from published shapes, for text; parameters with vision tower, without MTP. What a layer saves for its
-   backward pass is asked of autograd, in a linear-attention layer without extra kernels.
+2. Computed: bench/shapes.py (what fits) and bench/hours.py (hours; its options are there).
 """
 
 import argparse
@@ -16,26 +16,17 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import torch
-from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
-from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench import hours
+from bench.shapes import CHUNK, ROW, STUDENTS, TEACHERS, VOCAB, fits, model_of
+from engine.decode import PREFILL_TOKENS
+from engine.logprobs import token_jsd, token_logprobs
 
-from engine.logprobs import token_jsd, token_logprobs  # noqa: E402
-
-VOCAB, ROW = 248_320, 4_096 + 12_288  # the longest prompt and the longest response of Table 8
 GPUS, CUDA = (24, 48, 80, 141), torch.cuda.is_available()  # GB
 PLACE = {"device": "cuda", "dtype": torch.bfloat16} if CUDA else {"device": "cpu", "dtype": torch.float32}
-FIELDS = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-          "linear_num_value_heads", "tie_word_embeddings")  # fmt: skip
-SHAPES = {  # the fields, then the parameters of the vision tower
-    "0.8B": (1024, 24, 3584, 8, 2, 16, True, 0.101e9), "2B": (2048, 24, 6144, 8, 2, 16, True, 0.331e9),
-    "4B": (2560, 32, 9216, 16, 4, 32, True, 0.334e9), "9B": (4096, 32, 12288, 16, 4, 32, False, 0.456e9),
-}  # fmt: skip
 
 
 def full_logits(hidden, weight, other, teacher_weight=None):  # other: tokens, or the teacher's hidden states
@@ -61,48 +52,39 @@ def side(what: str, chunk: str, head: str, args) -> float:
     return ((torch.cuda.max_memory_allocated() if CUDA else peak) - before) / 2**30
 
 
-def saved_per_token(config: Qwen3_5TextConfig, tokens: int = 512) -> float:
-    """Bytes that autograd saves in one linear-attention layer in bf16, parameters aside: asked on the meta device."""
-    found = []  # holds what is saved, so that no storage's id is used twice
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(lambda x: found.append(x) or x, lambda x: x):
-        hidden = torch.randn(1, tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
-        Qwen3_5DecoderLayer(config, 0).to(torch.bfloat16)(hidden, position_embeddings=None)
-    found = [x for x in found if not isinstance(x if x._base is None else x._base, torch.nn.Parameter)]
-    return sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in found}.values()) / tokens
+def print_measured(args) -> None:
+    print(f"Measured: {args.tokens} tokens, hidden {args.hidden}, {PLACE}, torch {torch.__version__}; GiB (share)\n")
+    print(f"| | head | full logits | chunk {' | chunk '.join(args.chunks)} |\n{'|---' * (3 + len(args.chunks))}|")
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    for what, head in (("logprobs", "trained"), ("logprobs", "frozen"), ("jsd", "trained")):
+        command = [sys.executable, "-m", "bench.memory", *sys.argv[1:], "--side", what]
+        found = [float(subprocess.check_output([*command, chunk, head])) for chunk in ("full", *args.chunks)]
+        print(f"| token_{what} | {head} | {' | '.join(f'{x:.2f} ({x / found[0]:.3f})' for x in found)} |", flush=True)
 
 
-def compute() -> None:
-    chunk = token_logprobs.__defaults__[-1]
+def print_fits() -> None:
     print(f"""
-Computed, not measured: the greatest `--micro_tokens` / `--rollout_rows` (rows of {ROW:,} tokens) in 90% of each GPU, in
-bf16 with fp32 weights and --gradient_checkpointing; "no": one row of {ROW:,} tokens is too much. P parameters, over n
-GPUs (FSDP2); m bytes of moments, a bytes of an activation (4; 2 under FSDP2); L layers, hidden H, V = {VOCAB:,}, s
-saved per token and layer:
+Fits, computed: the greatest `--micro_tokens` / `--rollout_rows` (rows of {ROW:,} tokens) in 90% of each GPU, in bf16
+with fp32 weights and --gradient_checkpointing; "no": one row of {ROW:,} tokens is too much. P parameters, over n GPUs
+(FSDP2); a bytes of an activation (4; 2 under FSDP2); L layers, hidden H, V = {VOCAB:,}, s saved per token and layer:
 
-- update: P (8 + m) / n + casts + tokens (L H a + 2s) + 4 * 4 V * chunk {chunk} + (4 + 2) V H (head: gradient, cast)
-- rollouts: P (4 + m) / n + 2 P (whole, in bf16) + rows (tokens * KV + state + 24 V to sample)
+- update: 16 P / n + casts + tokens (L H a + 2s) + 4 * 4 V * chunk {CHUNK} + (4 + 2) V H (head: gradient, cast)
+- rollouts: 12 P / n + 2 P (whole, in bf16) + rows (tokens * KV + state + 24 V to sample)
 - casts: 2 P on one GPU; under FSDP2 of embeddings and head, and 10 P / L for the layers under way
+- a local teacher: its weights, always; its rows and {PREFILL_TOKENS:,} tokens of a prefill, at another time than the
+  student's. Where its rows are fewer, they are shown; train.py finds both by itself from a greater --rollout_rows
 
-| student | GPUs | moments | s | KV per token | state per row | {" | ".join(f"{gpu} GB" for gpu in GPUS)} |
+| student | GPUs | teacher | s | KV per token | state per row | {" | ".join(f"{gpu} GB" for gpu in GPUS)} |
 {"|---" * (6 + len(GPUS))}|""")
-    for size, shape in SHAPES.items():
-        c = Qwen3_5TextConfig(**dict(zip(FIELDS, shape)))
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in Qwen3_5ForCausalLM(c).parameters()) + shape[-1]
-        saved, linear, layers = saved_per_token(c), c.layer_types.count("linear_attention"), c.num_hidden_layers
-        cache = 2 * 2 * c.num_key_value_heads * c.head_dim * (layers - linear)
-        state = 4 * linear * c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim
-        head, outer = VOCAB * (16 * chunk + 6 * c.hidden_size), VOCAB * c.hidden_size * (1 + (not shape[-2]))
-        for n, m in ((1, 8), (1, 4), (8, 8)):
-            casts = 2 * parameters if n == 1 else 2 * outer + 10 * (parameters - outer) / layers
-            cells = [size, n, "bf16" if m == 4 else "fp32", *(f"{x / 1e3:,.0f} kB" for x in (saved, cache, state))]
-            for free in (0.9e9 * gpu for gpu in GPUS):
-                update = free - parameters * (8 + m) / n - casts - head
-                tokens = update / (layers * c.hidden_size * (4 if n == 1 else 2) + 2 * saved)
-                rows = (free - parameters * ((4 + m) / n + 2)) / (ROW * cache + state + 24 * VOCAB)
-                fits = tokens >= ROW and rows >= 1
-                cells.append(f"{int(tokens / 1024)}k / {int(rows)}" if fits else "no")
-            print(f"| {' | '.join(map(str, cells))} |")
+    teacher = model_of("27B")
+    for size in STUDENTS:
+        student = model_of(size)
+        shape = [f"{x / 1e3:,.0f} kB" for x in (student.saved, 2 * student.costs.keys, 4 * student.costs.state)]
+        for n in (1, 8):
+            for name, teacher_bytes in TEACHERS.items():
+                found = [fits(student, n, teacher, teacher_bytes, 1e9 * gpu) for gpu in GPUS]
+                cells = [f"{x[0] // 1024}k / {min(x[1:])}" if x else "no" for x in found]
+                print(f"| {' | '.join(map(str, (size, n, name, *shape, *cells)))} |")
 
 
 def main() -> None:
@@ -110,18 +92,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="default 2048")
     parser.add_argument("--hidden", type=int, default=1024, help="default 1024")
     parser.add_argument("--chunks", nargs="+", default=["256", "128"], help="tokens that the head sees at a time")
+    parser.add_argument("--computed", action="store_true", help="leave out what is measured")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)  # a measurement's own process
     args = parser.parse_args()
     if args.side:
         return print(side(*args.side, args))
-    print(f"Measured: {args.tokens} tokens, hidden {args.hidden}, {PLACE}, torch {torch.__version__}; GiB (share)\n")
-    print(f"| | head | full logits | chunk {' | chunk '.join(args.chunks)} |\n{'|---' * (3 + len(args.chunks))}|")
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
-    for what, head in (("logprobs", "trained"), ("logprobs", "frozen"), ("jsd", "trained")):
-        command = [sys.executable, *sys.argv, "--side", what]
-        found = [float(subprocess.check_output([*command, chunk, head])) for chunk in ("full", *args.chunks)]
-        print(f"| token_{what} | {head} | {' | '.join(f'{x:.2f} ({x / found[0]:.3f})' for x in found)} |", flush=True)
-    compute()
+    if not args.computed:
+        print_measured(args)
+    print_fits()
+    print()
+    hours.main([])
 
 
 if __name__ == "__main__":

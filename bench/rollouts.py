@@ -1,18 +1,21 @@
-"""Tokens per second of generate.generate beside transformers' own two samplers.
+"""Tokens per second of generate.generate beside transformers' own two samplers, and beside the machine's limit.
 
-    python bench/rollouts.py                                three models, three rounds
-    python bench/rollouts.py --models world --rounds 1      quick
+    python -m bench.rollouts                                three models, three rounds
+    python -m bench.rollouts --models world --rounds 1      quick
 
 1. "world" is the embedded world's student on image questions; its responses end by themselves. "qwen3_5" (three
    layers of linear to one of full attention) and "qwen3" (full attention) are of mid size, with long prompts and random
    weights. Those are near uniform over the vocabulary: vocabulary / mean length end tokens give very unequal lengths.
 2. "generate" is model.generate(num_return_sequences=G) on the same batch; "batching" is continuous batching,
-   model.generate_batch. "static" is ours in tensors of fixed shape: on a GPU with CUDA graphs, on a CPU without.
-   Continuous batching knows neither images nor linear attention, so only "qwen3" has it. Its pool is sized for the
+   model.generate_batch. It knows neither images nor linear attention, so only "qwen3" has it. Its pool is sized for the
    batch (by default it takes nearly all memory) and its manager is kept from round to round.
 3. Same model, prompts, G, longest response and sampling; random streams differ, so speeds are response tokens per
    second: medians; ratios within a round as min / median / max; one round before does not count.
-4. On a GPU, also the limit at a copy's bandwidth: a step moves weights, unfinished rows' KV and, twice, their states.
+4. Shares of the limit: the least seconds of ours over those it took, for reading the prompts and for all decoding
+   steps. The least of a step is the greater of bytes over read bandwidth and FLOPs over matmul rate
+   (bench/machine.py), both measured before each model. "bytes": the share of these least seconds in which bytes are
+   the limit. The rate is that of large matrices; with 16 rows, a CPU's library reaches a third to a half of it.
+5. On one thread of a CPU, seconds are CPU seconds: what else runs on the machine hardly counts.
 """
 
 import argparse
@@ -21,24 +24,20 @@ import logging
 import platform
 import random
 import statistics
-import sys
-import time
-from pathlib import Path
 
 import torch
 import transformers
 from transformers import GenerationConfig, Qwen3_5ForCausalLM, Qwen3_5TextConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.generation import ContinuousBatchingConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from engine.models import banned_token_ids, collate, encode, end_token_ids, load_model, load_processor  # noqa: E402
-from generate import Sampling, generate, seed_of  # noqa: E402
-from prompts import plain_prompt  # noqa: E402
+from bench.machine import CUDA, DEVICE, DTYPE, clock, costs_of, decoding, fastest, measure, prompts_flops
+from engine.decode import prefill
+from engine.models import banned_token_ids, collate, encode, end_token_ids, load_model, load_processor
+from generate import Sampling, generate, seed_of
+from prompts import plain_prompt
 from world import table as world
 
-VOCAB, CUDA = 32_768, torch.cuda.is_available()
-DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
+VOCAB = 32_768
 
 
 def setting(name: str, args) -> tuple:
@@ -67,20 +66,17 @@ def samplers(name: str, args) -> tuple:
                               num_return_sequences=args.group, eos_token_id=ends, suppress_tokens=banned or None)
     batch, stop = collate(asked, device=DEVICE), torch.tensor(ends, device=DEVICE)
 
-    def ours(seed: int, cuda_graphs: bool = False) -> list[int]:
+    def ours(seed: int) -> list[int]:
         seeds = [[seed_of(seed, i, j) for j in range(args.group)] for i in range(len(asked))]
-        drawn = generate(model, asked, seeds, Sampling(max_new_tokens=limit), ends, banned, cuda_graphs)
+        drawn = generate(model, asked, seeds, Sampling(max_new_tokens=limit), ends, banned)
         return [len(tokens) for group in drawn for tokens in group]
-
-    def static(seed: int) -> list[int]:
-        return ours(seed, cuda_graphs=True)
 
     def theirs(seed: int) -> list[int]:
         torch.manual_seed(seed)
         rows = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         return ((torch.isin(rows, stop).cumsum(-1) == 0).sum(-1) + 1).clamp(max=rows.shape[1]).tolist()
 
-    found = {"ours": ours, "static": static, "generate": theirs}
+    found = {"ours": ours, "generate": theirs}
     if name != "qwen3":
         return model, asked, found
     paged, ids = copy.deepcopy(model), [x["input_ids"].tolist() for x in asked]  # it changes its model's attention
@@ -95,40 +91,33 @@ def samplers(name: str, args) -> tuple:
     return model, asked, {**found, "batching": batching}
 
 
-def bandwidth_limit(model, asked: list[dict], lengths: list[int], group: int) -> float:
-    """Tokens per second if nothing but the memory traffic of 4. took time."""
-    source, start, end = torch.empty(2**30, dtype=torch.uint8, device=DEVICE), *(torch.cuda.Event(True) for _ in "ab")
-    for _ in range(3):  # the last counts
-        start.record()
-        source.clone()  # reads and writes 1 GiB
-        end.record()
-    end.synchronize()
-    text = model.config.get_text_config()
-    linear = list(getattr(text, "layer_types", None) or []).count("linear_attention")
-    per_token = 2 * text.num_key_value_heads * text.head_dim * (text.num_hidden_layers - linear) * DTYPE.itemsize
-    state = linear and 4 * linear * text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
-    moved = max(lengths) * DTYPE.itemsize * sum(p.numel() for n, p in model.named_parameters() if "visual" not in n)
-    for i, n in enumerate(lengths):
-        moved += per_token * (n * len(asked[i // group]["input_ids"]) + n * n // 2) + 2 * state * n
-    return sum(lengths) / moved * 2 * 2**30 / start.elapsed_time(end) * 1000
-
-
-def measure(name: str, args) -> list[str]:
+def compare(name: str, args) -> list[str]:
     """One row of the table."""
-    (model, asked, found), speeds = samplers(name, args), {"ours": [], "static": [], "generate": [], "batching": []}
+    (model, asked, found), speeds = samplers(name, args), {"ours": [], "generate": [], "batching": []}
+    costs, prompts, shares = costs_of(model), [len(x["input_ids"]) for x in asked], []
+    machine = measure(DTYPE.itemsize * costs.parameters)
+    with torch.no_grad():
+        reading = fastest(lambda: prefill(model, asked, DEVICE), 3)
     for i in range(args.rounds + 1):
         for label in sorted(found, reverse=bool(i % 2)):
-            start = time.perf_counter()
+            start = clock()
             lengths = found[label](i)
-            speeds[label] += [sum(lengths) / (time.perf_counter() - start)] if i else []
-    lengths, prompt = found["ours"](1), statistics.mean(len(x["input_ids"]) for x in asked)
+            seconds = clock() - start
+            if i:
+                speeds[label].append(sum(lengths) / seconds)
+            if i and label == "ours":
+                least, by_bytes = decoding(costs, prompts, lengths, machine)
+                shares.append(least / (seconds - reading))
+    lengths = found["ours"](1)
     cells = [f"{name}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M", f"{len(asked)} x {args.group}"]
-    cells += [f"{prompt:.0f}, {min(lengths)} / {statistics.mean(lengths):.0f} / {max(lengths)}"]
+    cells += [f"{statistics.mean(prompts):.0f}, {min(lengths)} / {statistics.mean(lengths):.0f} / {max(lengths)}"]
     cells += [f"{statistics.median(values):.0f}" if values else "-" for values in speeds.values()]
-    for mine, others in (("static", "ours"), ("ours", "generate"), ("ours", "batching")):
-        ratios = [a / b for a, b in zip(speeds[mine], speeds[others])]
+    for other in ("generate", "batching"):
+        ratios = [a / b for a, b in zip(speeds["ours"], speeds[other])]
         cells += [f"{min(ratios):.2f} / {statistics.median(ratios):.2f} / {max(ratios):.2f}" if ratios else "-"]
-    return cells + ([f"{bandwidth_limit(model, asked, lengths, args.group):.0f}"] if CUDA else [])
+    cells += [f"{machine.seconds(prompts_flops(costs, prompts)) / reading:.2f}"]
+    cells += [f"{min(shares):.2f} / {statistics.median(shares):.2f} / {max(shares):.2f}", f"{by_bytes:.0%}"]
+    return [*cells, f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.rate / 1e9:.0f} GFLOP/s"]
 
 
 def main() -> None:
@@ -145,10 +134,11 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     machine = torch.cuda.get_device_name() if CUDA else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     print(f"{machine}, {DTYPE}, torch {torch.__version__}, transformers {transformers.__version__}\n")
-    print("| model | prompts x G | prompt, response | ours | static | generate | batching | static / ours "
-          f"| ours / generate | ours / batching |{' bandwidth limit |' * CUDA}\n{'|---' * (10 + CUDA)}|")  # fmt: skip
+    header = "model | prompts x G | prompt, response | ours | generate | batching | ours / generate | ours / batching"
+    header += " | share of the limit: prompts | steps | bytes | measured limits"
+    print(f"| {header} |\n{'|---' * 12}|")
     for name in args.models:
-        print(f"| {' | '.join(measure(name, args))} |", flush=True)
+        print(f"| {' | '.join(compare(name, args))} |", flush=True)
 
 
 if __name__ == "__main__":

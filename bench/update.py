@@ -1,7 +1,7 @@
-"""The update beside TRL's GRPOTrainer: time, peak memory, and the same optimiser step.
+"""The update beside TRL's GRPOTrainer: time, peak memory, the same optimiser step; and beside the machine's limit.
 
-    python bench/update.py                                             # pip install trl
-    python bench/update.py --rounds 1 --groups 4 --hidden 64           quick
+    python -m bench.update                                             # pip install trl
+    python -m bench.update --rounds 1 --groups 4 --hidden 64           quick
 
 A tiny text-only Qwen3 with random weights, fp32, one process. TRL's settings are in `run_trl`; its rollouts are ours.
 
@@ -14,6 +14,8 @@ A tiny text-only Qwen3 with random weights, fp32, one process. TRL's settings ar
    advantages, and in the second one our old log-probs, replace TRL's own. SGD's step is so large that all clips work.
 4. Gradients are compared as the optimiser gets them, after clipping by norm; weights by how far they moved. AdamW's
    first steps divide by about |gradient|: where a gradient is all rounding, so is that step. SGD is the exact test.
+5. Share of the limit: FLOPs of the rows with a signal, forward and backward, without padding, over the matmul rate
+   (bench/machine.py, measured in each round) and over our seconds. On one thread of a CPU all seconds are CPU seconds.
 """
 
 import argparse
@@ -21,14 +23,13 @@ import json
 import random
 import resource
 import statistics
+import string
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
 import psutil
 import torch
@@ -37,15 +38,16 @@ from torch.nn.utils import parameters_to_vector as flat
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Config, Qwen3ForCausalLM, logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from toy import make_processor  # noqa: E402
-
-from engine.questions import Question  # noqa: E402
-from engine.update import Learner, Policy  # noqa: E402
-from zppo import Group, Recipe, Rollout, advantages, mini_batches, update  # noqa: E402
+from bench.machine import clock, costs_of, measure, update_flops
+from engine.models import Encoder
+from engine.questions import Question
+from engine.update import Learner, Policy, Row
+from world.pretrain import CHAT_TEMPLATE, make_processor
+from zppo import Group, Recipe, Rollout, advantages, mini_batches, update
 
 VOCAB, G, KEY = 8192, 8, (0, 0)
+TOKENIZER = make_processor().tokenizer
+TOKENIZER.chat_template = CHAT_TEMPLATE
 
 
 def make_model(args) -> Qwen3ForCausalLM:
@@ -56,12 +58,18 @@ def make_model(args) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).train()
 
 
+def encoded(prompt: str) -> list[int]:
+    """A prompt in the chat template, as both sides get it."""
+    return Encoder(TOKENIZER)(prompt)["input_ids"].tolist()
+
+
 def make_groups(args, share: float) -> list[Group]:
-    """Random groups; the first `share` of them without signal. The characters of a prompt are its token ids."""
-    rng, groups = random.Random(0), []
+    """Random groups; the first `share` of them without signal. A letter of a prompt is a token."""
+    rng, groups, frame = random.Random(0), [], len(encoded(""))
     for i in range(args.groups):
-        prompt = "".join(chr(rng.randrange(2, VOCAB)) for _ in range(rng.randint(args.prompt // 2, args.prompt)))
-        correct = rng.choice((0, G)) if i < share * args.groups else rng.randint(1, G - 1)
+        letters = rng.randint(args.prompt // 2, args.prompt) - frame
+        prompt = "".join(rng.choice(string.ascii_lowercase) for _ in range(letters))
+        correct = rng.choice((0, G)) if i < round(share * args.groups) else rng.randint(1, G - 1)
         lengths = [rng.randint(args.response // 8, args.response) for _ in range(G)]
         tokens = [[rng.randrange(2, VOCAB) for _ in range(length - 1)] + [0] for length in lengths]
         rollouts = [Rollout("", row, float(j < correct), None) for j, row in enumerate(tokens)]
@@ -72,10 +80,9 @@ def make_groups(args, share: float) -> list[Group]:
 def make_learner(args, name: str, lr: float) -> Learner:
     accelerator, policy = Accelerator(), Policy(make_model(args))
     policy, optimizer = accelerator.prepare(policy, getattr(torch.optim, name)(policy.parameters(), lr))
-    encode = lambda prompt, _: {"input_ids": torch.tensor([ord(c) for c in prompt])}  # noqa: E731
-    length = lambda prompt, _: len(prompt)  # noqa: E731
+    blank = Row("blank", Question("blank", "blank", (), ""), [0], weight=0.0)
     budget = args.micro_batch * (args.prompt + args.response)  # no more than TRL's rows may take
-    return Learner(policy, optimizer, accelerator, encode, length, encode("blank", None), budget)
+    return Learner(policy, optimizer, accelerator, Encoder(TOKENIZER), blank, budget)
 
 
 def run_trl(args, name: str, lr: float, batches: list[list[tuple]], on_policy: bool, hook=lambda model: None) -> tuple:
@@ -88,8 +95,8 @@ def run_trl(args, name: str, lr: float, batches: list[list[tuple]], on_policy: b
     def rollouts(_, trainer) -> dict:  # in our order: TRL's own prompts are placeholders
         trainer.rows = next(feed)
         prompts, tokens, weights, _ = map(list, zip(*trainer.rows))
-        prompts, nothing = [[ord(c) for c in prompt] for prompt in prompts], [[0.0] * len(row) for row in tokens]
-        return {"prompt_ids": prompts, "completion_ids": tokens, "logprobs": nothing, "weight": weights}
+        ids, nothing = [encoded(prompt) for prompt in prompts], [[0.0] * len(row) for row in tokens]
+        return {"prompt_ids": ids, "completion_ids": tokens, "logprobs": nothing, "weight": weights}
 
     class Fed(GRPOTrainer):
         def _generate_and_score_completions(self, inputs):
@@ -98,13 +105,13 @@ def run_trl(args, name: str, lr: float, batches: list[list[tuple]], on_policy: b
                 batch["advantages"] = batch["advantages"].new_tensor([row[2] for row in self.rows])
             if self.rows[0][3] is not None:
                 batch["old_per_token_logps"] = pad_sequence([row[3] for row in self.rows], batch_first=True)
-            starts.append(time.perf_counter())
+            starts.append(clock())
             return batch
 
     model, rows = make_model(args), len(batches[0])
     optimizer = getattr(torch.optim, name)(model.parameters(), lr)
     optimizer.register_step_pre_hook(lambda *_: hook(model))
-    optimizer.register_step_post_hook(lambda *_: ends.append(time.perf_counter()))
+    optimizer.register_step_post_hook(lambda *_: ends.append(clock()))
     config = GRPOConfig(
         loss_type="dapo", beta=0.0, epsilon=0.2, epsilon_high=0.28, delta=10.0, scale_rewards="none", temperature=1.0,
         num_generations=G if on_policy else 2, max_completion_length=args.response, max_steps=len(batches),
@@ -113,7 +120,7 @@ def run_trl(args, name: str, lr: float, batches: list[list[tuple]], on_policy: b
         gradient_checkpointing=False, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
         output_dir=tempfile.mkdtemp())  # fmt: skip
     prompts = Dataset.from_dict({"prompt": ["."] * rows * len(batches)})
-    trainer = Fed(model, lambda weight, **_: weight, config, prompts, processing_class=make_processor().tokenizer,
+    trainer = Fed(model, lambda weight, **_: weight, config, prompts, processing_class=TOKENIZER,
                   optimizers=(optimizer, None), rollout_func=rollouts)  # fmt: skip
     before = psutil.Process().memory_info().rss
     with redirect_stdout(sys.stderr):
@@ -147,18 +154,23 @@ def equality(args, name: str, lr: float, updates: int) -> list[str]:
 
 
 def side(name: str, share: float, args) -> list[float]:
-    """One measurement, in its own process: median seconds of a step, peak memory in MiB."""
+    """One measurement, in its own process: median seconds of a step, peak memory in MiB, share of the limit (ours)."""
     groups, recipe, seconds = make_groups(args, share), Recipe(updates_per_step=1), []
     if name == "trl":
         _, seconds, before = run_trl(args, "AdamW", 1e-6, [rows_of(groups)] * (args.steps + 1), on_policy=True)
     else:
         learner, before = make_learner(args, "AdamW", 1e-6), psutil.Process().memory_info().rss
         for _ in range(args.steps + 1):
-            start = time.perf_counter()
+            start = clock()
             update(learner, groups, recipe, KEY)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) - before
-    return [statistics.median(seconds[1:]), (torch.cuda.max_memory_allocated() or peak) / 2**20]
+    peak, median = (torch.cuda.max_memory_allocated() or peak) / 2**20, statistics.median(seconds[1:])
+    if name == "trl":
+        return [median, peak]
+    costs, active = costs_of(learner.policy.model), mini_batches(groups, recipe, KEY)[0][0]
+    flops = sum(update_flops(costs, len(encoded(row.prompt)), len(row.tokens)) for row in active)
+    return [median, peak, measure(1).seconds(flops) / median]
 
 
 def main() -> None:
@@ -179,18 +191,21 @@ def main() -> None:
         return print(side(args.side[0], float(args.side[1]), args))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "trl"))
     print(f"{torch.get_num_threads()} threads, {packages}; {args.rounds} rounds: median, ratios min / median / max\n")
-    print(f"| no signal | ours s | TRL s | TRL / ours | ours MiB | TRL MiB | TRL / ours |\n{'|---' * 7}|")
+    header = "no signal | ours s | TRL s | TRL / ours | ours MiB | TRL MiB | TRL / ours | share of the limit"
+    print(f"| {header} |\n{'|---' * 8}|")
     for share in args.shares:
         found: dict[str, list[list[float]]] = {"ours": [], "trl": []}
         for i in range(args.rounds):
             for name in sorted(found, reverse=bool(i % 2)):
-                command = [sys.executable, *sys.argv, "--side", name, str(share)]
+                command = [sys.executable, "-m", "bench.update", *sys.argv[1:], "--side", name, str(share)]
                 found[name].append(json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL)))
         cells = [f"{share:.0%}"]
-        for ours, theirs in zip(zip(*found["ours"]), zip(*found["trl"])):  # seconds, then MiB
+        *ours_of, limits = zip(*found["ours"])
+        for ours, theirs in zip(ours_of, zip(*found["trl"])):  # seconds, then MiB
             ratios = [b / a for a, b in zip(ours, theirs)]
             cells += [f"{statistics.median(ours):.3g}", f"{statistics.median(theirs):.3g}"]
             cells += [f"{min(ratios):.2f} / {statistics.median(ratios):.2f} / {max(ratios):.2f}"]
+        cells += [f"{min(limits):.2f} / {statistics.median(limits):.2f} / {max(limits):.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
     # Last, since the peak that getrusage reports of a child starts at its parent's.
     print(f"\nDifferences: greatest, relative in norm\n\n| case | | gradient | weights | clipped |\n{'|---' * 5}|")

@@ -31,7 +31,7 @@ from transformers import GenerationConfig
 
 MAY_CHANGE = (  # on --resume; data by its content
     "student data data_may_differ split config columns output resume steps micro_tokens rollout_rows preview "
-    "teacher_timeout teacher_concurrency "
+    "teacher_timeout teacher_concurrency eval_data eval_every "
     "gradient_checkpointing save_every keep_checkpoints dump_every eval_questions log_with"
 ).split()
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ)  # accelerate launch, torchrun

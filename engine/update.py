@@ -7,6 +7,8 @@ Decisions:
 2. Micro-batches are filled by tokens, padding included, not by rows (Table 8: 4 rows, without padding). Every process
    makes the same number of them, the last ones possibly of the blank row alone, so nobody waits for anybody.
 3. The optimiser does not step, on any process, on a gradient that is not finite.
+4. FSDP2 in bf16 casts all that it shards. The few parameters that a model computes with in fp32 even in bf16 are not
+   sharded: every process keeps them whole, and `step` averages their gradients.
 """
 
 import math
@@ -22,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from engine.logprobs import token_jsd, token_logprobs
@@ -136,10 +139,10 @@ def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[
 
 
 def make_accelerator(**settings) -> Accelerator:
-    """Accelerator(**settings) on CUDA, else on the CPU. Log-probs leave the model in fp32, gradients add up in fp32."""
+    """Accelerator(**settings) on CUDA, else on the CPU."""
     if os.environ.get("WORLD_SIZE", "1") == "1" and "MASTER_ADDR" in os.environ:
         print("the launcher was asked for several processes and started one; on a CPU: torchrun --nproc_per_node 2 ...")
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=not torch.cuda.is_available(),  # on Apple's GPUs there is no float64
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
@@ -147,11 +150,20 @@ def make_accelerator(**settings) -> Accelerator:
         ],
         **settings,
     )
-    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
-    if plugin and plugin.mixed_precision_policy:
-        policy = replace(plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32)
-        plugin.mixed_precision_policy = policy
-    return accelerator
+
+
+def prepare(policy: Policy, optimizer: torch.optim.Optimizer, accelerator: Accelerator):
+    """accelerator.prepare for both. FSDP2: log-probs leave the model in fp32, gradients add up in fp32; decision 4."""
+    if accelerator.is_fsdp2:
+        plugin = accelerator.state.fsdp_plugin
+        if mixed := plugin.mixed_precision_policy:
+            plugin.mixed_precision_policy = replace(mixed, output_dtype=None, reduce_dtype=torch.float32)
+        fp32 = {"A_log", "dt_bias", *(policy.model._keep_in_fp32_modules_strict or ())}  # Qwen3.5 lists none itself
+        whole = {p: name for name, p in policy.named_parameters() if any(part in name for part in fp32)}
+        plugin.ignored_modules = [torch.nn.ParameterList(whole)]
+        optimizer.param_groups[0]["params"] = [p for p in policy.parameters() if p not in whole]
+        optimizer.add_param_group({"params": list(whole)})  # AdamW's GPU kernels refuse a mix of shards and whole ones
+    return accelerator.prepare(policy, optimizer)
 
 
 @dataclass
@@ -226,6 +238,9 @@ class Learner:
 
     def step(self, max_grad_norm: float) -> float | None:
         """One optimiser step on the gradients so far. Returns their norm, None if it is not finite: then no step."""
+        for parameter in self.policy.parameters() if self.accelerator.is_fsdp2 else ():
+            if parameter.grad is not None and not isinstance(parameter, DTensor):  # decision 4
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), max_grad_norm))
         finite = math.isfinite(norm)
         if finite:
@@ -245,7 +260,7 @@ def make_learner(accelerator: Accelerator, student, lr: float, weight_decay: flo
     policy = Policy(student.model, student.banned_ids)
     fused = True if accelerator.device.type == "cuda" else None
     settings = dict(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
-    policy, optimizer = accelerator.prepare(policy, torch.optim.AdamW(policy.parameters(), **settings))
+    policy, optimizer = prepare(policy, torch.optim.AdamW(policy.parameters(), **settings), accelerator)
     images = (Image.new("RGB", (64, 64)),) if hasattr(student.processor, "image_processor") else ()
     blank = Row("blank", Question("blank", "blank", images, ""), student.end_ids[:1], weight=0.0)
     learner = Learner(policy, optimizer, accelerator, student.encoder, blank, micro_tokens)

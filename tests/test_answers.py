@@ -571,6 +571,24 @@ y' = 2x | 2x
 100cm | 100 cm
 5'6" | 5'6"
 S_n = n^2 | n^2
+(1, .5) | (1, 0.5)
+\left[\begin{array}{cc}1&2\\3&4\end{array}\right] | [[1,2],[3,4]]
+\begin{pmatrix} 1,000 & 2 \\ 3 & 4 \end{pmatrix} | \begin{pmatrix} 1000 & 2 \\ 3 & 4 \end{pmatrix}
+\begin{pmatrix} \frac12 \\ \sqrt{2} \end{pmatrix} | (0.5, \sqrt2)
+\begin{vmatrix}1&2\\3&4\end{vmatrix} | \begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix}
+x \in \{5\} | 5
+(0,+\infty) | (0,\infty)
+1:2:3 | 1 : 2 : 3
+\sqrt[3]{8} + \sqrt[4]{16} | 4
+2sqrt3 | \sqrt{12}
+\sqrt2\sqrt3 | \sqrt6
+x_{\pm} = 1 \pm \sqrt2 | 1 \pm \sqrt{2}
+\log_{10} x | \lg x
+e^{-x} | \exp(-x)
+\sin^2 30^\circ | 0.25
+(101_2, 5) | (101_{2}, 5)
+|1,000| | 1000
+red, and blue | red, blue
 """
 DIFFERENT = r"""
 0.333333 | 1/3
@@ -968,6 +986,14 @@ y'=2x | y=2x
 1.234.567 | 1234567
 5'6 | 56
 a_1=2 | a_2 = 2
+3:2:1 | 1.5:1
+(\begin{pmatrix}1\\2\end{pmatrix}, 3) | (1, 2, 3)
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1&2\end{pmatrix}
+\begin{vmatrix}1&2\\3&4\end{vmatrix} | \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\frac123 | \frac{1}{23}
+0^0 | 1
+\ln^{-1} x | \frac{1}{\ln x}
+1,000, and 2,000 | 1000, 2000
 """
 def table(text):
     return [tuple(line.rsplit(" | ", 1)) for line in text.strip("\n").splitlines()]
@@ -1053,6 +1079,8 @@ HOSTILE = [
     r"\frac", r"\sqrt[", "^", "_", "\\", "\x00", "a\x00b", "\ud800", "\u202e\u200b", "½" * 900, "⁵" * 1900,
     "٣" * 1900, "\u0301" * 1900, "__import__('os').system('exit')", "x.__class__.__mro__", "lambda: 0",
     r"\begin{pmatrix}", r"\end{pmatrix}", "5 " + "m/" * 900, "5 " + "square " * 280, "A. " * 600, "|x" * 900,
+    ",".join(f"10^{{-{n}}}" for n in range(2900, 3080)), ",".join(rf"\log x^{{{n}}}" for n in range(130)),
+    r"\begin{pmatrix}" + r"1&2\\" * 300 + r"\end{pmatrix}", r"[\begin{pmatrix}" * 100, r"\sqrt[" * 300,
     r"\log_{" * 200, "0." + r"\overline{1}" * 300, r"\boxed{" * 150_000, "{}" * 500_000,
     r"\boxed{" + "9" * 10**6 + "}", r"\text{" * 150_000, " " * 10**6, "a " * 500_000, "",
 ]
@@ -1061,11 +1089,11 @@ HOSTILE = [
 def all_answers():
     answers = []
     for text in HOSTILE:
-        start = time.perf_counter()
+        start = time.thread_time()  # not the clock: the machine may be busy
         for given, gold in ((text, "5"), (text, text + " + 0"), (r"\sqrt{2}x+1", text)):
             answers.append((answers_match(given, gold), grade(rf"\boxed{{{given}}}", gold)))
         answers.append(extract_boxed(text))
-        assert time.perf_counter() - start < 10, text[:60]  # that it ends; the worst call takes about 0.3 s
+        assert time.thread_time() - start < 5, text[:60]  # the worst call takes about 0.3 s
     return answers
 
 

@@ -1,5 +1,6 @@
 """Sharded students (FSDP2): whole runs on two CPU processes beside the run of one, and the shipped launch files."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,12 +14,13 @@ from runs import ROOT, read_metrics, torchrun, train
 from safetensors.torch import load_file
 
 SHARDED = dict(launch=torchrun(2), script="tests/fsdp_run.py")
+BF16 = "--steps", "1", "--new_per_step", "32"
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("sharded") / "run"
-    train(run, **SHARDED)
+    train(run, **SHARDED, RECORD=str(run.parent / "record"))
     return run
 
 
@@ -60,18 +62,42 @@ def test_resumed_on_another_number_of_shards(sharded, tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
 
 
-def test_bf16_sharded_and_whole(tmp_path):
+@pytest.fixture(scope="module")
+def bf16(tmp_path_factory) -> Path:
+    """One step of more questions than elsewhere: what rounding flips counts for less."""
+    run = tmp_path_factory.mktemp("bf16") / "run"
+    train(run, *BF16, **SHARDED, ACCELERATE_MIXED_PRECISION="bf16", RECORD=str(run.parent / "record"))
+    return run
+
+
+def test_bf16_sharded_and_whole(bf16, tmp_path):
     """Each rounds in its own way: the first step alone, and loosely."""
-    short = "--steps", "1"
-    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
-    train(whole, *short, ACCELERATE_MIXED_PRECISION="bf16")
-    train(sharded, *short, **SHARDED, ACCELERATE_MIXED_PRECISION="bf16")
-    (one,), (two,) = read_metrics(whole), read_metrics(sharded)
+    train(tmp_path / "whole", *BF16, ACCELERATE_MIXED_PRECISION="bf16")
+    (one,), (two,) = read_metrics(tmp_path / "whole"), read_metrics(bf16)
     for name in ("plain_accuracy", "teacher_accuracy", "active_share", "grad_norm", "entropy"):
         assert two[name] == pytest.approx(one[name], rel=0.2), name
-    weights = load_file(sharded / "model" / "model.safetensors").values()
+    weights = load_file(bf16 / "model" / "model.safetensors").values()
     assert all(value.dtype == torch.float32 for value in weights)
     assert any((value != value.bfloat16()).any() for value in weights)  # trained in fp32, not only stored in it
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_bf16_leaves_the_decay_of_linear_attention_in_fp32(bf16, rank):
+    types = json.loads((bf16.parent / "record" / f"types-{rank}.json").read_text())
+    for phase in ("update", "rollouts"):
+        assert "torch.bfloat16" in types[f"out_proj.weight in {phase}"]  # fp32 only before the model is sharded
+        assert types[f"A_log in {phase}"] == types[f"dt_bias in {phase}"] == ["torch.float32"]
+
+
+def test_parameters_that_are_not_sharded_learn_from_all_processes(sharded, tmp_path):
+    train(tmp_path / "run", script="tests/fsdp_run.py", RECORD=str(tmp_path / "record"))
+    whole = load_file(tmp_path / "record" / "0.safetensors")
+    ours, others = (load_file(sharded.parent / "record" / f"{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(ours[name], others[name]) for name in whole)
+    for name, value in whole.items():
+        is_gradient = name.startswith("gradient")
+        assert value.any() or not is_gradient
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-6 if is_gradient else 2e-5)
 
 
 @pytest.mark.parametrize(

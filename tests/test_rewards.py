@@ -174,9 +174,9 @@ def test_inserted_text_is_no_template_and_ends_no_turn():
 
 def test_neutralising_takes_linear_time():
     for text in ("\n" * 10**6, " " * 10**6 + "x", "\n \t" * 300_000 + "#", "<|" * 500_000, "## Question\n" * 90_000):
-        start = time.perf_counter()
+        start = time.thread_time()
         judge_prompt("q", text, "g")
-        assert time.perf_counter() - start < 5, text[:20]
+        assert time.thread_time() - start < 5, text[:20]
 
 
 @pytest.mark.parametrize("text, verdict", [

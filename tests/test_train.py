@@ -12,6 +12,7 @@ import tiny
 import torch
 import transformers
 from accelerate import Accelerator
+from PIL import Image
 from runs import ROOT, assert_close, torchrun, train
 from safetensors.torch import load_file
 
@@ -84,19 +85,84 @@ def test_bad_arguments_are_refused_before_training(tmp_path, args, message):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+MODELS = f"--student {ROOT}/world/student --teacher {ROOT}/world/teacher".split()
+
+
 def test_bad_rows_and_long_prompts_are_counted_before_training(tmp_path):
     rows = [{"prompt": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(9)]
     rows += [{"prompt": "", "answer": "1"}, {"prompt": "x", "answer": None}, {"prompt": "y" * 999, "answer": "1"}]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    models = f"--student {ROOT}/world/student --teacher {ROOT}/world/teacher --data {tmp_path}/sums.jsonl".split()
-    limits = "--columns question=prompt --max_prompt_tokens 200 --steps 1 --max_response_tokens 8".split()
-    done = train(tmp_path / "run", *models, *limits)
-    assert "9 questions" in done.stdout and "'prompt over budget': 1" in done.stdout
+    limits = f"--data {tmp_path}/sums.jsonl --max_prompt_tokens 200 --steps 1 --max_response_tokens 8".split()
+    done = train(tmp_path / "run", *MODELS, *limits)
+    assert "9 questions, steps 1 to 1" in done.stdout and "1 questions are left out" in done.stdout
     assert all(f"'{reason}': 1" in done.stdout for reason in ("question_empty", "answer_missing"))
+    assert "10 of 10 gold answers go to the rule: '1', '2'" in done.stdout
     metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert metrics["plain_prompts"] == 8 and metrics["no_answer_share"] > 0  # the world's student cannot add
-    done = train(tmp_path / "other", *models, *limits, "--new_per_step", "10", check=False)
-    assert done.returncode != 0 and "fewer than one step needs" in done.stderr
+    done = train(tmp_path / "other", *MODELS, *limits, "--new_per_step", "10", check=False)
+    assert done.returncode == 2 and "fewer than one step needs" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_own_data_with_a_broken_image_a_reward_and_evaluations(tmp_path):
+    """One image is cut behind its header: the run names it once, goes on, and resumes once the file is repaired."""
+    for i in range(10):
+        Image.new("RGB", (64, 64), (20 * i, 9, 9)).save(tmp_path / f"{i}.png")
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[:60])
+    rows = [{"question": f"which colour is {i}?", "answer": "red", "image": f"{i}.png"} for i in range(10)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    code = "def even(question, response, gold):\n    return len(response) % 2 == 0 and gold in ('red', '2')\n"
+    (tmp_path / "own.py").write_text(code)
+    own = f"--data {tmp_path}/data.jsonl --eval_data {tmp_path}/held.jsonl --eval_every 1".split()
+    own += f"--reward {tmp_path}/own.py:even --max_response_tokens 8 --new_per_step 5".split()
+    own += ["--system_prompt", "Be brief."]
+    done = train(tmp_path / "run", *MODELS, *own, "--steps", "2")
+    assert done.stdout.count("image cannot be decoded") + done.stderr.count("image cannot be decoded") == 1
+    first, second = (json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert {first["broken_images"], second["broken_images"]} == {0, 1}
+    assert first["plain_prompts"] + second["plain_prompts"] - first["replayed"] - second["replayed"] == 9
+    for name in ("eval_before", "eval_00001", "eval_after"):
+        records = [json.loads(x) for x in (tmp_path / f"run/{name}.jsonl").read_text().splitlines()]
+        assert [record["reward"] for record in records] == [len(r["response"]) % 2 == 0 for r in records]
+        assert len(records) == 2
+
+    done = train(tmp_path / "run", *MODELS, *own, "--resume", "--steps", "3")  # not repaired: it goes on all the same
+    (tmp_path / "3.png").write_bytes(whole)
+    refused = train(tmp_path / "run", *MODELS, *own, "--resume", "--steps", "4", check=False)
+    assert refused.returncode == 2 and "other questions" in refused.stderr and "--data_may_differ" in refused.stderr
+    train(tmp_path / "run", *MODELS, *own, "--resume", "--steps", "4", "--data_may_differ")
+    steps = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in steps] == [1, 2, 3, 4] and steps[3]["broken_images"] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ("--student {tmp}/none --teacher x --data {tmp}/good.jsonl", "none' cannot be loaded"),
+        ("--student {tmp}/bare --teacher x --data {tmp}/good.jsonl", "has no chat template"),
+        ("--student x --teacher y, --data {tmp}/good.jsonl", "no comma at its end"),
+        ("--student x --teacher y --data {tmp}/none.jsonl", "No such file"),
+        ("--student x --teacher y --data {tmp}/empty.jsonl", "the file is empty"),
+        ("--student x --teacher y --data {tmp}/latin.jsonl", "not UTF-8"),
+        ("--student x --teacher y --data {tmp}/cut.jsonl", "not JSON"),
+        ("--student x --teacher y --data {tmp}/good.jsonl --columns question=text", "text"),
+        ("--reward {tmp}/none.py:f", "expected file.py:function"),
+        ("--reward {tmp}/half.py:f", "gave 0.5: expected is 0 or 1"),
+        ("--log_with foo", "foo"),
+    ],
+)
+def test_bad_input_is_one_sentence_with_status_2(args, sentence, tmp_path):
+    row = json.dumps({"question": "é + 1", "answer": "2"}, ensure_ascii=False) + "\n"
+    (tmp_path / "good.jsonl").write_text(row, encoding="utf-8")
+    (tmp_path / "latin.jsonl").write_text(row, encoding="latin-1")
+    (tmp_path / "cut.jsonl").write_text(row + row[:20], encoding="utf-8")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "half.py").write_text("def f(question, response, gold):\n    return 0.5\n")
+    shutil.copytree(WORLD / "student", tmp_path / "bare", ignore=shutil.ignore_patterns("*.jinja"))
+    done = train(tmp_path / "run", *args.format(tmp=tmp_path).split(), check=False)
+    assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_buffer_of_another_data_set_is_refused(reference, tmp_path):

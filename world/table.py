@@ -1,7 +1,7 @@
 """The embedded world: its secret table, what student and teacher believe of it, and the questions about it.
 
 Thirty places, four signs, and one secret table: at every place each sign leads to another place. A
-question shows a row of signs as an image and asks where they lead; the response looks one step up at a
+question shows a row of signs as an image and asks where they lead. The response looks up one step at a
 time inside <think> and boxes the last place: "<think>17●24▲31</think>\\boxed{31}".
 
 - The student knows most of the table and holds firm misconceptions about the rest. A question that needs
@@ -38,14 +38,9 @@ QUESTION = {
 Table = dict[tuple[str, str], str]  # (place, sign) -> place
 
 
-# ---------------------------------------------------------------- the world and what is believed about it
-
-
 def secret_table(seed: int = 0) -> Table:
     rng = random.Random(f"table/{seed}")
-    return {
-        (place, sign): rng.choice([p for p in PLACES if p != place]) for place in PLACES for sign in SIGNS
-    }
+    return {(place, sign): rng.choice([p for p in PLACES if p != place]) for place in PLACES for sign in SIGNS}
 
 
 def beliefs(who: str, seed: int = 0) -> Table:
@@ -96,11 +91,8 @@ def question(family: str, start: str, signs: str, answer: str) -> Question:
     """A question of one family; its picture is fixed by its own text."""
     uid = f"{family}/{start}{signs}"
     rng = random.Random(uid)
-    images = {
-        "image": lambda: (draw(signs, rng),),
-        "text": lambda: (),
-        "frames": lambda: tuple(draw(sign, rng) for sign in signs),
-    }[family]()
+    rows = {"image": [signs], "text": [], "frames": signs}[family]  # the signs of each picture
+    images = tuple(draw(row, rng) for row in rows)
     return Question(uid, QUESTION[family].format(start=start, signs=signs), images, answer)
 
 
@@ -114,7 +106,5 @@ def questions(seed: int = 0) -> tuple[list[Question], dict[str, list[Question]]]
         for start, signs in [chains.pop() for _ in range(HELD_OUT)]:
             places = walk(table, start, signs)
             known = all(student[entry] == table[entry] for entry in zip(places, signs, strict=False))
-            held_out[f"{family}/{'known' if known else 'hard'}"].append(
-                question(family, start, signs, places[-1])
-            )
+            held_out[f"{family}/{'known' if known else 'hard'}"].append(question(family, start, signs, places[-1]))
     return [question("image", p, signs, walk(table, p, signs)[-1]) for p, signs in chains], held_out
