@@ -53,10 +53,8 @@ def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
     replies = [reply for (reply,) in actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")]
     pairs = [(question, reply.text) for (_, question), reply in zip(asked, replies, strict=True)]
-    if reward:
-        scores = [Score(reward(question.text, text, question.answer), "own reward") for question, text in pairs]
-    else:
-        scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
+    own = [Score(reward(q.text, text, q.answer), "own reward") for q, text in pairs] if reward else None
+    scores = own or score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
     records = []
     for (family, question), reply, result in zip(asked, replies, scores, strict=True):
         records.append({"family": family, "uid": question.uid, "response": reply.text, "gold": question.answer,
@@ -114,8 +112,7 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
     names = [e.name for e in BENCHMARKS if args.suite in (e.family, "all")] + args.benchmarks.replace(",", " ").split()
     if unknown := sorted({*names, *ids} - {*BY_NAME}):
         raise DataError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
-    entries = {name: BY_NAME[name] for name in names}
-    entries |= {name: replace(BY_NAME[name], source=ids[name], moved=()) for name in ids if name in entries}
+    entries = {n: replace(BY_NAME[n], source=ids[n], moved=()) if n in ids else BY_NAME[n] for n in names}
     if judged := [name for name, entry in entries.items() if entry.scorer in JUDGES and not args.judge]:
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
     wanted = {name: (entry.ids, entry.revision, bool(entry.video)) for name, entry in entries.items()}
@@ -214,9 +211,8 @@ def main(args: Arguments) -> None:
         text, numbers = report(results.records, args.paper)
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
         leave(f"evaluate.py: {error}", 2)
-    if accelerator.is_main_process:
-        results.finish({"settings": settings, "scores": numbers})
-        print(f"{text}\nper-question results: {args.out}")
+    results.finish({"settings": settings, "scores": numbers})
+    accelerator.print(f"{text}\nper-question results: {args.out}")
 
 
 if __name__ == "__main__":
