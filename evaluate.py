@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import prompts
 from engine.images import MAX_PIXELS, MIN_PIXELS
-from engine.options import option, parse
+from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, load_questions
 from engine.results import Results
 from engine.run import leave, read_records
@@ -53,10 +53,8 @@ def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
     replies = [reply for (reply,) in actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")]
     pairs = [(question, reply.text) for (_, question), reply in zip(asked, replies, strict=True)]
-    if reward:
-        scores = [Score(reward(question.text, text, question.answer), "own reward") for question, text in pairs]
-    else:
-        scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
+    own = [Score(reward(q.text, text, q.answer), "own reward") for q, text in pairs] if reward else None
+    scores = own or score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
     records = []
     for (family, question), reply, result in zip(asked, replies, scores, strict=True):
         records.append({"family": family, "uid": question.uid, "response": reply.text, "gold": question.answer,
@@ -79,6 +77,7 @@ def accuracies(records: Iterable[dict]) -> dict[str, float]:
 class Arguments:
     model: str = option(str(world.WORLD / "student"), "model folder, hub id or http://host:port/v1")
     model_name: str = option("", "a served model's name on its server; empty: the server is asked")
+    chat_template_kwargs: JsonObject = option(JsonObject, "for chat templates: '{\"enable_thinking\": true}'")
     suite: str = option("", "the paper's benchmarks of a family", choices=[*FAMILIES, "all"])
     benchmarks: str = option("", "some of them, separated by commas (see --list)")
     data: str = option("", "own questions: hub id, folder, parquet, CSV or JSON lines file")
@@ -113,25 +112,24 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
     names = [e.name for e in BENCHMARKS if args.suite in (e.family, "all")] + args.benchmarks.replace(",", " ").split()
     if unknown := sorted({*names, *ids} - {*BY_NAME}):
         raise DataError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
-    entries = {name: BY_NAME[name] for name in names}
-    entries |= {name: replace(BY_NAME[name], source=ids[name], moved=()) for name in ids if name in entries}
+    entries = {n: replace(BY_NAME[n], source=ids[n], moved=()) if n in ids else BY_NAME[n] for n in names}
     if judged := [name for name, entry in entries.items() if entry.scorer in JUDGES and not args.judge]:
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
     wanted = {name: (entry.ids, entry.revision, bool(entry.video)) for name, entry in entries.items()}
     bar = tqdm(find_all(wanted, args.root).items(), desc="loading", leave=False, disable=None)
-    loaded = {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
-    return loaded or world.questions()[1]
+    suite = {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
+    return suite or world.questions()[1]
 
 
 def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accelerator) -> Actor | ServedActor:
     """A model here, in bf16 on an accelerator, or one behind a URL. Raises OSError where there is none."""
-    pixels = (args.min_pixels, args.max_pixels)
+    given = dict(pixels=(args.min_pixels, args.max_pixels), template=args.chat_template_kwargs)
     if not name.startswith(("http://", "https://")):
         dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
-        actor = Actor.load(name, accelerator, dtype, pixels, rows=args.rows)
+        actor = Actor.load(name, accelerator, dtype, rows=args.rows, **given)
         actor.encoder.room = 0  # a prompt is asked once: none is kept
     else:
-        actor = ServedActor(name, served_name or None, pixels=pixels)
+        actor = ServedActor(name, served_name or None, **given)
         actor.check()
     return actor
 
@@ -160,8 +158,7 @@ def report(records: list[dict], row: str) -> tuple[str, dict]:
     counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
     table = pd.DataFrame(columns, counts.index).join(counts)
     text = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
-    for name, one in numbers.items():
-        text += [f"{name}, {key}: {value:.1f}" for key, value in one["beside"].items()]
+    text += [f"{name}, {key}: {value:.1f}" for name, one in numbers.items() for key, value in one["beside"].items()]
     if other := [name for name, row in counts.iterrows() if row["rows"] != row["published"]]:
         text.append(f"not the published number of rows: {', '.join(other)}")
     for column, scores in columns.items():
@@ -214,9 +211,8 @@ def main(args: Arguments) -> None:
         text, numbers = report(results.records, args.paper)
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
         leave(f"evaluate.py: {error}", 2)
-    if accelerator.is_main_process:
-        results.finish({"settings": settings, "scores": numbers})
-        print(f"{text}\nper-question results: {args.out}")
+    results.finish({"settings": settings, "scores": numbers})
+    accelerator.print(f"{text}\nper-question results: {args.out}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ class Results:
 
     def finish(self, summary: dict) -> None:
         """All records in order, those that a judge saw once more apart, and a summary: the run is finished."""
-        write_records(self.records, self.path)
-        if judged := [record for record in self.records if record.get("method", "rule") != "rule"]:
+        judged = [record for record in self.records if record.get("method", "rule") != "rule"]
+        if self.main:
+            write_records(self.records, self.path)
             write_records(judged, self.path.with_suffix(".judged.jsonl"))
-        write_whole(json.dumps(summary, indent=1), self.summary)
+            write_whole(json.dumps(summary, indent=1), self.summary)

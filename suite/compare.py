@@ -88,7 +88,8 @@ def summarise(records: Sequence[dict]) -> dict[str, dict]:
         if all(record["reward"] is not None for record in mine):
             groups = {group: by_group(mine, group) for group in entry.groups}
             parts = groups[entry.average].values() if entry.average else [100 * record["reward"] for record in mine]
-            summary |= {"score": float(np.mean([*parts])), "beside": beside(entry.name, mine), "groups": groups}
+            others = {key: value for key, value in beside(entry.name, mine).items() if not np.isnan(value)}
+            summary |= {"score": float(np.mean([*parts])), "beside": others, "groups": groups}
     return result
 
 
@@ -107,5 +108,4 @@ def paper(row: str) -> dict[str, float]:
     tables = pd.read_csv(TABLES, index_col="benchmark")
     if row not in tables:
         raise ValueError(f"the paper's tables have no row {row!r}; they have {', '.join(tables)}")
-    numbers = tables[row].dropna()
-    return {entry.name: float(numbers[entry.paper]) for entry in BENCHMARKS if entry.paper in numbers}
+    return {entry.name: float(tables[row][entry.paper]) for entry in BENCHMARKS if pd.notna(tables[row][entry.paper])}

@@ -6,7 +6,6 @@ Decisions where the paper is silent:
    others are means over rows; what else is usual stands beside them: DynaMath's worst case (the paper's numbers, 70.5
    for the 27B teacher, look like it), We-Math's four ways, VLMs-are-Blind by task, MMLU-Redux without wrong rows.
 2. MathVerse is its five versions with an image. MMLU-Redux keeps all rows, with corrected golds.
-3. An id that has moved keeps its old name first; `moved` is tried next.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -24,7 +23,7 @@ class Benchmark:
     source: str  # hub id
     size: int  # questions in the published set
     scorer: str = "answer"  # a name in scorers.RULES or scorers.JUDGES
-    moved: tuple[str, ...] = ()  # other ids of the same set
+    moved: tuple[str, ...] = ()  # where it has moved to: tried next
     revision: str | None = None
     configs: tuple[str, ...] = ("",)  # "*": all that there are, one a subject
     splits: tuple[str, ...] = ("test",)
