@@ -1,10 +1,9 @@
 """What sampling runs on: prefill, one more token for every row of a batch, random numbers.
 
 Decisions:
-1. The cache has free columns behind its last one. It is copied when these are used up, every CACHE_STEP tokens, where
-   transformers' own cache is copied at every token.
-2. Where several query heads share their keys, transformers copies the keys for each of them, at every token. For one
-   new token these heads are one matrix instead (`grouped_attention`): the same numbers to rounding, without copies.
+1. The cache has free columns behind its last one. It is copied every CACHE_STEP tokens, transformers' own at every one.
+2. At every token transformers copies the keys for each query head that shares them. For one new token these heads are
+   one matrix instead (`grouped_attention`): the same numbers to rounding.
 3. A prefill goes through the model in pieces of bounded size: some layers hold several vectors of the model's width for
    each token, and a mask for padding has L x L entries a row.
 """
@@ -125,8 +124,7 @@ class Decoder:
 
     def __init__(self, model, cache: KVCache, mask: torch.Tensor, position: torch.Tensor, room: int):
         """What `prefill` returned. room: the most tokens that will come."""
-        self.model, self.cache, self.position = model, cache, position
-        self.columns = mask.shape[1]
+        self.model, self.cache, self.columns, self.position = model, cache, mask.shape[1], position
         self.mask = pad(mask, (0, room), value=1)  # [B, L + room]
         for i, layer in enumerate(cache.layers):
             if type(layer) is DynamicLayer:  # sliding windows and linear attention hold a bounded state

@@ -118,10 +118,10 @@ def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     least, start = [0.0], [0]  # of the first j rows: the least cost, and where their last micro-batch starts
     for j in range(1, len(order) + 1):
-        costs = {j - 1: least[j - 1] + lengths[order[j - 1]]}
-        for i in range(j - 2, -1, -1):  # rows i to j - 1 are one micro-batch, as wide as row i
+        costs = {}
+        for i in reversed(range(j)):  # rows i to j - 1 are one micro-batch, as wide as row i
             padded = lengths[order[i]] * (j - i)
-            if padded > budget:
+            if costs and padded > budget:
                 break
             costs[i] = least[i] + padded
         start.append(min(costs, key=costs.get))
@@ -236,7 +236,8 @@ def keep_whole(policy: Policy, optimizer: torch.optim.Optimizer, plugin) -> None
 def make_learner(accelerator: Accelerator, student, lr: float, weight_decay: float, micro_tokens: int) -> Learner:
     """AdamW with a constant learning rate (Table 8) on the student, a generate.Actor, prepared for all processes."""
     policy, fused = Policy(student.model, student.banned_ids), True if accelerator.device.type == "cuda" else None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr, (0.9, 0.999), 1e-8, weight_decay, fused=fused)
+    settings = dict(betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr, **settings)
     if accelerator.is_fsdp2:
         keep_whole(policy, optimizer, accelerator.state.fsdp_plugin)
     policy, optimizer = accelerator.prepare(policy, optimizer)
