@@ -10,8 +10,7 @@ stopped. Beside it: .summary.json (every number, also by category) and .judged.j
 """
 
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from engine.snapshots import find_all
 from extras.analysis import cluster_bootstrap
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
-from suite.compare import macro, paper, summarise
+from suite.compare import paper, report, summarise
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 from suite.rows import Item, load
 from suite.scorers import JUDGES, Score, read_prompts, score
@@ -59,20 +58,19 @@ def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling
         scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
     records = []
     for (family, question), reply, result in zip(asked, replies, scores, strict=True):
-        records.append({"family": family, "uid": question.uid, "response": reply.text, "gold": question.answer,
-                        "reward": result.reward, "finished": reply.finished})  # fmt: skip
+        record = dict(family=family, uid=question.uid, response=reply.text, gold=question.answer)
+        record |= dict(reward=result.reward, finished=reply.finished)
         if isinstance(question, Item):
-            records[-1] |= {"method": result.method, "why": result.why, "tokens": len(reply.tokens), **result.extra}
-            records[-1] |= {"scored_with": question.row["scored_with"], "groups": question.groups}
+            record |= dict(method=result.method, why=result.why, tokens=len(reply.tokens), **result.extra)
+            record |= dict(scored_with=question.row["scored_with"], groups=question.groups)
+        records.append(record)
     return records
 
 
-def accuracies(records: Iterable[dict]) -> dict[str, float]:
+def accuracies(records: Sequence[dict]) -> dict[str, float]:
     """Accuracy in percent by family, in order of appearance."""
-    rewards = defaultdict(list)
-    for record in records:
-        rewards[record["family"]].append(record["reward"])
-    return {family: 100 * sum(values) / len(values) for family, values in rewards.items()}
+    table = pd.DataFrame(records, columns=["family", "reward"])
+    return (100 * table.reward.astype(float)).groupby(table.family, sort=False).mean().to_dict()
 
 
 @dataclass
@@ -126,48 +124,40 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
 def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accelerator) -> Actor | ServedActor:
     """A model here, in bf16 on an accelerator, or one behind a URL. Raises OSError where there is none."""
     pixels = (args.min_pixels, args.max_pixels)
-    if not name.startswith(("http://", "https://")):
-        dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
-        actor = Actor.load(name, accelerator, dtype, pixels, rows=args.rows)
-        actor.encoder.room = 0  # a prompt is asked once: none is kept
-    else:
+    if name.startswith(("http://", "https://")):
         actor = ServedActor(name, served_name or None, pixels=pixels)
         actor.check()
+        return actor
+    dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
+    actor = Actor.load(name, accelerator, dtype, pixels, rows=args.rows)
+    actor.encoder.room = 0  # a prompt is asked once: none is kept
     return actor
 
 
-def run(questions: dict[str, list[Question]], models: list, args: Arguments, results: Results, judge_prompts) -> None:
-    """Ask what `results` does not hold yet. models: [the model] or [the model, its judge].
+def run(questions: dict, models: list, args: Arguments, results: Results, judge_prompts: dict) -> list[dict]:
+    """Ask what `results` does not hold yet; returns all records in order. models: [the model] or [it, its judge].
 
     Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong.
     """
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
-    for part in results.rounds(questions, 4 * args.rows * PartialState().num_processes):
+    asked = [(family, question) for family in questions for question in questions[family]]
+    pending = [(family, question) for family, question in asked if question.uid not in results.done]
+    size = 4 * args.rows * PartialState().num_processes
+    bar = tqdm(total=len(asked), initial=len(asked) - len(pending), disable=not results.main or None)
+    for start in range(0, len(pending), size):
+        part: dict = {}
+        for family, question in pending[start : start + size]:
+            part.setdefault(family, []).append(question)
         failures = [getattr(model, "failures", 0) for model in models]
         records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
         if failures != [getattr(model, "failures", 0) for model in models]:
             raise ConnectionError("some requests got no answer: the same command goes on from here")
         results.add(records)
-
-
-def report(records: list[dict], row: str) -> tuple[str, dict]:
-    """(a table of scores, every number). row: of the paper's tables, beside ours; "": none. Raises ValueError."""
-    if not any("method" in record for record in records):
-        numbers = accuracies(records)
-        return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items()), numbers
-    numbers = summarise(records)
-    columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | ({row: paper(row)} if row else {})
-    counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
-    table = pd.DataFrame(columns, counts.index).join(counts)
-    text = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
-    for name, one in numbers.items():
-        text += [f"{name}, {key}: {value:.1f}" for key, value in one["beside"].items()]
-    if other := [name for name, row in counts.iterrows() if row["rows"] != row["published"]]:
-        text.append(f"not the published number of rows: {', '.join(other)}")
-    for column, scores in columns.items():
-        for family, (mean, n, of) in macro({name: scores.get(name) for name in numbers}).items():
-            text.append(f"{family}, {column}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
-    return "\n".join(text), numbers
+        running, tokens = accuracies([*results.done.values()]), sum(r.get("tokens", 0) for r in results.done.values())
+        bar.set_postfix({family: f"{running[family]:.1f}%", "tokens": tokens})
+        bar.update(len(records))
+    bar.close()
+    return [results.done[question.uid] for _, question in asked]
 
 
 def compare(names: Sequence[str]) -> str:
@@ -210,12 +200,17 @@ def main(args: Arguments) -> None:
         results.start(settings)
         names = [(args.model, args.model_name), (args.judge, args.judge_name)]
         models = [load_actor(name, served, args, accelerator) for name, served in names if name]
-        run(questions, models, args, results, judge_prompts)
-        text, numbers = report(results.records, args.paper)
+        records = run(questions, models, args, results, judge_prompts)
+        if any("method" in record for record in records):
+            numbers = summarise(records)
+            text = report(numbers, args.paper)
+        else:
+            numbers = accuracies(records)
+            text = "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items())
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
         leave(f"evaluate.py: {error}", 2)
     if accelerator.is_main_process:
-        results.finish({"settings": settings, "scores": numbers})
+        results.finish(records, {"settings": settings, "scores": numbers})
         print(f"{text}\nper-question results: {args.out}")
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
-import yaml
 
 from engine.questions import DataError
 
@@ -34,9 +33,9 @@ def find_snapshot(ids: Sequence[str], root: str | None, revision: str | None = N
     problems = []
     for name in ids:
         try:
-            patterns = None if whole else [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
-            options = dict(repo_type="dataset", revision=revision, allow_patterns=patterns)
-            return Path(huggingface_hub.snapshot_download(name, **options))
+            files = None if whole else [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
+            how = dict(repo_type="dataset", revision=revision, allow_patterns=files)
+            return Path(huggingface_hub.snapshot_download(name, **how))
         except huggingface_hub.errors.GatedRepoError as error:
             page = f"https://huggingface.co/datasets/{name}"
             raise DataError(f"{name} is gated: accept its terms at {page}, then run `hf auth login`") from error
@@ -60,10 +59,10 @@ def find_all(wanted: dict[str, tuple], root: str | None) -> dict[str, Path]:
 
 def by_readme(folder: Path, config: str) -> dict[str, list[Path]]:
     """{split: files} of a config in the header of README.md; {} if it names none."""
-    file = folder / "README.md"
-    header = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8"), re.DOTALL) if file.exists() else None
-    listed = (yaml.safe_load(header[1]) or {}).get("configs") or [] if header else []
-    configs = {one["config_name"]: one.get("data_files") for one in listed}
+    if not (folder / "README.md").exists():
+        return {}
+    header = huggingface_hub.DatasetCard.load(folder / "README.md").data
+    configs = {one["config_name"]: one.get("data_files") for one in header.get("configs") or []}
     parts = configs.get(config or (next(iter(configs), "") if len(configs) == 1 else "default")) or []
     found = {}
     for part in [{"split": "train", "path": parts}] if isinstance(parts, str) else parts:
@@ -74,8 +73,8 @@ def by_readme(folder: Path, config: str) -> dict[str, list[Path]]:
 
 def row_files(folder: Path) -> dict[Path, str]:
     """{file with rows: its path inside the folder, without ending, lower case}."""
-    files = [file for file in sorted(folder.rglob("*")) if file.suffix in KINDS and file.stem != "dataset_info"]
-    return {file: str(file.relative_to(folder).with_suffix("")).casefold() for file in files}
+    return {file: str(file.relative_to(folder).with_suffix("")).casefold()
+            for file in sorted(folder.rglob("*")) if file.suffix in KINDS and file.stem != "dataset_info"}  # fmt: skip
 
 
 def by_name(folder: Path, config: str, splits: Sequence[str]) -> dict[str, list[Path]]:

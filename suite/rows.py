@@ -19,7 +19,7 @@ import datasets
 from engine.choices import LETTERS, gold_numbers, lettered, option_texts
 from engine.cleaning import clean_text
 from engine.media import find_file, picture, sample, subtitles
-from engine.questions import DataError, Question
+from engine.questions import DataError, Question, names_in
 from engine.snapshots import config_names, read_splits
 from generate import seed_of
 from suite.entries import BLIND_TASKS, OCR_CAPABILITIES, Benchmark
@@ -31,24 +31,13 @@ AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
 
 @dataclass(frozen=True)
 class Item(Question):
-    """A question of a benchmark. options: their texts, "" where only the picture or the question shows one.
-
-    golds: what is accepted, as numbers (0-based) of options or as strings. row: what the scorer reads. groups: {name:
-    value or list of values}.
-    """
+    """A question of a benchmark."""
 
     benchmark: str = ""
-    options: tuple[str, ...] = ()
-    golds: tuple = ()
-    row: dict = field(default_factory=dict, compare=False, repr=False)
-    groups: dict = field(default_factory=dict, compare=False, repr=False)
-
-
-def dig(row: dict, name: str):
-    """row["a"]["b"] for "a.b"; None where there is none."""
-    for part in name.split("."):
-        row = row.get(part) if isinstance(row, dict) else None
-    return row
+    options: tuple[str, ...] = ()  # their texts, "" where only the picture or the question shows one
+    golds: tuple = ()  # what is accepted: numbers (0-based) of options, or strings
+    row: dict = field(default_factory=dict, compare=False, repr=False)  # what the scorer reads
+    groups: dict = field(default_factory=dict, compare=False, repr=False)  # {name: value or list of values}
 
 
 def expect(value, known):
@@ -63,11 +52,10 @@ def expect(value, known):
 
 def charxiv(row: dict, prompts: dict) -> list[dict]:
     """One reasoning question and four descriptive ones, whose texts are templates for a place in the figure."""
-    kind, answer, wish = int(row["reasoning_a_type"]), str(row["reasoning_a"]), ""
+    question, kind, answer = row["reasoning_q"], int(row["reasoning_a_type"]), str(row["reasoning_a"])
     if expect(kind, (1, 2, 3, 4)) == 4:
         decimals = len(answer.partition(".")[2])
-        wish = f" Give the answer {f'with {decimals} decimals' if decimals else 'as an integer'}."
-    question = row["reasoning_q"] + wish
+        question += f" Give the answer {f'with {decimals} decimals' if decimals else 'as an integer'}."
     parts = [{"half": "reasoning", "rubric": f"reasoning_{kind}", "question": question, "answer": answer}]
     at = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
     place = row["subplot_loc"] or (at if row["subplot_row"] else "the current plot")
@@ -193,7 +181,7 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
         text = "\n".join([text, *lettered(options)])
     answer = ", ".join(LETTERS[gold] for gold in golds) if options else golds[0]
     kept = {name: row[name] for name in (*entry.needs, entry.judge_question, "scored_with", "rubric") if name in row}
-    groups = {name: value for name in entry.groups if (value := dig(row, name)) is not None}
+    groups = {name: value for name, value in names_in(row).items() if name in entry.groups and value is not None}
     return Item(uid, intro + text, images, answer, benchmark=entry.name, options=tuple(options), golds=golds,
                 turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
 
