@@ -44,9 +44,8 @@ def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling
              judge_prompts: dict | None = None, reward: Callable | None = None) -> list[dict]:  # fmt: skip
     """One response to each question (Pass@1). Returns a record per question with its family and reward.
 
-    actor, judge: an Actor or ServedActor. The judge is asked about free-form golds and what the suite's rules do not
-    settle. questions: by family; those of the suite by benchmark. judge_prompts: scorers.read_prompts, for the suite.
-    reward: rewards.load_reward, in place of both.
+    actor, judge: an Actor or ServedActor. The judge is asked about free-form golds and what no rule settles. questions:
+    by family or benchmark. judge_prompts: scorers.read_prompts, for the suite. reward: rewards.load_reward, for all.
     """
     asked = [(family, question) for family in questions for question in questions[family]]
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
@@ -115,8 +114,8 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
     entries |= {name: replace(BY_NAME[name], source=ids[name], moved=()) for name in ids if name in entries}
     if judged := [name for name, entry in entries.items() if entry.scorer in JUDGES and not args.judge]:
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
-    wanted = {name: (entry.ids, entry.revision, bool(entry.video)) for name, entry in entries.items()}
-    bar = tqdm(find_all(wanted, args.root).items(), desc="loading", leave=False, disable=None)
+    folders = find_all({name: (e.ids, e.revision, bool(e.video)) for name, e in entries.items()}, args.root)
+    bar = tqdm(folders.items(), desc="loading", leave=False, disable=None)
     loaded = {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
     return loaded or world.questions()[1]
 
@@ -135,7 +134,7 @@ def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accele
 
 
 def run(questions: dict, models: list, args: Arguments, results: Results, judge_prompts: dict) -> list[dict]:
-    """Ask what `results` does not hold yet; returns all records in order. models: [the model] or [it, its judge].
+    """Ask what `results` does not hold yet; return all records in order. models: [the model] or [it, its judge].
 
     Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong.
     """
@@ -181,17 +180,18 @@ def compare(names: Sequence[str]) -> str:
 
 
 def main(args: Arguments) -> None:
-    own = args.data or args.suite or args.benchmarks
-    usual = (DECODING.max_new_tokens, MIN_PIXELS, MAX_PIXELS) if own else (64, world.CELL**2, 64 * world.CELL**2)
-    for name, value in zip(("max_new_tokens", "min_pixels", "max_pixels"), usual, strict=True):
-        setattr(args, name, getattr(args, name) or value)
+    embedded = not (args.data or args.suite or args.benchmarks)
+    args.max_new_tokens = args.max_new_tokens or (64 if embedded else DECODING.max_new_tokens)
+    args.min_pixels = args.min_pixels or (world.CELL**2 if embedded else MIN_PIXELS)
+    args.max_pixels = args.max_pixels or (64 * world.CELL**2 if embedded else MAX_PIXELS)
     free = {"out", "root", "rows", "paper", "list", "compare"}  # may change where a run goes on
     settings = {name: value for name, value in asdict(args).items() if name not in free}
     try:
-        if args.list or args.compare:
+        if args.compare:
+            return print(compare(args.compare))
+        if args.list:
             columns = ["name", "family", "source", "moved", "configs", "splits", "size", "terms", "scorer"]
-            entries = pd.DataFrame(map(asdict, BENCHMARKS))[columns]
-            return print(compare(args.compare) if args.compare else entries.to_string(index=False, max_colwidth=48))
+            return print(pd.DataFrame(BENCHMARKS)[columns].to_string(index=False, max_colwidth=48))
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         results = Results(Path(args.out), settings, accelerator.is_main_process)
         judge_prompts = read_prompts(args.judge_prompts)
@@ -201,12 +201,8 @@ def main(args: Arguments) -> None:
         names = [(args.model, args.model_name), (args.judge, args.judge_name)]
         models = [load_actor(name, served, args, accelerator) for name, served in names if name]
         records = run(questions, models, args, results, judge_prompts)
-        if any("method" in record for record in records):
-            numbers = summarise(records)
-            text = report(numbers, args.paper)
-        else:
-            numbers = accuracies(records)
-            text = "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items())
+        numbers = summarise(records) or accuracies(records)
+        text = report(numbers, args.paper)
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
         leave(f"evaluate.py: {error}", 2)
     if accelerator.is_main_process:

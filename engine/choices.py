@@ -19,7 +19,7 @@ OPENING = r"(?i)^(the )?((correct|right|final) )*(answer|option|choice)s?\b( is|
 
 def lettered(options: Sequence[str]) -> list[str]:
     """"A. text" of each option whose text is known."""
-    return [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False) if text]
+    return [f"{letter}. {text}" for letter, text in zip(LETTERS, options) if text]
 
 
 def option_texts(cell, drawn: int = 0, question: str = "") -> list[str]:
@@ -41,7 +41,7 @@ def option_texts(cell, drawn: int = 0, question: str = "") -> list[str]:
     texts = [str(text).strip() for text in cell or [""] * drawn]
     if texts == list(LETTERS[: len(texts)]):  # only the letters are given: drawn
         return [""] * len(texts)
-    plain = [re.sub(rf"^\(?{letter}[.:)]\s*", "", text) for letter, text in zip(LETTERS, texts, strict=False)]
+    plain = [re.sub(rf"^\(?{letter}[.:)]\s*", "", text) for letter, text in zip(LETTERS, texts)]
     return plain if all(one != text for one, text in zip(plain, texts, strict=True)) else texts
 
 

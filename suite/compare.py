@@ -63,7 +63,7 @@ def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
         return {"calibration error": calibration_error(records)}
     if name == "mmlu_redux":
         return {"rows without an error": by_group(records, "error_type").get("ok", np.nan)}
-    return {"mean of tasks": float(np.mean([*by_group(records, "group").values()]))} if name == "vlmsareblind" else {}
+    return {}
 
 
 def summarise(records: Sequence[dict]) -> dict[str, dict]:
@@ -101,8 +101,13 @@ def paper(row: str) -> dict[str, float]:
     return {entry.name: float(numbers[entry.paper]) for entry in BENCHMARKS if entry.paper in numbers}
 
 
-def report(numbers: dict[str, dict], row: str = "") -> str:
-    """A table of what `summarise` returns. row: of the paper's tables, beside ours; "": none. Raises ValueError."""
+def report(numbers: dict, row: str = "") -> str:
+    """What `summarise` returns as a table, or accuracies by family as lines.
+
+    row: of the paper's tables, beside ours; "": none. Raises ValueError.
+    """
+    if not all(isinstance(one, dict) for one in numbers.values()):
+        return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items())
     columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | ({row: paper(row)} if row else {})
     counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
     table = pd.DataFrame(columns, counts.index).join(counts)

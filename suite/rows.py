@@ -35,6 +35,7 @@ class Item(Question):
 
     benchmark: str = ""
     options: tuple[str, ...] = ()  # their texts, "" where only the picture or the question shows one
+    told: str = ""  # the question as a judge should see it, where that differs
     golds: tuple = ()  # what is accepted: numbers (0-based) of options, or strings
     row: dict = field(default_factory=dict, compare=False, repr=False)  # what the scorer reads
     groups: dict = field(default_factory=dict, compare=False, repr=False)  # {name: value or list of values}
@@ -160,8 +161,8 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
 
     question = re.sub(entry.strip, "", str(row.get(entry.question) or "")).strip()
     cell = row.get(entry.options) if isinstance(entry.options, str) else [row[name] for name in entry.options]
-    told = row.get(entry.judge_question) or question
-    options = [named(text) for text in option_texts(cell, entry.drawn, told if not entry.options else "")]
+    told = row.get(entry.judge_question) or ""
+    options = [named(text) for text in option_texts(cell, entry.drawn, "" if entry.options else told or question)]
     gold = row.get(entry.answers[0])
     if entry.kind:
         column, with_options, without = entry.kind
@@ -180,10 +181,10 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
     if question and entry.options and any(options):
         text = "\n".join([text, *lettered(options)])
     answer = ", ".join(LETTERS[gold] for gold in golds) if options else golds[0]
-    kept = {name: row[name] for name in (*entry.needs, entry.judge_question, "scored_with", "rubric") if name in row}
+    kept = {name: row[name] for name in (*entry.needs, "scored_with", "rubric") if name in row}
     groups = {name: value for name, value in names_in(row).items() if name in entry.groups and value is not None}
-    return Item(uid, intro + text, images, answer, benchmark=entry.name, options=tuple(options), golds=golds,
-                turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
+    return Item(uid, intro + text, images, answer, benchmark=entry.name, options=tuple(options), told=told,
+                golds=golds, turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
 
 
 def rows_of(entry: Benchmark, folder: Path, limit: int | None) -> list[dict]:
