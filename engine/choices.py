@@ -50,13 +50,13 @@ def gold_numbers(encoding: str, golds: Sequence, options: Sequence[str]) -> tupl
 
     A gold that should be a letter may be the text of an option. Raises DataError where a gold is none of the options.
     """
-    texts, numbers = [str(gold).strip() for gold in golds], []
+    texts = [str(gold).strip() for gold in golds]
     if encoding == "index":
         numbers = [int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)]
     elif encoding == "letter" and re.fullmatch(r"\(?[A-Z][).]?", texts[0]):
         numbers = [LETTERS.index(texts[0].strip("()."))]
-    elif texts[0] in options:
-        numbers = [list(options).index(texts[0])]
+    else:
+        numbers = [i for i, option in enumerate(options) if option == texts[0]][:1]
     if not numbers or max(numbers) >= len(options):
         raise DataError(f"expected the {encoding} of one of the options {list(options)}, found {list(golds)}")
     return tuple(numbers)

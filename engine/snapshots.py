@@ -1,7 +1,5 @@
 """Data sets as folders: which files of a hub snapshot, or of a folder like one, are a config's split.
 
-    folder = find_snapshot(["owner/name"], root="/data"); splits = read_splits(folder, "default", ["test"])
-
 Decision: the header of README.md says which files are a config's split; where it says nothing, the names of folders and
 files do. A folder that `datasets` has saved is read as such.
 """
@@ -67,8 +65,9 @@ def by_readme(folder: Path, config: str) -> dict[str, list[Path]]:
     found = {}
     for part in [{"split": "train", "path": parts}] if isinstance(parts, str) else parts:
         patterns = [part["path"]] if isinstance(part["path"], str) else part["path"]
-        found[part["split"]] = sorted({file for pattern in patterns for file in folder.glob(pattern)})
-    return {split: files for split, files in found.items() if files}
+        if files := sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+            found[part["split"]] = files
+    return found
 
 
 def row_files(folder: Path) -> dict[Path, str]:
@@ -79,15 +78,11 @@ def row_files(folder: Path) -> dict[Path, str]:
 
 def by_name(folder: Path, config: str, splits: Sequence[str]) -> dict[str, list[Path]]:
     """{split: files} of a config: a folder or file is called like the config, and part of a path is the split."""
-    names = row_files(folder)
+    names, found, word = row_files(folder), {}, re.escape(config.casefold())
     if config:  # exactly that name, or else a name that begins or ends with it
-        for pattern in (r"(^|/){}(/|$)", r"(^|[/_-]){}([/_-]|$)"):
-            pattern = pattern.format(re.escape(config.casefold()))
-            mine = {file: re.sub(pattern, "/", name) for file, name in names.items() if re.search(pattern, name)}
-            if mine:
-                break
-        names = mine
-    found = {}
+        exact, near = rf"(^|/){word}(/|$)", rf"(^|[/_-]){word}([/_-]|$)"
+        pattern = exact if any(re.search(exact, name) for name in names.values()) else near
+        names = {file: re.sub(pattern, "/", name) for file, name in names.items() if re.search(pattern, name)}
     for split in dict.fromkeys([*splits, *USUAL]):
         pattern = rf"(^|[/_.-]){SPELLINGS.get(split, re.escape(split.casefold()))}([/_.-]|$)"
         found[split] = [file for file, name in names.items() if re.search(pattern, name)]
@@ -115,11 +110,9 @@ def read_splits(folder: Path, config: str, splits: Sequence[str], every: bool = 
         raise DataError(f"{folder}, config {config or 'default'}: expected split {wanted}, found {there}")
     read = {}
     datasets.disable_progress_bars()  # one for each small file
-    for split in names:
-        rows = found[split]
+    for split, rows in ((split, found[split]) for split in names):
         if not saved:
-            files = [str(file) for file in rows]
-            rows = datasets.load_dataset(KINDS[rows[0].suffix], data_files=files, split="train")
+            rows = datasets.load_dataset(KINDS[rows[0].suffix], data_files=[*map(str, rows)], split="train")
         for name, feature in rows.features.items():
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(name, datasets.Image(decode=False))

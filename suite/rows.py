@@ -69,8 +69,8 @@ def charxiv(row: dict, prompts: dict) -> list[dict]:
 
 
 def mathvista(row: dict, prompts: dict) -> list[dict]:
-    question, kind = row["question"], expect(row["answer_type"], ("text", "integer", "float", "list"))
-    question += f" (Unit: {row['unit']})" if row["unit"] else ""
+    question = row["question"] + (f" (Unit: {row['unit']})" if row["unit"] else "")
+    kind = expect(row["answer_type"], ("text", "integer", "float", "list"))
     if kind == "float" and row["precision"] is not None:
         question += f" Give the answer with {int(row['precision'])} decimals."
     return [{"question": question}]
@@ -135,8 +135,7 @@ def media_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> tuple[tu
     images, intro, names = (), "", {}
     if entry.video:
         hint = entry.configs[row["config"]] if isinstance(entry.configs, dict) else ""
-        file = find_file(folder, row[entry.video], hint)
-        if file is None:
+        if not (file := find_file(folder, row[entry.video], hint)):
             raise DataError(f"expected the video {row[entry.video]} in {folder}, unpacked or in a zip, found none")
         images, times = sample(file, frames, row.get("start"), row.get("end"))
         intro = f"The images are {len(images)} frames of a video, evenly spaced in time.\n"
