@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import prompts
 from engine.images import MAX_PIXELS, MIN_PIXELS
-from engine.options import option, parse
+from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, load_questions
 from engine.results import Results
 from engine.run import leave, read_records
@@ -76,6 +76,7 @@ def accuracies(records: Sequence[dict]) -> dict[str, float]:
 class Arguments:
     model: str = option(str(world.WORLD / "student"), "model folder, hub id or http://host:port/v1")
     model_name: str = option("", "a served model's name on its server; empty: the server is asked")
+    chat_template_kwargs: JsonObject = option(JsonObject, "for chat templates: '{\"enable_thinking\": true}'")
     suite: str = option("", "the paper's benchmarks of a family", choices=[*FAMILIES, "all"])
     benchmarks: str = option("", "some of them, separated by commas (see --list)")
     data: str = option("", "own questions: hub id, folder, parquet, CSV or JSON lines file")
@@ -122,13 +123,13 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
 
 def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accelerator) -> Actor | ServedActor:
     """A model here, in bf16 on an accelerator, or one behind a URL. Raises OSError where there is none."""
-    pixels = (args.min_pixels, args.max_pixels)
+    given = dict(pixels=(args.min_pixels, args.max_pixels), template=args.chat_template_kwargs)
     if name.startswith(("http://", "https://")):
-        actor = ServedActor(name, served_name or None, pixels=pixels)
+        actor = ServedActor(name, served_name or None, **given)
         actor.check()
         return actor
     dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
-    actor = Actor.load(name, accelerator, dtype, pixels, rows=args.rows)
+    actor = Actor.load(name, accelerator, dtype, rows=args.rows, **given)
     actor.encoder.room = 0  # a prompt is asked once: none is kept
     return actor
 

@@ -78,7 +78,8 @@ def summarise(records: Sequence[dict]) -> dict[str, dict]:
         if all(record["reward"] is not None for record in mine):
             groups = {group: by_group(mine, group) for group in entry.groups}
             parts = groups[entry.average].values() if entry.average else [100 * record["reward"] for record in mine]
-            summary |= {"score": float(np.mean([*parts])), "beside": beside(entry.name, mine), "groups": groups}
+            others = {key: value for key, value in beside(entry.name, mine).items() if not np.isnan(value)}
+            summary |= {"score": float(np.mean([*parts])), "beside": others, "groups": groups}
     return result
 
 
