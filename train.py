@@ -237,7 +237,7 @@ def main(argv: list[str]) -> None:
 
     if args.preview:
         ctx = Context(policy, teacher, recipe, (args.seed, 0), special)
-        preview(ctx, learner, student, new_questions(questions, args, 0), args.preview, args.steps, args.new_per_step)
+        preview(ctx, learner, student, teachers[0], new_questions(questions, args, 0), args.preview, args.steps)
         return
 
     fresh = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
