@@ -168,7 +168,7 @@ def load_data(args: Arguments) -> tuple[list[Question], dict[str, list[Question]
         held_out = {family: asked[: args.eval_questions] for family, asked in held_out.items() if args.eval_questions}
         return questions, held_out, "the embedded world's questions"
     try:
-        read = [args.split, args.columns or None, None, args.config or None]
+        read = [args.split, args.columns or None, args.config or None]
         questions, report = load_questions(args.data, *read)
         held_out = {"eval_data": load_questions(args.eval_data, *read)[0]} if args.eval_data else {}
     except DataError as error:

@@ -1,11 +1,8 @@
 """What leaves a row before it is a question: image markers, format directives, the working around a gold.
 
-    clean_text("<image>\\nWhat is x? Put your answer in \\\\boxed{}.", images=1)  ->  "What is x?"
-    clean_answer("6 * 7 = 42\\n#### 42")  ->  ("42", "")
-
 Decisions where the paper is silent (App. B.2 only says that format directives are stripped):
-1. A sentence leaves only if it begins like the wish for a format, and each of its words belongs to such wishes. One
-   other word, and the sentence stays: a model can answer a question beside a wish, but not half a question.
+1. A sentence leaves only if it begins like the wish for a format, and each of its words belongs to such wishes. A model
+   can answer a question beside a wish, but not half a question.
 2. What changes the answer itself stays: "round to two decimals", "give the answer in cm", "answer yes or no".
 3. If only options would be left, the question stays as it was.
 4. The gold of a worked solution is what follows its closing "####", or else its last \\boxed{}.
@@ -21,33 +18,31 @@ import re
 MAX_ANSWER_CHARS = 512  # App. B.1
 FREE_FORM_WORDS = 3  # a gold with more words of natural language goes to the judge
 
-MARKER = re.compile(r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>|<image[ _]?\d*>")
+MARKER = re.compile(r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>|<image[ _]?(\d*)>")
 NOT_PROSE = re.compile(r"\$[^$]*\$|\\[a-zA-Z]+|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
 SENTENCE_GAP = re.compile(r"((?<=[.!?])(?<!^[A-J\d]\.)(?<!e\.g\.)\s+|\n+)", re.MULTILINE)
-OPTION = re.compile(r"\W*(?:(?:answer )?(?:options|choices)\W*$|[A-J][.):])", re.IGNORECASE)
+OPTION = re.compile(r"(?i)\W*(?:(?:answer )?(?:options|choices)\W*$|[A-J][.):])")
 
 VERB = (
-    r"(?:put|place|enclose|write|give|provide|present|output|return|state|box|wrap|mark|show|select|choose|pick|answer|"
-    r"respond|reply|report|think|reason|solve|use|conduct|perform)"
+    "(?:put|place|enclose|write|give|provide|present|output|return|state|box|wrap|mark|show|select|choose|pick|answer|"
+    "respond|reply|report|think|reason|solve|use|conduct|perform)"
 )
 BOX = r"\$*\\?\bboxed\b(?:\s*\{[^{}]*\})?\$*"
 FORMAT = re.compile(  # what a wish is about; a sentence without any of these stays
-    rf"{BOX}|</?(?:answer|think)>|\b(?:single|one)[ -](?:word|letter|number|phrase)\b|\bword or (?:short )?phrase\b|"
-    r"\bletters?\b|\bdirectly\b|\bat the end\b|\b(?:last|own) line\b|\bjson\b|\bstep[ -]by[ -]step\b|"
+    rf"(?i){BOX}|</?(?:answer|think)>|\b(?:single|one)[ -](?:word|letter|number|phrase)\b|\bstep[ -]by[ -]step\b|"
+    r"\bword or (?:short )?phrase\b|\bletters?\b|\bdirectly\b|\bat the end\b|\b(?:last|own) line\b|\bjson\b|"
     r"\breasoning process\b|\b(?:your|the) (?:reasoning|thinking)\b|"
-    r"\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b",
-    re.IGNORECASE,
+    r"\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b"
 )
 FILLER = re.compile(  # what belongs to a wish in this form alone
     r"\b[A-J](?:(?:,| or|, or|/) ?[A-J]\b)+|\be\.g\.,? [A-J]\b|\b[Ff]inal (?=answer|result|solution)|"
     rf"\b(?:options|choices) (?:above|below)\b|\bafter (?=\W?Answer)|\b[Ff](?:irst|IRST),? (?={VERB})"
 )
 WISH = re.compile(  # how a wish begins
-    r"\W*(?:(?:hint|note|instructions?|important|format)\W+)?(?:(?:please|and|now|then|finally|first|let|s|"
-    rf"you|should|must|remember|make|sure|to|directly|only)\W+)*{VERB}\b|\W*(?:the|your|it)\b.*\b(?:must|should|needs?)\b",
-    re.IGNORECASE,
+    r"(?i)\W*(?:(?:hint|note|instructions?|important|format)\W+)?(?:(?:please|and|now|then|finally|first|let|s|you|"
+    rf"should|must|remember|make|sure|to|directly|only)\W+)*{VERB}\b|\W*(?:the|your|it)\b.*\b(?:must|should|needs?)\b"
 )
-ABOUT = re.compile(r"\b(?:answer|option|choice|respon|repl|reason|think|solve|solution)|boxed", re.IGNORECASE)
+ABOUT = re.compile(r"(?i)\b(?:answer|option|choice|respon|repl|reason|think|solve|solution)|boxed")
 WISH_WORDS = set(re.findall(r"[a-z]+", VERB)) | set(
     "a about an the you your my its it this that these given provided listed following correct right best single one "
     "only just simply clearly answers answering question questions problem math mathematical option options choice "
@@ -57,10 +52,9 @@ WISH_WORDS = set(re.findall(r"[a-z]+", VERB)) | set(
     "format form line own where no not do any other else nothing text explanation quotes hint note instruction "
     "instructions important e g abcd".split()
 )
-CLAUSE = re.compile(  # a wish hung on to a sentence that carries the question: only the clause goes
-    rf",?\s?\b(?:and|then)\s(?:then\s)?{VERB}\s+(?:your|the)\s+(?:final\s+)?answer\s+(?:with)?in(?:side)?\s+"
-    rf"(?:{BOX}|<answer>\s*</answer>(?:\s+tags)?)",
-    re.IGNORECASE,
+CLAUSE = re.compile(  # a wish at the end of a sentence that carries the question: only the clause goes
+    rf"(?i),?\s?\b(?:and|then)\s(?:then\s)?{VERB}\s+(?:your|the)\s+(?:final\s+)?answer\s+(?:with)?in(?:side)?\s+"
+    rf"(?:{BOX}|<answer>\s*</answer>(?:\s+tags)?)"
 )
 
 
@@ -78,7 +72,8 @@ def strip_directives(text: str) -> str:
     pieces = SENTENCE_GAP.split(text)  # sentence, gap, sentence, ..., sentence
     kept = []
     for sentence, gap in zip(pieces[::2], pieces[1::2] + [""]):
-        if not is_wish(sentence) and not is_wish(rest := CLAUSE.sub("", sentence)):
+        rest = CLAUSE.sub("", sentence)
+        if not is_wish(sentence) and not is_wish(rest):
             kept += [rest, gap]
         elif kept:  # of the two gaps around the sentence, the one with more line ends stays
             kept[-1] = max(kept[-1], gap, key=lambda white: white.count("\n"))
@@ -88,21 +83,16 @@ def strip_directives(text: str) -> str:
 
 
 def clean_text(text: str, images: int) -> str:
-    """The question of a row with `images` images, without image markers and format directives.
-
-    With several images, a marker inside a sentence becomes "[image k]": "compare <image> and <image>" stays readable.
-    """
+    """The question of a row with `images` images, without image markers and format directives. With several images, a
+    marker inside a sentence becomes "[image k]": "compare <image> and <image>" stays readable."""
     text = text.replace("\r\n", "\n")
     if images <= 1:  # the space around a marker goes with it
         return strip_directives(re.sub(rf"(?m)^(?:{MARKER.pattern})\s*|[ \t]*(?:{MARKER.pattern})", "", text))
-    lead = re.match(rf"(?:\s*(?:{MARKER.pattern}))*", text).end()
-    count = len(MARKER.findall(text[:lead]))
-    text = text[lead:]
-    while marker := MARKER.search(text):
-        count += 1
-        number = re.search(r"\d+", marker[0])
-        text = f"{text[: marker.start()]}[image {number[0] if number else count}]{text[marker.end() :]}"
-    return strip_directives(text)
+    numbers, (question, *pieces) = MARKER.findall(text), MARKER.split(text)[::2]  # split also gives the numbers
+    for place, (number, piece) in enumerate(zip(numbers, pieces), 1):
+        mark = f"[image {number or place}]" if question.strip() else ""  # markers in front of the text go
+        question += mark + piece
+    return strip_directives(question)
 
 
 def last_box(text: str) -> str | None:
@@ -126,12 +116,22 @@ def worked_answer(text: str) -> tuple[str, str]:
     return (box, "boxed") if box else (text, "column")
 
 
-def clean_answer(value, max_chars: int = MAX_ANSWER_CHARS) -> tuple[str, str]:
-    """(gold answer, "") or ("", reason to skip). Numbers become text; <answer> tags around the whole go.
+def spelled_list(value, kinds: tuple = (str,)):
+    """The list that a string spells out as Python does, if all its items are of these kinds; else the value itself."""
+    if not isinstance(value, str) or not value.strip().startswith("["):
+        return value
+    try:
+        items = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+    return items if isinstance(items, list) and items and all(isinstance(item, kinds) for item in items) else value
 
-    A list of strings, real or spelled out ("['cat', 'kitten']"), must hold one answer (decision 5).
-    """
-    if isinstance(value := spelled_list(value), (list, tuple)):
+
+def clean_answer(value) -> tuple[str, str]:
+    """(gold answer, "") or ("", reason to skip). Numbers become text; <answer> tags around the whole go. A list of
+    strings, real or spelled out ("['cat', 'kitten']"), must hold one answer (decision 5)."""
+    value = spelled_list(value)
+    if isinstance(value, (list, tuple)):
         distinct = {str(item).strip().casefold(): item for item in value}
         if len(distinct) > 1:
             return "", "answer_is_a_list"
@@ -139,24 +139,10 @@ def clean_answer(value, max_chars: int = MAX_ANSWER_CHARS) -> tuple[str, str]:
     if isinstance(value, (dict, bytes)):
         return "", "answer_is_not_text"
     text = "" if value is None or value != value else str(value).strip()  # NaN is not equal to itself
-    if wrapped := re.fullmatch(r"<answer>(.*?)</answer>", text, re.DOTALL):
-        text = wrapped[1].strip()
-    text, _ = worked_answer(text)
-    if not text:
-        return "", "answer_missing"
-    return (text, "") if len(text) <= max_chars else ("", "answer_too_long")
-
-
-def spelled_list(value, kinds: tuple = (str,)):
-    """The list that a string spells out as Python does, if all its items are of these kinds; else the value itself."""
-    if isinstance(value, str) and value.strip()[:1] == "[":
-        try:
-            items = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return value
-        if isinstance(items, list) and items and all(isinstance(item, kinds) for item in items):
-            return items
-    return value
+    text, _ = worked_answer(re.sub(r"(?s)\A<answer>(.*)</answer>\Z", r"\1", text).strip())
+    if not text or len(text) > MAX_ANSWER_CHARS:
+        return "", "answer_too_long" if text else "answer_missing"
+    return text, ""
 
 
 def is_free_form(answer: str) -> bool:

@@ -5,7 +5,8 @@
 Decisions where the paper is silent (texts and golds: cleaning.py; pixels: images.py):
 1. A row that cannot be used is skipped and counted under one reason, never repaired by a guess.
 2. uid = the set's own `uid` column, or else a hash of cleaned text and image bytes: no row number, no order. An exact
-   copy of a question thus has the same uid and is a duplicate, whatever its answer.
+   copy of a question thus has the same uid and is a duplicate, whatever its answer. A question whose image file was
+   repaired is a new question.
 3. Of a chat the last user turn is the question. A system turn is kept, without its format directives.
 4. JSON and CSV files are read here, because `datasets` makes numbers and dates of golds such as "007".
 """
@@ -14,10 +15,10 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import datasets
 from accelerate import PartialState
@@ -39,14 +40,6 @@ class DataError(ValueError):
     """A source is not as expected; the message names what was expected, what exists, and the fix."""
 
 
-class ImageError(DataError):
-    """An image of the question `uid` cannot be decoded, although its header is good."""
-
-    def __init__(self, uid: str, cause: Exception):
-        super().__init__(f"question {uid}: image cannot be decoded ({type(cause).__name__}: {cause}); repair the file")
-        self.uid = uid
-
-
 @dataclass(frozen=True)
 class Question:
     uid: str  # unique in the set; does not depend on order or workers
@@ -62,7 +55,7 @@ class Question:
 class LazyImage:
     """One image of one row: a position in rows on disk, no pixels."""
 
-    rows: datasets.Dataset | list[dict]  # in arrow format, or rows of a text file, which name files
+    rows: datasets.Dataset | list[dict]  # `undecoded`, or rows of a text file, which name files
     row: int
     column: str
     position: int
@@ -70,13 +63,14 @@ class LazyImage:
     size: tuple[int, int]  # (width, height), read from the header at load
 
     def read(self) -> bytes:
-        row = self.rows[self.row]
-        row = row if isinstance(row, dict) else names_in(row.to_pylist()[0])
-        return image_bytes(as_list(row[self.column])[self.position], self.folder)
+        return image_bytes(as_list(names_in(self.rows[self.row])[self.column])[self.position], self.folder)
 
 
 def open_images(question: Question, min_pixels: int = 0, max_pixels: int | None = None) -> list[Image.Image]:
-    """The question's images, decoded now: RGB, upright, scaled only if bounds are given. Raises ImageError."""
+    """The question's images, decoded now: RGB, upright, scaled only if bounds are given.
+
+    Raises DataError if an image cannot be decoded: only its header was read at load.
+    """
     images = []
     for image in question.images:
         try:
@@ -84,35 +78,28 @@ def open_images(question: Question, min_pixels: int = 0, max_pixels: int | None 
             image.load()
             images.append(fit_pixels(to_rgb(image), min_pixels or 0, max_pixels or image.width * image.height))
         except Exception as error:  # Pillow: OSError, SyntaxError, ValueError, struct.error, ...
-            raise ImageError(question.uid, error) from error
+            what = f"image cannot be decoded ({type(error).__name__}: {error}); repair the file"
+            raise DataError(f"question {question.uid}: {what}") from error
     return images
 
 
-def broken_images(questions) -> dict[str, str]:
-    """{uid: what is wrong} of the questions whose images cannot be decoded. Decodes every image once."""
-    broken = {}
-    for question in questions:
-        try:
-            open_images(question)
-        except ImageError as error:
-            broken[question.uid] = str(error)
-    return broken
-
-
-def intact(
-    new: list[Question], replayed: list[Question], broken: set[str]
-) -> tuple[list[Question], list[Question], int]:
+def intact(new: list[Question], replayed: list[Question], broken: set[str]) -> tuple[list, list, int]:
     """Both lists without the questions whose images cannot be decoded, and the number of these.
 
-    The same on all processes. broken: uids that were named on the screen before; it gets the others."""
-    state, drawn = PartialState(), [*new, *replayed]
-    found = dict(gather_object([*broken_images(drawn[state.process_index :: state.num_processes]).items()]))
+    All processes get the same. broken: the uids that were named on the screen before; the others are added to them.
+    """
+    state, found = PartialState(), {}
+    for question in [*new, *replayed][state.process_index :: state.num_processes]:
+        try:
+            open_images(question)
+        except DataError as error:
+            found[question.uid] = str(error)
+    found = dict(gather_object(list(found.items())))
     for uid in sorted(found.keys() - broken):
         if state.is_main_process:
             tqdm.write(found[uid])
-    broken |= found.keys()
-    new, replayed = ([question for question in part if question.uid not in found] for part in (new, replayed))
-    return new, replayed, len(found)
+    broken.update(found)
+    return [q for q in new if q.uid not in found], [q for q in replayed if q.uid not in found], len(found)
 
 
 def as_list(value) -> list:
@@ -123,8 +110,16 @@ def names_in(row: dict, prefix: str = "") -> dict:
     """{"a": value, "a.b": value, ...} of a nested row or of nested features."""
     names = {}
     for key, value in row.items():
-        names |= {prefix + key: value} | (names_in(value, f"{prefix}{key}.") if isinstance(value, dict) else {})
+        names[prefix + key] = value
+        if isinstance(value, dict):
+            names |= names_in(value, f"{prefix}{key}.")
     return names
+
+
+def value_of(row: dict, names: list[str]):
+    """The first of these columns that holds something, or None."""
+    values = [row.get(name) for name in names]
+    return next((value for value in values if value is not None and value != ""), None)
 
 
 def last_turn(question) -> tuple[str | None, str]:
@@ -133,49 +128,45 @@ def last_turn(question) -> tuple[str | None, str]:
         question = [dict(zip(question, turn)) for turn in zip(*map(as_list, question.values()))]
     if not isinstance(question, list):
         return question if isinstance(question, str) else None, ""
-    said = {"user": None, "system": None}
+    said = {"user": None, "system": ""}
     for turn in question:
         turn = turn if isinstance(turn, dict) else {}
-        parts = [{"text": part} if isinstance(part, str) else part for part in as_list(turn.get("content"))]
-        said[turn.get("role")] = "\n".join("<image>" if part.get("text") is None else part["text"] for part in parts)
-    return said["user"], said["system"] or ""
+        parts = [part if isinstance(part, str) else part.get("text") for part in as_list(turn.get("content"))]
+        said[turn.get("role")] = "\n".join("<image>" if part is None else part for part in parts)
+    return said["user"], said["system"]
 
 
 def clean_row(question, answer, cells: list, folder: str = ""):
-    """The checks that every set must pass: ((text, system, answer, sizes, digest), "") or (None, reason to skip).
+    """The checks that every set must pass: ((text, system, answer, images, digest), "") or (None, reason to skip).
 
-    cells: undecoded images. sizes: [(width, height)]. digest: hash of texts and image bytes (decision 2).
+    cells: undecoded images; images: the same, open but not decoded. digest: of texts and image bytes (decision 2).
     """
     answer, reason = clean_answer(answer)
-    if reason:
-        return None, reason
     question, system = last_turn(question)
-    if not question or not (text := clean_text(question, len(cells))):
-        return None, "question_empty"
-    numbers = [re.findall(r"\d+", marker) for marker in MARKER.findall(question)]
-    wanted = max([sum(not n for n in numbers)] + [int(n[0]) for n in numbers if n])
+    text, system = clean_text(question or "", len(cells)), clean_text(system, 0)
+    if reason or not text:
+        return None, reason or "question_empty"
+    markers = MARKER.findall(question)  # of each marker its number, or ""
+    wanted = max([markers.count(""), *(int(number) for number in markers if number)])
     if None in cells or wanted > len(cells):
         return None, "image_missing"
-    system = clean_text(system, 0)
     if re.search("[\ud800-\udfff]", text + system + answer):
         return None, "lone_surrogate"  # half a character: no tokenizer and no file takes it
-    digest, sizes = hashlib.sha256((f"{system}\0{text}" if system else text).encode()), []
-    for cell in cells:
-        try:
-            encoded = image_bytes(cell, folder)
-            sizes.append(Image.open(io.BytesIO(encoded)).size)
-        except Exception:  # see open_images
-            return None, "image_unreadable"
-        digest.update(b"\0" + hashlib.sha256(encoded).digest())
-    if any(max(size) > MAX_ASPECT * min(size) for size in sizes):
+    try:
+        encoded = [image_bytes(cell, folder) for cell in cells]
+        images = [Image.open(io.BytesIO(image)) for image in encoded]
+    except Exception:  # see open_images
+        return None, "image_unreadable"
+    if any(max(image.size) > MAX_ASPECT * min(image.size) for image in images):
         return None, "image_too_narrow"
-    return (text, system, answer, sizes, digest.hexdigest()[:16]), ""
+    said = (f"{system}\0{text}" if system else text).encode()
+    content = b"\0".join([said, *(hashlib.sha256(image).digest() for image in encoded)])
+    return (text, system, answer, images, hashlib.sha256(content).hexdigest()[:16]), ""
 
 
 def read_text_file(path: str) -> list[dict]:
     """Rows of a .jsonl, .json or .csv file. Raises DataError: what is wrong, in which line, and the fix."""
-    with open(path, "rb") as file:
-        raw = file.read()
+    raw = Path(path).read_bytes()
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -185,32 +176,31 @@ def read_text_file(path: str) -> list[dict]:
         raise DataError(f"{path}: the file is empty. Expected are rows with a question and an answer")
     if path.lower().endswith(".csv"):
         return list(csv.DictReader(io.StringIO(text, newline=""), restkey="more"))
-    whole, rows = text.lstrip().startswith("["), []
-    for number, line in enumerate([text] if whole else text.split("\n"), 1):  # a line ends at "\n" alone
+    rows, pieces = [], [text] if text.lstrip().startswith("[") else text.split("\n")  # a line ends at "\n" alone
+    for before, piece in enumerate(pieces):
         try:
-            rows += as_list(json.loads(line, parse_float=str, parse_int=str)) if line.strip() else []
+            rows += as_list(json.loads(piece, parse_float=str, parse_int=str)) if piece.strip() else []
         except json.JSONDecodeError as error:
-            where = f"{path}, line {error.lineno if whole else number}"
+            where = f"{path}, line {before + error.lineno}"
             raise DataError(f"{where}: not JSON ({error.msg}). Cut short? Expected is one object a line") from error
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path}: a row is no object. Expected are rows like {{"question": "1 + 1?", "answer": "2"}}')
-    return [names_in(row) for row in rows]
+    return rows
 
 
 def open_source(source, split: str, config: str | None) -> tuple[datasets.Dataset | list[dict], str]:
     """(rows, folder where relative image names start) of a hub id, file or folder; a Dataset stays one."""
     if isinstance(source, datasets.Dataset):
         return source, ""
-    kind, folder = os.path.splitext(source)[1].lower(), os.path.abspath(source)
-    folder = folder if os.path.isdir(folder) else os.path.dirname(folder)
+    path = Path(source).absolute()
+    kind, folder = path.suffix.lower(), str(path if path.is_dir() else path.parent)
     try:
         if kind in (".jsonl", ".json", ".csv"):
             rows = read_text_file(source)
             (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({"train": len(rows)})
             return rows[part.from_ : part.to], folder
-        if kind == ".parquet":
-            return datasets.load_dataset("parquet", data_files=source, split=split), folder
-        return datasets.load_dataset(source, config, split=split), folder
+        given = {"path": "parquet", "data_files": source} if kind == ".parquet" else {"path": source, "name": config}
+        return datasets.load_dataset(**given, split=split), folder
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds; their messages list what exists
@@ -220,20 +210,20 @@ def open_source(source, split: str, config: str | None) -> tuple[datasets.Datase
 
 
 def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
-    """{"question": [name], "answer": [name], "images": [names], "uid": [name] or []}. Raises DataError."""
+    """{"question": [names], "answer": [names], "images": [names], "uid": [names]} of the set. Raises DataError."""
     if not isinstance(columns, dict):
         columns = dict(item.partition("=")[::2] for item in columns or ())
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise DataError(f"column map: {unknown} are not our names; ours are {list(COLUMNS)} (ours=theirs)")
-    found, exist = {}, f"the set has {list(features)}"
-    for ours, usual in COLUMNS.items():
-        found[ours] = [name for name in usual if name in features][:1]
-        if ours in columns:
-            found[ours] = [name for name in ",".join(as_list(columns[ours])).split(",") if name]
-            if missing := [name for name in found[ours] if name not in features]:
-                raise DataError(f"{source}: {ours} is mapped to {missing}, {exist}. Correct --columns {ours}=<name>")
-        elif not found[ours] and ours in ("question", "answer"):
-            expected = f"no column for the {ours}: expected one of {list(usual)}"
+    exist = f"the set has {list(features)}"
+    found = {ours: [name for name in usual if name in features][:1] for ours, usual in COLUMNS.items()}
+    for ours, theirs in columns.items():
+        found[ours] = [name for name in ",".join(as_list(theirs)).split(",") if name]
+        if missing := [name for name in found[ours] if name not in features]:
+            raise DataError(f"{source}: {ours} is mapped to {missing}, {exist}. Correct --columns {ours}=<name>")
+    for ours in ("question", "answer"):
+        if not found[ours]:
+            expected = f"no column for the {ours}: expected one of {list(COLUMNS[ours])}"
             raise DataError(f"{source}: {expected}, {exist}. Map it: --columns {ours}=<name>")
     pictures = [name for name, feature in features.items() if re.match(r"(List\()?Image\(", repr(feature))]
     if pictures and not found["images"] and "images" not in columns:
@@ -242,46 +232,41 @@ def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
     return found
 
 
-def undecoded(rows: datasets.Dataset | list[dict]):
-    """The rows as dicts, nested names as in `names_in`, image cells as {"bytes", "path"}: no pixel is decoded."""
-    if isinstance(rows, list):
-        return (yield from rows)
+def undecoded(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same rows, but their image cells are {"bytes", "path"}: no pixel is decoded."""
+    rows = rows.with_format(None)
     plain = json.dumps(rows.features.to_dict())
     plain = json.loads(plain, object_hook=lambda f: f | {"decode": False} if f.get("_type") == "Image" else f)
-    features = datasets.Features.from_dict(plain)
-    for table in rows.with_format("arrow"):
-        yield names_in(features.decode_example(table.to_pylist()[0]))
+    rows.info.features = datasets.Features.from_dict(plain)
+    return rows
 
 
-def load_questions(source, split="train", columns=None, limit=None, config=None) -> tuple[list[Question], dict]:
-    """Questions of any `datasets` source, images left on disk, and a report.
+def load_questions(source, split="train", columns=None, config=None) -> tuple[list[Question], dict]:
+    """Questions of any `datasets` source in the order of the set, images left on disk, and a report.
 
     source: hub id, folder (parquet, image folder, ...), .parquet/.jsonl/.json/.csv file, or datasets.Dataset.
     columns: our names (COLUMNS) to the set's, as dict or ["question=problem"]. "a.b" reads a nested field,
-        "images=left,right" takes several columns, "images=" makes a text set.
-    limit: stop after so many questions, in the order of the set (the report then has rows_read < rows).
-    Report: {"source", "split", "columns", "rows", "rows_read", "skipped": {reason: rows}, "questions", "with_images",
-    "free_form", "gold_from": {"column", "####", "boxed": questions}}. Of two rows with one uid the first stays.
-    Raises DataError if names do not fit or no question is left.
+        "answer=a,b" the first that holds something, "images=a,b" takes both, "images=" makes a text set.
+    Report: {"rows", "columns", "skipped": {reason: rows}, "free_form": questions, "gold_from": {"column", "####",
+    "boxed": questions}}. Of two rows with one uid the first stays. Raises DataError if names do not fit or no question
+    is left.
     """
     rows, folder = open_source(source, split, config)
     source = source if isinstance(source, str) else "data set in memory"
     on_disk = isinstance(rows, datasets.Dataset)
-    features = names_in(rows.features) if on_disk else {name: None for row in rows for name in row}
+    features = names_in(rows.features) if on_disk else {name: None for row in rows for name in names_in(row)}
     names = map_columns(source, features, columns)
     if on_disk:
-        pictures = rows.select_columns(sorted({name.split(".")[0] for name in names["images"]})).with_format("arrow")
-        rows = rows.select_columns(sorted({name.split(".")[0] for group in names.values() for name in group}))
-    questions, seen, skipped, gold_from, read = [], set(), Counter(), Counter(), 0
-    for index, row in enumerate(tqdm(undecoded(rows), "questions", len(rows), disable=len(rows) < 10_000 or None)):
-        if limit is not None and len(questions) >= limit:
-            break
-        read += 1
-        question, answer, uid = (row.get("".join(names[ours])) for ours in ("question", "answer", "uid"))
+        roots = {name.split(".")[0] for group in names.values() for name in group}
+        rows = undecoded(rows.select_columns(sorted(roots)))
+    questions, seen, skipped, gold_from = [], set(), Counter(), Counter()
+    bar = tqdm(map(names_in, rows), "questions", len(rows), disable=len(rows) < 10_000 or None)
+    for index, row in enumerate(bar):
+        question, answer, uid = (value_of(row, names[ours]) for ours in ("question", "answer", "uid"))
         cells = [(name, i, cell) for name in names["images"] for i, cell in enumerate(as_list(row.get(name)))]
         checked, reason = clean_row(question, answer, [cell for _, _, cell in cells], folder)
         if not reason:
-            text, system, gold, sizes, digest = checked
+            text, system, gold, opened, digest = checked
             uid = digest if uid is None else str(uid).encode(errors="replace").decode()
             reason = "duplicate_uid" if uid in seen else ""
         if reason:
@@ -289,30 +274,18 @@ def load_questions(source, split="train", columns=None, limit=None, config=None)
             continue
         seen.add(uid)
         gold_from[worked_answer(answer)[1] if isinstance(answer, str) else "column"] += 1
-        home = (pictures, index) if on_disk else ([row], 0)
-        images = tuple(LazyImage(*home, name, i, folder, size) for (name, i, _), size in zip(cells, sizes))
+        place = (rows, index) if on_disk else ([row], 0)
+        images = tuple(LazyImage(*place, name, i, folder, image.size) for (name, i, _), image in zip(cells, opened))
         questions.append(Question(uid, text, images, gold, is_free_form(gold), system))
-    report = {"source": source, "split": split, "columns": names, "rows": len(rows), "rows_read": read}
-    report |= {"skipped": dict(skipped.most_common()), "questions": len(questions), "gold_from": dict(gold_from)}
-    report["with_images"] = sum(bool(question.images) for question in questions)
-    report["free_form"] = sum(question.free_form for question in questions)
     if not questions:
         fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"
-        raise DataError(f"{source}: no question left of {read} rows; skipped: {dict(skipped)}; columns: {names}; {fix}")
-    return questions, report
+        what = f"no question left of {len(rows)} rows; skipped: {dict(skipped)}; columns: {names}"
+        raise DataError(f"{source}: {what}; {fix}")
+    report = {"rows": len(rows), "columns": names, "skipped": dict(skipped.most_common()), "gold_from": dict(gold_from)}
+    return questions, report | {"free_form": sum(question.free_form for question in questions)}
 
 
 def fingerprint(questions) -> str:
-    """Hash (16 hex) of uids, texts and answers in order: a checkpoint refuses another or a reordered set.
-
-    A uid made from image bytes changes when the image file is repaired. To a run, the broken question is gone and the
-    repaired one is new, as after a dropped row. `changes` names both.
-    """
-    parts = [(q.uid, q.text, q.answer, *([q.system] if q.system else [])) for q in questions]
-    return hashlib.sha256("".join(map(repr, parts)).encode()).hexdigest()[:16]
-
-
-def changes(before: list[str], questions) -> tuple[set[str], set[str]]:
-    """(uids that are gone, uids that are new) since a run saved its uids `before`."""
-    now = {question.uid for question in questions}
-    return set(before) - now, now - set(before)
+    """Hash (16 hex) of uids and texts in order: a checkpoint refuses another or a reordered set."""
+    parts = [repr((q.uid, q.text, q.answer, q.system)) for q in questions]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ import prompts
 from engine import cleaning
 from engine import images as pixels
 from engine import questions as data
-from engine.questions import DataError, ImageError, Question, load_questions, open_images
+from engine.questions import DataError, Question, load_questions, open_images
 
 TEXT, RAW_IMAGE = datasets.Value("string"), datasets.Image(decode=False)
 
@@ -62,11 +62,10 @@ def test_jsonl_with_the_other_usual_names_is_a_text_set(tmp_path):
     assert [(q.text, q.answer, q.images) for q in questions] == [
         (row["problem"], row["solution"], ()) for row in rows]
     assert report["columns"] == {"question": ["problem"], "answer": ["solution"], "images": [], "uid": []}
-    assert report["rows"] == report["rows_read"] == report["questions"] == 3 and report["skipped"] == {}
-    assert len(load_questions(str(path), limit=2)[0]) == 2
+    assert report["rows"] == 3 and report["skipped"] == {} and report["free_form"] == 0
 
 
-def test_bad_rows_are_skipped_and_counted_by_reason(tmp_path):
+def test_bad_rows_are_skipped_and_counted_by_reason(tmp_path, capsys):
     good = {"question": "<image>\nHow many?", "answer": "3", "image": cell(), "uid": "a"}
     rows = [good,
             {**good, "answer": None, "uid": "b"}, {**good, "answer": " ", "uid": "c"},
@@ -89,12 +88,14 @@ def test_bad_rows_are_skipped_and_counted_by_reason(tmp_path):
     questions, report = load_questions(path)
     assert [q.uid for q in questions] == ["a", "e", "k", "l"] and questions[1].answer == "4"
     assert report["skipped"] == skipped and report["rows"] == 15
-    assert (report["questions"], report["with_images"], report["free_form"]) == (4, 4, 0)
-    with pytest.raises(ImageError, match="question k: image cannot be decoded.*repair the file") as caught:
+    assert [len(q.images) for q in questions] == [1, 1, 1, 1] and report["free_form"] == 0
+    with pytest.raises(DataError, match="question k: image cannot be decoded.*repair the file"):
         open_images(questions[2])  # a cut file has a good header: found when it is opened
-    assert caught.value.uid == "k"
-    broken = data.broken_images(questions)
-    assert set(broken) == {"k", "l"} and "cannot be decoded" in broken["l"]
+    broken = set()
+    assert data.intact(questions[:3], questions[3:], broken) == (questions[:2], [], 2) and broken == {"k", "l"}
+    assert data.intact(questions[:3], questions[3:], broken) == (questions[:2], [], 2)
+    (first, second) = capsys.readouterr().out.splitlines()  # each is named once
+    assert first.startswith("question k: ") and second.startswith("question l: image cannot be decoded")
 
 
 def test_images_stay_on_disk_until_opened(tmp_path, monkeypatch):
@@ -301,13 +302,11 @@ def test_a_repaired_image_is_a_new_question_and_the_broken_one_is_gone(tmp_path)
     (tmp_path / "b.png").write_bytes(cut("PNG"))
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
     before, _ = load_questions(str(tmp_path / "set.jsonl"))
-    assert list(data.broken_images(before)) == [before[1].uid]
+    assert data.intact(before, [], set()) == (before[:1], [], 1)
     (tmp_path / "b.png").write_bytes(encoded(color=(1, 1, 1)))
     after, _ = load_questions(str(tmp_path / "set.jsonl"))
-    assert data.broken_images(after) == {} and data.fingerprint(before) != data.fingerprint(after)
-    uids = [q.uid for q in before]
-    assert data.changes(uids, after) == ({before[1].uid}, {after[1].uid})
-    assert data.changes(uids, before[:1]) == ({before[1].uid}, set())
+    assert data.intact(after, [], set()) == (after, [], 0) and data.fingerprint(before) != data.fingerprint(after)
+    assert after[0] == before[0] and after[1].uid != before[1].uid
 
 
 # ---- text ----------------------------------------------------------------------------------------------
