@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from engine.models import break_tokens, harmless, special_tokens, tokenizer_of
 from engine.questions import open_images
+from engine.run import say
 from generate import Actor, Reply, Request, Sampling, seed_of
 from rewards import grade
 
@@ -128,10 +129,8 @@ class ServedActor:
         body = dict(model=self.model, messages=said, max_tokens=sampling.max_new_tokens, top_p=sampling.top_p)
         body |= dict(temperature=sampling.temperature, presence_penalty=sampling.presence_penalty)
         more = dict(top_k=sampling.top_k, min_p=sampling.min_p, repetition_penalty=1.0)
-        if self.takes_top_k:
-            body |= more | {"top_k": sampling.top_k or -1}
-        else:
-            body["generation_config"] = json.dumps({"do_sample": sampling.temperature > 0, **more})
+        config = {"generation_config": json.dumps({"do_sample": sampling.temperature > 0, **more})}
+        body |= more | {"top_k": sampling.top_k or -1} if self.takes_top_k else config
         off = {"enable_thinking": False} if self.takes_no_thinking and not question else {}
         template = self.template | off
         return body | ({"chat_template_kwargs": template} if template else {})
@@ -152,22 +151,21 @@ class ServedActor:
                                 return LOST, f"an answer of more than {len(answer)} bytes"
                     if response.is_success:
                         return read_reply(answer, thinking, most + 1), ""  # one more, for `shorten` to see the cut
-                    cause = f"HTTP {response.status_code}: {answer[:200].decode(errors='replace')}"
+                    cause = f"HTTP {response.status_code}"
                     if response.status_code < 500 and response.status_code not in (408, 429):
                         break
                     after = response.headers.get("retry-after", "")
                 except (httpx.RequestError, *UNREADABLE) as error:
-                    cause = f"{type(error).__name__}: {error} {answer[:200].decode(errors='replace')}"
-        return LOST, cause
+                    cause = f"{type(error).__name__}: {error}"
+        return LOST, f"{cause}: {answer[:200].decode(errors='replace')}"
 
     def begin(self, request: Request, n: int, sampling: Sampling, key: tuple) -> list[int]:
         """Send a request n times, unless it has been sent. Returns n seeds: the memo holds the future of each."""
         seeds = [seed_of(*key, request.kind, request.uid, j) for j in range(n)]
         body = cache(partial(self.body, request, sampling))  # images are encoded once, when the first turn comes
-        for seed in seeds:
-            if seed not in self.memo:  # some servers take seeds of 31 bits; rollouts have their question
-                asked = self.ask(body, seed >> 32, thinking=request.question is not None)
-                self.memo[seed] = asyncio.run_coroutine_threadsafe(asked, self.loop)
+        for seed in (seed for seed in seeds if seed not in self.memo):
+            asked = self.ask(body, seed >> 32, thinking=request.question is not None)  # some servers take only 31 bits
+            self.memo[seed] = asyncio.run_coroutine_threadsafe(asked, self.loop)
         return seeds
 
     def wait_for(self, seeds: list[int], patience: float, sampling: Sampling, phase: str) -> list[tuple[Reply, str]]:
@@ -212,9 +210,9 @@ class ServedActor:
         self.cut += causes.pop(CUT, 0)
         del causes[""]  # what is left has failed
         self.failures += causes.total()
-        if causes and state.is_main_process:
+        if causes:
             failed, often = f"{causes.total()} of {len(answers)}", causes.most_common(1)[0][0]
-            tqdm.write(f"{phase}: {failed} requests to {self.url} (model {self.model}) failed, most often: {often}")
+            say(f"{phase}: {failed} requests to {self.url} (model {self.model}) failed, most often: {often}")
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
         return [[answers[i, j][0] for j in range(n)] for i in range(len(requests))]
 
