@@ -116,9 +116,6 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
     return args, recipe
 
 
-# ---------------------------------------------------------------- what a run works with
-
-
 def load_actors(
     args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict, stop: threading.Event
 ) -> list[Actor | ServedActor]:
@@ -181,8 +178,7 @@ def load_data(args: Arguments) -> tuple[list[Question], dict[str, list[Question]
 def within_budget(args: Arguments, questions: list[Question], student: Actor) -> list[Question]:
     """The questions whose plain prompt is not too long. Raises SystemExit where they are fewer than a step needs."""
     bar = tqdm(questions, desc="prompt budget", leave=False, disable=None if PartialState().is_main_process else True)
-    length = student.encoder.length
-    kept = [x for x in bar if length(plain_prompt(x.text), x) <= args.max_prompt_tokens]
+    kept = [x for x in bar if student.encoder.length(plain_prompt(x.text), x) <= args.max_prompt_tokens]
     if over := len(questions) - len(kept):
         PartialState().print(f"{over} questions are left out: their prompts have more than --max_prompt_tokens")
     if len(kept) < args.new_per_step:
@@ -315,8 +311,7 @@ def main(argv: list[str]) -> None:
             accelerator.print("  ".join(f"{family} {accuracy:.1f}%" for family, accuracy in scores.items()))
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
-        if asked := stop.reason():
-            reason = f"{asked} stopped the run after step {step + 1}"
+        reason = f"{asked} stopped the run after step {step + 1}" if (asked := stop.reason()) else None
         if bad_updates >= MAX_BAD_UPDATES:
             reason = f"{bad_updates} gradients were not finite, in steps one after another"
         if silent := [server.url for server in servers if len(server.silent) >= MAX_SILENT_STEPS]:
