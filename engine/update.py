@@ -236,8 +236,8 @@ def keep_whole(policy: Policy, optimizer: torch.optim.Optimizer, plugin) -> None
 def make_learner(accelerator: Accelerator, student, lr: float, weight_decay: float, micro_tokens: int) -> Learner:
     """AdamW with a constant learning rate (Table 8) on the student, a generate.Actor, prepared for all processes."""
     policy, fused = Policy(student.model, student.banned_ids), True if accelerator.device.type == "cuda" else None
-    settings = dict(betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr, **settings)
+    settings = dict(lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(policy.parameters(), **settings)
     if accelerator.is_fsdp2:
         keep_whole(policy, optimizer, accelerator.state.fsdp_plugin)
     policy, optimizer = accelerator.prepare(policy, optimizer)
