@@ -224,6 +224,8 @@ class Learner:
 
 def keep_whole(policy: Policy, optimizer: torch.optim.Optimizer, plugin) -> None:
     """Before accelerate prepares for FSDP2: decision 4; log-probs leave the model in fp32, gradients add up in fp32."""
+    if plugin.cpu_ram_efficient_loading:
+        raise SystemExit("set fsdp_cpu_ram_efficient_loading: false, for else only one process loads the weights")
     if mixed := plugin.mixed_precision_policy:
         plugin.mixed_precision_policy = replace(mixed, output_dtype=None, reduce_dtype=torch.float32)
     fp32 = {"A_log", "dt_bias", *(policy.model._keep_in_fp32_modules_strict or ())}  # Qwen3.5 lists none itself
