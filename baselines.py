@@ -56,32 +56,35 @@ def collect(ctx: Context, new: Sequence[Question], replayed: Sequence[Question])
 
 def hint_groups(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
     """Algorithm 5: the teacher writes a hint from its own correct rollout (Fig. 19); it goes after the question."""
-    texts = [prompts.hint_prompt(it.positive.text, ctx.special_tokens) for it in instances]
-    requests = [Request("tip", it.plain.question.uid, text) for it, text in zip(instances, texts, strict=True)]
+    requests = [
+        Request("tip", chosen.plain.question.uid, prompts.hint_prompt(chosen.positive.text, ctx.special_tokens))
+        for chosen in instances
+    ]
     replies = ctx.teacher(requests, 1, Sampling(max_new_tokens=HINT_TOKENS), ctx.key, "hint")
     groups = []
-    for it, (reply,) in zip(instances, replies, strict=True):
+    for instance, (reply,) in zip(instances, replies, strict=True):
         if reply.text.strip() and extract_boxed(reply.text) is None:
-            prompt = prompts.hinted_prompt(it.plain.question.text, reply.text, ctx.special_tokens)
-            groups.append(Group(it.plain.question, it.kind, prompt))
+            prompt = prompts.hinted_prompt(instance.plain.question.text, reply.text, ctx.special_tokens)
+            groups.append(Group(instance.plain.question, instance.kind, prompt))
     ctx.counts["hints_refused"] = len(instances) - len(groups)
     return groups
 
 
 def prefix_groups(instances: Sequence[Instance]) -> list[Group]:
     """Algorithm 6: the response starts with the first 40% of a correct teacher rollout, which carries no loss."""
-    groups = [Group(it.plain.question, it.kind, it.plain.prompt) for it in instances]
-    for group, it in zip(groups, instances, strict=True):
-        group.prefix = it.positive.tokens[: int(PREFIX_SHARE * len(it.positive.tokens))]
+    groups = [Group(instance.plain.question, instance.kind, instance.plain.prompt) for instance in instances]
+    for group, instance in zip(groups, instances, strict=True):
+        tokens = instance.positive.tokens
+        group.prefix = tokens[: int(PREFIX_SHARE * len(tokens))]
     return groups
 
 
 def substitute(ctx: Context, plain: Sequence[Group], instances: Sequence[Instance]) -> list[Group]:
     """The failure mode: a correct teacher response takes the place of a wrong student rollout, as if it were one."""
-    for it in instances:
-        wrong = [i for i, rollout in enumerate(it.plain.rollouts) if rollout.reward == 0.0]
-        place = ctx.rng(it.plain.question.uid, "negative").choice(wrong)
-        it.plain.rollouts[place] = replace(it.positive, by_teacher=True)
+    for instance in instances:
+        wrong = [i for i, rollout in enumerate(instance.plain.rollouts) if rollout.reward == 0.0]
+        place = ctx.rng(instance.plain.question.uid, "negative").choice(wrong)
+        instance.plain.rollouts[place] = replace(instance.positive, by_teacher=True)
     return list(plain)
 
 

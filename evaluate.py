@@ -10,8 +10,7 @@ stopped. Beside it: .summary.json (every number, also by category) and .judged.j
 """
 
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 import prompts
 from engine.images import MAX_PIXELS, MIN_PIXELS
-from engine.options import option, parse
+from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, load_questions
 from engine.results import Results
 from engine.run import leave, read_records
@@ -31,7 +30,7 @@ from engine.snapshots import find_all
 from extras.analysis import cluster_bootstrap
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
-from suite.compare import macro, paper, summarise
+from suite.compare import paper, report, summarise
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 from suite.rows import Item, load
 from suite.scorers import JUDGES, Score, read_prompts, score
@@ -45,9 +44,8 @@ def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling
              judge_prompts: dict | None = None, reward: Callable | None = None) -> list[dict]:  # fmt: skip
     """One response to each question (Pass@1). Returns a record per question with its family and reward.
 
-    actor, judge: an Actor or ServedActor. The judge is asked about free-form golds and what the suite's rules do not
-    settle. questions: by family; those of the suite by benchmark. judge_prompts: scorers.read_prompts, for the suite.
-    reward: rewards.load_reward, in place of both.
+    actor, judge: an Actor or ServedActor. The judge is asked about free-form golds and what no rule settles. questions:
+    by family or benchmark. judge_prompts: scorers.read_prompts, for the suite. reward: rewards.load_reward, for all.
     """
     asked = [(family, question) for family in questions for question in questions[family]]
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
@@ -59,26 +57,26 @@ def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling
         scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
     records = []
     for (family, question), reply, result in zip(asked, replies, scores, strict=True):
-        records.append({"family": family, "uid": question.uid, "response": reply.text, "gold": question.answer,
-                        "reward": result.reward, "finished": reply.finished})  # fmt: skip
+        record = dict(family=family, uid=question.uid, response=reply.text, gold=question.answer)
+        record |= dict(reward=result.reward, finished=reply.finished)
         if isinstance(question, Item):
-            records[-1] |= {"method": result.method, "why": result.why, "tokens": len(reply.tokens), **result.extra}
-            records[-1] |= {"scored_with": question.row["scored_with"], "groups": question.groups}
+            record |= dict(method=result.method, why=result.why, tokens=len(reply.tokens), **result.extra)
+            record |= dict(scored_with=question.row["scored_with"], groups=question.groups)
+        records.append(record)
     return records
 
 
-def accuracies(records: Iterable[dict]) -> dict[str, float]:
+def accuracies(records: Sequence[dict]) -> dict[str, float]:
     """Accuracy in percent by family, in order of appearance."""
-    rewards = defaultdict(list)
-    for record in records:
-        rewards[record["family"]].append(record["reward"])
-    return {family: 100 * sum(values) / len(values) for family, values in rewards.items()}
+    table = pd.DataFrame(records, columns=["family", "reward"])
+    return (100 * table.reward.astype(float)).groupby(table.family, sort=False).mean().to_dict()
 
 
 @dataclass
 class Arguments:
     model: str = option(str(world.WORLD / "student"), "model folder, hub id or http://host:port/v1")
     model_name: str = option("", "a served model's name on its server; empty: the server is asked")
+    chat_template_kwargs: JsonObject = option(JsonObject, "for chat templates: '{\"enable_thinking\": true}'")
     suite: str = option("", "the paper's benchmarks of a family", choices=[*FAMILIES, "all"])
     benchmarks: str = option("", "some of them, separated by commas (see --list)")
     data: str = option("", "own questions: hub id, folder, parquet, CSV or JSON lines file")
@@ -117,57 +115,49 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
     entries |= {name: replace(BY_NAME[name], source=ids[name], moved=()) for name in ids if name in entries}
     if judged := [name for name, entry in entries.items() if entry.scorer in JUDGES and not args.judge]:
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
-    wanted = {name: (entry.ids, entry.revision, bool(entry.video)) for name, entry in entries.items()}
-    bar = tqdm(find_all(wanted, args.root).items(), desc="loading", leave=False, disable=None)
+    folders = find_all({name: (e.ids, e.revision, bool(e.video)) for name, e in entries.items()}, args.root)
+    bar = tqdm(folders.items(), desc="loading", leave=False, disable=None)
     loaded = {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
     return loaded or world.questions()[1]
 
 
 def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accelerator) -> Actor | ServedActor:
     """A model here, in bf16 on an accelerator, or one behind a URL. Raises OSError where there is none."""
-    pixels = (args.min_pixels, args.max_pixels)
-    if not name.startswith(("http://", "https://")):
-        dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
-        actor = Actor.load(name, accelerator, dtype, pixels, rows=args.rows)
-        actor.encoder.room = 0  # a prompt is asked once: none is kept
-    else:
-        actor = ServedActor(name, served_name or None, pixels=pixels)
+    given = dict(pixels=(args.min_pixels, args.max_pixels), template=args.chat_template_kwargs)
+    if name.startswith(("http://", "https://")):
+        actor = ServedActor(name, served_name or None, **given)
         actor.check()
+        return actor
+    dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
+    actor = Actor.load(name, accelerator, dtype, rows=args.rows, **given)
+    actor.encoder.room = 0  # a prompt is asked once: none is kept
     return actor
 
 
-def run(questions: dict[str, list[Question]], models: list, args: Arguments, results: Results, judge_prompts) -> None:
-    """Ask what `results` does not hold yet. models: [the model] or [the model, its judge].
+def run(questions: dict, models: list, args: Arguments, results: Results, judge_prompts: dict) -> list[dict]:
+    """Ask what `results` does not hold yet; return all records in order. models: [the model] or [it, its judge].
 
     Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong.
     """
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
-    for part in results.rounds(questions, 4 * args.rows * PartialState().num_processes):
+    asked = [(family, question) for family in questions for question in questions[family]]
+    pending = [(family, question) for family, question in asked if question.uid not in results.done]
+    size = 4 * args.rows * PartialState().num_processes
+    bar = tqdm(total=len(asked), initial=len(asked) - len(pending), disable=not results.main or None)
+    for start in range(0, len(pending), size):
+        part: dict = {}
+        for family, question in pending[start : start + size]:
+            part.setdefault(family, []).append(question)
         failures = [getattr(model, "failures", 0) for model in models]
         records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
         if failures != [getattr(model, "failures", 0) for model in models]:
             raise ConnectionError("some requests got no answer: the same command goes on from here")
         results.add(records)
-
-
-def report(records: list[dict], row: str) -> tuple[str, dict]:
-    """(a table of scores, every number). row: of the paper's tables, beside ours; "": none. Raises ValueError."""
-    if not any("method" in record for record in records):
-        numbers = accuracies(records)
-        return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items()), numbers
-    numbers = summarise(records)
-    columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | ({row: paper(row)} if row else {})
-    counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
-    table = pd.DataFrame(columns, counts.index).join(counts)
-    text = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
-    for name, one in numbers.items():
-        text += [f"{name}, {key}: {value:.1f}" for key, value in one["beside"].items()]
-    if other := [name for name, row in counts.iterrows() if row["rows"] != row["published"]]:
-        text.append(f"not the published number of rows: {', '.join(other)}")
-    for column, scores in columns.items():
-        for family, (mean, n, of) in macro({name: scores.get(name) for name in numbers}).items():
-            text.append(f"{family}, {column}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
-    return "\n".join(text), numbers
+        running, tokens = accuracies([*results.done.values()]), sum(r.get("tokens", 0) for r in results.done.values())
+        bar.set_postfix({family: f"{running[family]:.1f}%", "tokens": tokens})
+        bar.update(len(records))
+    bar.close()
+    return [results.done[question.uid] for _, question in asked]
 
 
 def compare(names: Sequence[str]) -> str:
@@ -191,17 +181,18 @@ def compare(names: Sequence[str]) -> str:
 
 
 def main(args: Arguments) -> None:
-    own = args.data or args.suite or args.benchmarks
-    usual = (DECODING.max_new_tokens, MIN_PIXELS, MAX_PIXELS) if own else (64, world.CELL**2, 64 * world.CELL**2)
-    for name, value in zip(("max_new_tokens", "min_pixels", "max_pixels"), usual, strict=True):
-        setattr(args, name, getattr(args, name) or value)
+    embedded = not (args.data or args.suite or args.benchmarks)
+    args.max_new_tokens = args.max_new_tokens or (64 if embedded else DECODING.max_new_tokens)
+    args.min_pixels = args.min_pixels or (world.CELL**2 if embedded else MIN_PIXELS)
+    args.max_pixels = args.max_pixels or (64 * world.CELL**2 if embedded else MAX_PIXELS)
     free = {"out", "root", "rows", "paper", "list", "compare"}  # may change where a run goes on
     settings = {name: value for name, value in asdict(args).items() if name not in free}
     try:
-        if args.list or args.compare:
+        if args.compare:
+            return print(compare(args.compare))
+        if args.list:
             columns = ["name", "family", "source", "moved", "configs", "splits", "size", "terms", "scorer"]
-            entries = pd.DataFrame(map(asdict, BENCHMARKS))[columns]
-            return print(compare(args.compare) if args.compare else entries.to_string(index=False, max_colwidth=48))
+            return print(pd.DataFrame(BENCHMARKS)[columns].to_string(index=False, max_colwidth=48))
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         results = Results(Path(args.out), settings, accelerator.is_main_process)
         judge_prompts = read_prompts(args.judge_prompts)
@@ -210,12 +201,13 @@ def main(args: Arguments) -> None:
         results.start(settings)
         names = [(args.model, args.model_name), (args.judge, args.judge_name)]
         models = [load_actor(name, served, args, accelerator) for name, served in names if name]
-        run(questions, models, args, results, judge_prompts)
-        text, numbers = report(results.records, args.paper)
+        records = run(questions, models, args, results, judge_prompts)
+        numbers = summarise(records) or accuracies(records)
+        text = report(numbers, args.paper)
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
         leave(f"evaluate.py: {error}", 2)
     if accelerator.is_main_process:
-        results.finish({"settings": settings, "scores": numbers})
+        results.finish(records, {"settings": settings, "scores": numbers})
         print(f"{text}\nper-question results: {args.out}")
 
 

@@ -275,7 +275,7 @@ class Actor:
         start = time.perf_counter()
         replies = dict(gather_object(list(drawn.items())))
         self.rows = min(gather_object([self.rows]))  # where memory ran out on one process: batches are cut alike
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.seconds[phase] += time.perf_counter() - start
         return [replies[i] for i in range(len(replies))]
 
     def __call__(

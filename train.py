@@ -39,7 +39,7 @@ from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
 from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, fingerprint, intact, load_questions
-from engine.run import LEGEND, Output, Stop, closing_tables, leave, read_records, say
+from engine.run import LEGEND, Output, Stop, check_tracker, closing_tables, leave, print_samples, read_records, say
 from engine.update import check_head, make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.preview import preview, routes
@@ -96,6 +96,7 @@ class Arguments:
     dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", least=0)
     eval_questions: int = option(160, "held-out questions per family, known and hard, at most; 0: none", least=0)
     log_with: str = option("", "tracker of accelerate: tensorboard, wandb, ...")
+    print_samples: int = option(0, "prompts shown on the screen each step, with a rollout and its reward", least=0)
     preview: int = option(0, "look at this many questions and stop: prompts, rewards, time; trains nothing", least=0)
 
 
@@ -113,9 +114,6 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
     elif not (args.student and args.data and all(args.teacher.split(","))):
         raise SystemExit("--student, --teacher (no comma at its end) and --data belong together: see --help")
     return args, recipe
-
-
-# ---------------------------------------------------------------- what a run works with
 
 
 def load_actors(
@@ -180,8 +178,7 @@ def load_data(args: Arguments) -> tuple[list[Question], dict[str, list[Question]
 def within_budget(args: Arguments, questions: list[Question], student: Actor) -> list[Question]:
     """The questions whose plain prompt is not too long. Raises SystemExit where they are fewer than a step needs."""
     bar = tqdm(questions, desc="prompt budget", leave=False, disable=None if PartialState().is_main_process else True)
-    length = student.encoder.length
-    kept = [x for x in bar if length(plain_prompt(x.text), x) <= args.max_prompt_tokens]
+    kept = [x for x in bar if student.encoder.length(plain_prompt(x.text), x) <= args.max_prompt_tokens]
     if over := len(questions) - len(kept):
         PartialState().print(f"{over} questions are left out: their prompts have more than --max_prompt_tokens")
     if len(kept) < args.new_per_step:
@@ -215,6 +212,7 @@ def main(argv: list[str]) -> None:
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+    check_tracker(args.log_with)
     accelerator = make_accelerator(log_with=args.log_with or None, project_dir=args.output)
     if not args.preview:
         output = Output(Path(args.output), accelerator, {**asdict(args), **asdict(recipe)})
@@ -241,7 +239,7 @@ def main(argv: list[str]) -> None:
 
     if args.preview:
         ctx = Context(policy, teacher, recipe, (args.seed, 0), *shared)
-        preview(ctx, learner, student, new_questions(questions, args, 0), args.preview, args.steps, args.new_per_step)
+        preview(ctx, learner, student, teachers[0], new_questions(questions, args, 0), args.preview, args.steps)
         return
 
     fresh = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
@@ -303,6 +301,7 @@ def main(argv: list[str]) -> None:
         metrics |= {"replayed": len(replayed), "buffer": len(buffer)} | {name: len(ids) for name, ids in events.items()}
         times = {"step": step + 1, "total": time.perf_counter() - start, "padding_share": learner.padding_share()}
         output.log(metrics, times | seconds)
+        print_samples(dump(groups) if accelerator.is_main_process else [], args.print_samples)
         last = step + 1 == args.steps
         if args.dump_every and ((step + 1) % args.dump_every == 0 or last):
             output.write(dump(groups), f"dumps/step_{step + 1:05d}.jsonl")
@@ -312,8 +311,7 @@ def main(argv: list[str]) -> None:
             accelerator.print("  ".join(f"{family} {accuracy:.1f}%" for family, accuracy in scores.items()))
 
         bad_updates = bad_updates + losses["updates_not_finite"] if losses["updates_not_finite"] else 0
-        if asked := stop.reason():
-            reason = f"{asked} stopped the run after step {step + 1}"
+        reason = f"{asked} stopped the run after step {step + 1}" if (asked := stop.reason()) else None
         if bad_updates >= MAX_BAD_UPDATES:
             reason = f"{bad_updates} gradients were not finite, in steps one after another"
         if silent := [server.url for server in servers if len(server.silent) >= MAX_SILENT_STEPS]:

@@ -13,8 +13,7 @@ Decisions where the paper is silent, and shortcuts that change no result:
  3. Only traces that end up in a prompt are compressed. A trace that BCQ and NCQ share is compressed once.
  4. A compressed trace must end in the same answer, verbatim, as its response. If it does not, the last lines of the
     response with its own box take its place, and a metric counts it. A wrong candidate must never become right. A
-    trace without an answer keeps its summary, with any box taken out: raw lines beside a tidy candidate would be a
-    label.
+    trace without an answer keeps its summary without any box: raw lines beside a tidy candidate would be a label.
  5. Wrong rollouts without a parsed answer still give their trace to NCQ.
  6. Rollouts with advantage 0 count in the token denominator, but the update does not run them through the model:
     their numerator, and so their gradient, is exactly zero.
@@ -25,10 +24,8 @@ Decisions where the paper is silent, and shortcuts that change no result:
     is the mean over the tokens that went through the update.
 10. Eq. 3 speaks of the groups of a mini-batch. We take those of the whole rollout step, so that the I mini-batches
     share one scale.
-11. GRPO† + BCQ walks on past questions on which the teacher fails until its cap is full, as Algorithm 1's words
-    "that admit at least one enabled branch" say.
-12. Compression waits for the student's rollouts, since it needs a whole group's wrong ones. A served teacher's rollouts
-    do not wait (extras/served.py).
+11. GRPO† + BCQ walks on past questions on which the teacher fails, until its cap is full ("admit at least one").
+12. Compression waits for all plain rollouts; a served teacher's rollouts do not (extras/served.py).
 """
 
 from __future__ import annotations
@@ -173,22 +170,22 @@ def reformulate(ctx: Context, instances: Sequence[Instance]) -> list[Group]:
     wrong, under the same prompt.
     """
     chosen: list[list[Rollout]] = []
-    for it in instances:
-        wrong = [rollout for rollout in it.plain.rollouts if rollout.reward == 0.0]
-        negative = ctx.rng(it.plain.question.uid, "negative").choice(wrong)
-        chosen.append([it.positive, negative] if it.kind == "bcq" else wrong)
+    for instance in instances:
+        wrong = [rollout for rollout in instance.plain.rollouts if rollout.reward == 0.0]
+        negative = ctx.rng(instance.plain.question.uid, "negative").choice(wrong)
+        chosen.append([instance.positive, negative] if instance.kind == "bcq" else wrong)
     traces = {id(rollout): rollout for rollouts in chosen for rollout in rollouts}
     summaries = dict(zip(traces, compress(ctx, list(traces.values())), strict=True))
 
     groups = []
-    for it, rollouts in zip(instances, chosen, strict=True):
-        question = it.plain.question
+    for instance, rollouts in zip(instances, chosen, strict=True):
+        question = instance.plain.question
         texts, answers = [summaries[id(rollout)] for rollout in rollouts], [rollout.answer for rollout in rollouts]
-        if it.kind == "bcq":  # the order of the two is random, and nothing says which is which
+        if instance.kind == "bcq":  # the order of the two is random, and nothing says which is which
             prompt = prompts.bcq_prompt(question.text, *texts, ctx.rng(question.uid, "order"), ctx.special_tokens)
         else:
             prompt = prompts.ncq_prompt(question.text, answers, texts, ctx.special_tokens)
-        groups.append(Group(question, it.kind, prompt, candidates={"texts": texts, "answers": answers}))
+        groups.append(Group(question, instance.kind, prompt, candidates={"texts": texts, "answers": answers}))
     return groups
 
 
@@ -217,7 +214,8 @@ def read_summary(reply: str, trace: str, answer: str | None) -> tuple[str, bool]
     if answer is None:
         summary = BOX.sub("", summary).replace("\\boxed", "").strip()
     found = extract_boxed(summary)
-    if summary and (found is answer is None or (found is not None and found.split() == answer.split())):
+    same = (found is None) == (answer is None) and (found or "").split() == (answer or "").split()
+    if summary and same:
         return summary, False
     reasoning = trace.rsplit("</think>", 1)[0].replace("<think>", "")
     lines = [line for line in (reasoning.strip() or trace).splitlines() if line.strip()][-SUMMARY_LINES + 1 :]
@@ -298,8 +296,8 @@ def update(learner: Learner, groups: Sequence[Group], recipe: Recipe, key: tuple
 
 
 def mean(values: Iterable[float]) -> float | None:
-    values = list(values)
-    return sum(values) / len(values) if values else None
+    kept = list(values)
+    return sum(kept) / len(kept) if kept else None
 
 
 def summarise(groups: Sequence[Group], recipe: Recipe) -> dict[str, float | None]:
@@ -422,8 +420,7 @@ class Group:
         return sum(rollout.reward for rollout in self.rollouts if not rollout.by_teacher) / len(self.rollouts)
 
 
-# An actor (generate.Actor, or anything that does the same) draws n rollouts for each request:
-# actor(requests, n, sampling, key, phase) -> for each request n replies with .text and .tokens
+# actor(requests, n, sampling, key, phase) -> for each request n replies with .text, .tokens and .finished
 Actor = Callable[..., list[list]]
 
 

@@ -19,7 +19,7 @@ OPENING = r"(?i)^(the )?((correct|right|final) )*(answer|option|choice)s?\b( is|
 
 def lettered(options: Sequence[str]) -> list[str]:
     """"A. text" of each option whose text is known."""
-    return [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False) if text]
+    return [f"{letter}. {text}" for letter, text in zip(LETTERS, options) if text]
 
 
 def option_texts(cell, drawn: int = 0, question: str = "") -> list[str]:
@@ -41,7 +41,7 @@ def option_texts(cell, drawn: int = 0, question: str = "") -> list[str]:
     texts = [str(text).strip() for text in cell or [""] * drawn]
     if texts == list(LETTERS[: len(texts)]):  # only the letters are given: drawn
         return [""] * len(texts)
-    plain = [re.sub(rf"^\(?{letter}[.:)]\s*", "", text) for letter, text in zip(LETTERS, texts, strict=False)]
+    plain = [re.sub(rf"^\(?{letter}[.:)]\s*", "", text) for letter, text in zip(LETTERS, texts)]
     return plain if all(one != text for one, text in zip(plain, texts, strict=True)) else texts
 
 
@@ -50,13 +50,13 @@ def gold_numbers(encoding: str, golds: Sequence, options: Sequence[str]) -> tupl
 
     A gold that should be a letter may be the text of an option. Raises DataError where a gold is none of the options.
     """
-    texts, numbers = [str(gold).strip() for gold in golds], []
+    texts = [str(gold).strip() for gold in golds]
     if encoding == "index":
         numbers = [int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)]
     elif encoding == "letter" and re.fullmatch(r"\(?[A-Z][).]?", texts[0]):
         numbers = [LETTERS.index(texts[0].strip("()."))]
-    elif texts[0] in options:
-        numbers = [list(options).index(texts[0])]
+    else:
+        numbers = [i for i, option in enumerate(options) if option == texts[0]][:1]
     if not numbers or max(numbers) >= len(options):
         raise DataError(f"expected the {encoding} of one of the options {list(options)}, found {list(golds)}")
     return tuple(numbers)

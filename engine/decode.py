@@ -1,12 +1,11 @@
 """What sampling runs on: prefill, one more token for every row of a batch, random numbers.
 
 Decisions:
-1. The cache has free columns behind its last one. It is copied when these are used up, every CACHE_STEP tokens, where
-   transformers' own cache is copied at every token.
-2. Where several query heads share their keys, transformers copies the keys for each of them, at every token. For one
-   new token they are one matrix instead (`grouped_attention`): the same numbers to rounding, without the copies.
-3. A prefill goes through the model in pieces of bounded size, whatever the number of rollouts of each prompt: some
-   layers hold several vectors of the model's width for each token, and a mask for padding has L x L entries a row.
+1. The cache has free columns behind its last one. It is copied every CACHE_STEP tokens, transformers' own at every one.
+2. At every token transformers copies the keys for each query head that shares them. For one new token these heads are
+   one matrix instead (`grouped_attention`): the same numbers to rounding.
+3. A prefill goes through the model in pieces of bounded size: some layers hold several vectors of the model's width for
+   each token, and a mask for padding has L x L entries a row.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.models import collate, position_ids, rope_index_of
+from engine.models import Tensors, collate, position_ids, rope_index_of
 
 CACHE_STEP = 1024  # columns that a cache grows by
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
@@ -26,8 +25,7 @@ PREFILL_TOKENS = 16_384  # of a prefill's piece, padding included; a longer prom
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """transformers' sdpa attention, without copies where one new token meets a cache (decision 2).
-
+    """transformers' sdpa attention, but for one new token behind a cache (decision 2).
     query: [B, heads, L, D], key and value: [B, kv heads, columns, D]. Returns ([B, L, heads, D], None)."""
     shared = query.shape[1] // key.shape[1]
     if query.shape[2] > 1 or shared == 1 or attention_mask is None or kwargs.get("position_bias") is not None:
@@ -55,19 +53,16 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, layer: DynamicLayer, limit: int):
         """layer: a prefilled one. limit: the most columns there will be."""
         super().__init__()
-        self.limit = limit
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        self.limit, self.dtype, self.device, self.is_initialized = limit, layer.dtype, layer.device, True
         self.place(layer.keys, layer.values)
 
     def place(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         columns = keys.shape[2]
-        free = min(CACHE_STEP, self.limit - columns)
-        self.held = [pad(x, (0, 0, 0, free)) for x in (keys, values)]
+        self.held = [pad(x, (0, 0, 0, min(CACHE_STEP, self.limit - columns))) for x in (keys, values)]
         self.keys, self.values = (x[:, :, :columns] for x in self.held)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
-        first = self.keys.shape[2]
-        last = first + keys.shape[2]
+        first, last = self.keys.shape[2], self.keys.shape[2] + keys.shape[2]
         if last > self.held[0].shape[2]:
             self.place(self.keys, self.values)
         for held, new in zip(self.held, (keys, values), strict=True):
@@ -79,20 +74,17 @@ class RoomyLayer(DynamicLayer):
         self.place(self.keys[rows], self.values[rows])
 
 
-def prefill(
-    model, prompts: Sequence[dict[str, torch.Tensor]], device: torch.device
-) -> tuple[torch.Tensor, KVCache, torch.Tensor, torch.Tensor]:
-    """Encoded prompts through the model, in pieces of at most PREFILL_TOKENS, padding included (decision 3).
+def prefill(model, prompts: Sequence[Tensors], device: torch.device):
+    """Encoded prompts through the model, in pieces of at most PREFILL_TOKENS (decision 3).
 
     Returns logits of the next token [P, V], the cache, the mask [P, L] of prompts padded on the left, and the position
     of each prompt's last token [P]."""
-    pieces: list[list[dict[str, torch.Tensor]]] = []
+    pieces: list[list[Tensors]] = [[]]
     for prompt in prompts:
-        longest = max(len(p["input_ids"]) for p in [*(pieces[-1] if pieces else []), prompt])
-        if pieces and longest * (len(pieces[-1]) + 1) <= PREFILL_TOKENS:
-            pieces[-1].append(prompt)
-        else:
-            pieces.append([prompt])
+        longest = max(len(p["input_ids"]) for p in [*pieces[-1], prompt])
+        if pieces[-1] and longest * (len(pieces[-1]) + 1) > PREFILL_TOKENS:
+            pieces.append([])
+        pieces[-1].append(prompt)
     logits, caches, masks, last = [], [], [], []
     for piece in pieces:
         batch = collate(piece, device=device)
@@ -102,19 +94,17 @@ def prefill(
         if len({len(prompt["input_ids"]) for prompt in piece}) == 1:  # no padding: attention is plainly causal
             del batch["attention_mask"]
         caches.append(KVCache(config=model.config))
-        settings = dict(position_ids=positions, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
-        logits.append(model(**batch, **settings).logits[:, -1])
+        batch |= dict(position_ids=positions, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
+        logits.append(model(**batch).logits[:, -1])
     columns = max(mask.shape[1] for mask in masks)
     masks = [pad(mask, (columns - mask.shape[1], 0)) for mask in masks]
-    return torch.cat(logits), join(caches), torch.cat(masks), torch.cat(last)
+    return torch.cat(logits), join(caches) if caches[1:] else caches[0], torch.cat(masks), torch.cat(last)
 
 
 def join(caches: Sequence[KVCache]) -> KVCache:
     """One cache for the rows of all, their columns aligned on the right."""
     for layers in zip(*(cache.layers for cache in caches), strict=True):
-        first, *others = layers
-        if not others:
-            continue
+        first = layers[0]
         for name in ("conv_states", "recurrent_states"):  # linear attention: {index: [B, ...]}
             states = getattr(first, name, {})
             for k in [k for k, state in states.items() if state is not None]:
@@ -134,8 +124,7 @@ class Decoder:
 
     def __init__(self, model, cache: KVCache, mask: torch.Tensor, position: torch.Tensor, room: int):
         """What `prefill` returned. room: the most tokens that will come."""
-        self.model, self.cache, self.position = model, cache, position
-        self.columns = mask.shape[1]
+        self.model, self.cache, self.columns, self.position = model, cache, mask.shape[1], position
         self.mask = pad(mask, (0, room), value=1)  # [B, L + room]
         for i, layer in enumerate(cache.layers):
             if type(layer) is DynamicLayer:  # sliding windows and linear attention hold a bounded state
@@ -151,15 +140,10 @@ class Decoder:
         self.columns += 1
         self.position = self.position + 1
         positions = self.position.unsqueeze(-1)  # [B, 1]
-        output = self.model(
-            input_ids=tokens.unsqueeze(-1),
-            attention_mask=self.mask[:, : self.columns],
-            position_ids=positions.expand(3, -1, -1) if rope_index_of(self.model) else positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
+        positions = positions.expand(3, -1, -1) if rope_index_of(self.model) else positions
+        batch = dict(input_ids=tokens.unsqueeze(-1), attention_mask=self.mask[:, : self.columns])
+        batch |= dict(position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return self.model(**batch).logits[:, -1]
 
 
 class UniformStreams:
@@ -167,14 +151,12 @@ class UniformStreams:
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.device = device
-        self.used = RANDOM_BLOCK
+        self.device, self.used = device, RANDOM_BLOCK
 
     def next(self) -> torch.Tensor:
         if self.used == RANDOM_BLOCK:
             draw = [torch.rand(RANDOM_BLOCK, generator=g, dtype=torch.float64) for g in self.generators]
-            self.block = torch.stack(draw).to(self.device)  # [B, RANDOM_BLOCK]
-            self.used = 0
+            self.block, self.used = torch.stack(draw).to(self.device), 0  # [B, RANDOM_BLOCK]
         self.used += 1
         return self.block[:, self.used - 1]
 

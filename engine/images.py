@@ -8,6 +8,7 @@ Decisions where the paper is silent:
 This file imports nothing from the rest of the project: copy what you need.
 """
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ MIN_PIXELS, MAX_PIXELS = 256 * 32 * 32, 1280 * 32 * 32  # Table 8
 
 
 def image_bytes(cell, folder: str = "") -> bytes:
-    """Encoded bytes of a cell: {"bytes", "path"}, bytes, or a file name in `folder`. Raises OSError, ValueError."""
+    """Encoded bytes of a cell: {"bytes", "path"}, bytes, data URI or file in `folder`. Raises OSError, ValueError."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str) and cell.startswith("data:"):
+        return base64.b64decode(cell.partition(",")[2])
     if isinstance(cell, str):
         return Path(folder, cell).read_bytes()
     if not isinstance(cell, bytes) or not cell:

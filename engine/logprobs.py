@@ -19,8 +19,7 @@ class ChunkedHead(torch.autograd.Function):
 
     of_logits: (logits [n, V], *others [n, ...]) -> (values [n], log-probs [n, V]), both fp32. Returns the values [N],
     with gradient to hidden [N, H] and weight [V, H], and the entropies [N] of the log-probs, without. The logits are in
-    bf16 under such an autocast, as a Linear's are; the weight's gradient is always added up in fp32. (The backward pass
-    runs outside autocast, as PyTorch wants it.)
+    bf16 under such an autocast, as a Linear's are; the weight's gradient is always added up in fp32.
     """
 
     @staticmethod
@@ -32,7 +31,7 @@ class ChunkedHead(torch.autograd.Function):
         head = weight.to(ctx.dtype)
         chunks = zip(*(x.split(chunk) for x in (hidden, *others)), strict=True)
         values, entropies = [], []
-        with torch.autocast(kind, enabled=False):  # as in the backward pass
+        with torch.autocast(kind, enabled=False):  # as in the backward pass, where PyTorch wants none
             for h, *rest in chunks:
                 value, logps = of_logits(linear(h.to(ctx.dtype), head), *rest)
                 values.append(value)
@@ -68,14 +67,7 @@ def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def token_logprobs(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    tokens: torch.Tensor,
-    banned: Sequence[int] = (),
-    cap: float | None = None,
-    chunk: int = 256,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def token_logprobs(hidden, weight, tokens, banned: Sequence[int] = (), cap: float | None = None, chunk: int = 256):
     """Log-probs of response tokens and entropies of the distributions they come from.
 
     hidden: [N, H], the last hidden states that predict the N tokens. weight: [V, H] of the head. tokens: [N].
@@ -92,15 +84,7 @@ def token_logprobs(
     return ChunkedHead.apply(of_logits, chunk, hidden, weight, tokens)
 
 
-def token_jsd(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    teacher_hidden: torch.Tensor,
-    teacher_weight: torch.Tensor,
-    cap: float | None = None,
-    teacher_cap: float | None = None,
-    chunk: int = 256,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def token_jsd(hidden, weight, teacher_hidden, teacher_weight, cap=None, teacher_cap=None, chunk: int = 256):
     """Per-token Jensen-Shannon divergence of student and teacher, halves of equal weight (App. D.2).
 
     hidden: [N, H] and teacher_hidden: [N, H'], the last hidden states at the same positions. weight: [V, H] and

@@ -7,7 +7,6 @@ Decisions:
 3. MVBench's start and end count, unless the file is a cut segment already (its path says so).
 """
 
-import base64
 import io
 import os
 import re
@@ -20,10 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
-from PIL import Image
+from PIL import Image, ImageSequence
 from transformers import video_utils
 
-from engine.images import MIN_PIXELS, image_bytes
+from engine.images import MIN_PIXELS, fit_pixels
 from engine.questions import DataError, LazyImage
 
 BACKENDS = {"torchcodec": "torchcodec", "decord": "decord", "pyav": "av", "opencv": "cv2"}  # best first
@@ -31,20 +30,10 @@ FILES, PICTURES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".srt"), (".
 FOLDER_FPS = 3.0  # of TVQA's frame folders (episodic_reasoning)
 
 
-class Picture(LazyImage):
-    """An image in a cell; unlike those of engine.questions also a data URI."""
-
-    def read(self) -> bytes:
-        cell = self.rows[self.row][self.column]
-        if isinstance(cell, str) and cell.startswith("data:"):
-            return base64.b64decode(cell.partition(",")[2])
-        return image_bytes(cell, self.folder)
-
-
-def picture(rows: datasets.Dataset, row: int, column: str, folder: Path) -> Picture:
+def picture(rows: datasets.Dataset, row: int, column: str, folder: Path) -> LazyImage:
     """The image of a cell, its size read from the header. Raises OSError where there is none."""
-    cell = Picture(rows, row, column, 0, str(folder), (0, 0))
-    return replace(cell, size=Image.open(io.BytesIO(cell.read())).size)
+    image = LazyImage(rows, row, column, 0, str(folder), (0, 0))
+    return replace(image, size=Image.open(io.BytesIO(image.read())).size)
 
 
 @dataclass(frozen=True)
@@ -58,20 +47,17 @@ class Frame(LazyImage):
 
 
 @lru_cache(maxsize=8)
-def index(folder: Path) -> dict[str, list[tuple[str, Path, str]]]:
-    """{name without ending: [(path, file, member of that zip or "")]} of videos, frame folders and subtitles."""
-    found = defaultdict(list)
+def index(folder: Path) -> dict[str, list[Path]]:
+    """{name without ending: paths} of videos, frame folders and subtitles; a member of a zip is path.zip/member."""
+    found = defaultdict(dict)  # dicts, because a frame folder comes once for each of its pictures
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        path = file.relative_to(folder)
-        if file.suffix == ".zip":
-            for member in map(Path, zipfile.ZipFile(file).namelist()):
-                if member.suffix.lower() in FILES:
-                    found[member.stem].append((str(member), file, str(member)))
-        elif file.suffix.lower() in FILES:
-            found[file.stem].append((str(path), file, ""))
-        elif file.suffix.lower() in PICTURES and (str(path.parent), file.parent, "") not in found[path.parent.name]:
-            found[path.parent.name].append((str(path.parent), file.parent, ""))
-    return found
+        members = [file / name for name in zipfile.ZipFile(file).namelist()] if file.suffix == ".zip" else [file]
+        for path in members:
+            if path.suffix.lower() in FILES:
+                found[path.stem][path] = True
+        if file.suffix.lower() in PICTURES:
+            found[file.parent.name][file.parent] = True
+    return {name: list(paths) for name, paths in found.items()}
 
 
 def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Path | None:
@@ -81,18 +67,19 @@ def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Pat
     """
     wanted = Path(name.split("/resolve/main/")[-1])
     wanted = wanted.with_suffix("") if wanted.suffix.lower() in FILES else wanted
-    hits = [hit for hit in index(folder)[wanted.name] if hit[0].endswith(".srt") == srt]
-    hits = [hit for hit in hits if re.search(rf"(^|/){re.escape(str(wanted))}(\.\w+)?$", hit[0])]
+    hits = [hit for hit in index(folder).get(wanted.name, []) if (hit.suffix == ".srt") == srt]
+    hits = [hit for hit in hits if hit.with_name(wanted.name).parts[-len(wanted.parts) :] == wanted.parts]
     if len(hits) > 1 and hint:
-        hits = [hit for hit in hits if re.search(rf"/{hint}(?![a-z])", f"{hit[1]}/{hit[2]}")]
+        hits = [hit for hit in hits if re.search(rf"/{hint}(?![a-z])", str(hit))]
     if len(hits) > 1:
-        raise DataError(f"{name}: expected one file in {folder}, found {[f'{hit[1]}/{hit[2]}' for hit in hits]}")
-    if not hits or not hits[0][2]:
-        return hits[0][1] if hits else None
-    _, archive, member = hits[0]
+        raise DataError(f"{name}: expected one file in {folder}, found {[str(hit) for hit in hits]}")
+    archive = next((path for hit in hits for path in hit.parents if path.suffix == ".zip" and path.is_file()), None)
+    if archive is None:
+        return hits[0] if hits else None
+    member = str(hits[0].relative_to(archive))
     cache = Path(datasets.config.EXTRACTED_DATASETS_PATH, f"{archive.stem}-{archive.stat().st_mtime_ns}")
     if not (target := cache / member.replace("/", "_")).exists():  # whole at once: another process may read it
-        target.parent.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{os.getpid()}-{target.name}")
         partial.write_bytes(zipfile.ZipFile(archive).read(member))
         os.replace(partial, target)
@@ -106,11 +93,9 @@ def read_frames(path: str, indices: Sequence[int]) -> tuple[list[Image.Image], i
         names = sorted(name for name in file.iterdir() if name.suffix.lower() in PICTURES)
         images, count, fps = [Image.open(names[i]) for i in indices], len(names), FOLDER_FPS
     elif file.suffix.lower() == ".gif":
-        movie, images = Image.open(file), []
-        for i in indices:
-            movie.seek(i)
-            images.append(movie.convert("RGB"))
-        count, fps = movie.n_frames, 1000 / (movie.info.get("duration") or 100)
+        movie = Image.open(file)
+        shown = [frame.convert("RGB") for frame in ImageSequence.Iterator(movie)]
+        images, count, fps = [shown[i] for i in indices], len(shown), 1000 / (movie.info.get("duration") or 100)
     else:
         backend = next((name for name, package in BACKENDS.items() if find_spec(package)), None)
         if backend is None:
@@ -123,18 +108,17 @@ def read_frames(path: str, indices: Sequence[int]) -> tuple[list[Image.Image], i
         if video.shape[-1] != 3:  # torchcodec puts the channels first
             video = video.permute(0, 2, 3, 1).numpy()
         images, count, fps = [Image.fromarray(frame) for frame in video], data.total_num_frames, data.fps
-    scale = min(1.0, (MIN_PIXELS / (images[0].width * images[0].height)) ** 0.5)
-    size = [max(1, int(side * scale)) for side in images[0].size]
-    return [image.convert("RGB").resize(size) for image in images], count, fps
+    return [fit_pixels(image.convert("RGB"), 1, MIN_PIXELS) for image in images], count, fps
 
 
 @lru_cache(maxsize=2)
 def decode(path: str, indices: tuple[int, ...]) -> list[bytes]:
     """The frames of one video, encoded without loss: a question's frames are read one after another."""
-    files = [io.BytesIO() for _ in indices]
-    for image, file in zip(read_frames(path, indices)[0], files, strict=True):
-        image.save(file, "PNG", compress_level=1)
-    return [file.getvalue() for file in files]
+    encoded = []
+    for image in read_frames(path, indices)[0]:
+        image.save(file := io.BytesIO(), "PNG", compress_level=1)
+        encoded.append(file.getvalue())
+    return encoded
 
 
 def sample(file: Path, frames: int, start: float | None, end: float | None) -> tuple[tuple[Frame, ...], list[float]]:

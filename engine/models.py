@@ -1,11 +1,11 @@
 """Model folders in, tensors out: loading, chat template, batches and position ids, for LLMs and VLMs.
 
 Decisions:
-1. One encoded prompt is a dict of unpadded tensors; everything that is padded is padded here (`collate`),
-   and masks come from lengths, never from token values: pad and end token may be the same.
-2. Position ids are always computed here and passed explicitly. Qwen-style VLMs otherwise remember the
-   rope offset of the last generation inside the model and let it leak into the next scoring pass.
-3. The text of a user turn is data: special tokens inside it are neutralised before the chat template.
+1. One encoded prompt is a dict of unpadded tensors. Only `collate` pads, and masks come from lengths, never from token
+   values: pad and end token may be the same.
+2. Position ids are computed here and passed explicitly. Otherwise Qwen's VLMs remember the rope offset of the last
+   generation, and it leaks into the next scoring pass.
+3. The texts of a prompt are data: special tokens inside them are broken up before the chat template.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from transformers.utils.import_utils import is_kernels_available
 from engine.images import chat, prompt_tokens
 from engine.questions import Question, open_images
 
+Tensors = dict[str, torch.Tensor]  # an encoded prompt, or a batch
 CACHE_BYTES = 4 * 2**30  # encoded prompts kept by one Encoder, pixels included
 # Tensors with one row per token; all other tensors of a prompt (pixel values, grids) have one row per image or patch.
 TOKEN_KEYS = ("input_ids", "mm_token_type_ids", "token_type_ids")
@@ -64,10 +65,8 @@ def check_fp8(path: str, config) -> None:
 def disable_dropout(model: torch.nn.Module) -> None:
     """Old and new log-probs must come from the same network: with dropout the first ratio would not be 1."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):  # attention_dropout, dropout, ... kept as plain numbers
-            if "drop" in name and isinstance(value, float):
+        for name, value in list(vars(module).items()):  # Dropout's p; attention_dropout, ... kept as plain numbers
+            if isinstance(value, float) and ("drop" in name or isinstance(module, torch.nn.Dropout)):
                 setattr(module, name, 0.0)
 
 
@@ -89,10 +88,8 @@ def special_tokens(processor) -> list[str]:
 
 
 def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
-    """`<|im_end|>` becomes `< |im_end|>`: text of a user turn must not start a new one (decision 3)."""
-    for token in special_tokens:
-        # A space after the first character (in place of a one-character token) breaks the match for good:
-        # inserting never joins two pieces into a new token.
+    """`<|im_end|>` becomes `< |im_end|>` (decision 3). A one-character token becomes a space."""
+    for token in special_tokens:  # a space never joins two pieces into a new token
         text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
     return text
 
@@ -105,8 +102,7 @@ def harmless(turns, special_tokens: Sequence[str]) -> list[tuple[str, str]]:
 def end_token_ids(model, processor) -> list[int]:
     """Every token that ends a response: generation_config's (often several) and the tokenizer's."""
     ids = model.generation_config.eos_token_id
-    ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    return sorted({*ids, tokenizer_of(processor).eos_token_id} - {None})
+    return sorted({*([ids] if isinstance(ids, int) else ids or []), tokenizer_of(processor).eos_token_id} - {None})
 
 
 def banned_token_ids(model, processor) -> list[int]:
@@ -120,11 +116,9 @@ def encode(processor, text: str, images: Sequence = (), system: str = "", turns=
     """One user turn, behind a system turn and earlier turns if there are any, in the model's chat template.
 
     template: extra arguments of the chat template (for example enable_thinking).
-    Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut.
-    """
-    text, system = (break_tokens(part, special_tokens(processor)) for part in (text, system))
+    Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut."""
+    *turns, (_, system), (_, text) = harmless([*turns, ("", system), ("", text)], special_tokens(processor))
     form = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
-    turns = harmless(turns, special_tokens(processor))
     encoded = processor.apply_chat_template(chat(text, images, system, turns), **form, **template)
     encoded.pop("attention_mask", None)
     return {key: value[0] if key in TOKEN_KEYS else value for key, value in encoded.items()}
@@ -138,32 +132,26 @@ def render(processor, text: str, **template) -> str:
 class Encoder:
     """The prompts of one model as tensors. Within a step each prompt is encoded once, as far as CACHE_BYTES go.
 
-    template: arguments of the chat template for rollouts. Summaries, hints and verdicts come without a question; they
-    have too few tokens to think first, so thinking is switched off for them where the template has the switch.
-    """
+    template: arguments of the chat template. For prompts without a question (summaries, hints, verdicts) thinking is
+    switched off where the template has the switch: they have too few tokens to think first."""
 
     def __init__(self, processor, template: dict | None = None):
         self.processor, self.template = processor, template or {}
         has_switch = "enable_thinking" in str(processor.chat_template)  # others warn that the argument is unknown
-        self.brief = self.template | ({"enable_thinking": False} if has_switch else {})
+        self.brief = {**self.template, **({"enable_thinking": False} if has_switch else {})}
         self.clear()
 
     def clear(self) -> None:
         """Forget all prompts: a new step has others."""
-        self.prompts: dict[tuple, dict[str, torch.Tensor]] = {}
-        self.lengths: dict[tuple, int] = {}
-        self.room = CACHE_BYTES
+        self.prompts, self.lengths, self.room = {}, {}, CACHE_BYTES
 
-    def __call__(self, text: str, question: Question | None = None) -> dict[str, torch.Tensor]:
+    def __call__(self, text: str, question: Question | None = None) -> Tensors:
         """The encoded prompt. Callers share its tensors: nobody may change them in place."""
         key = (text, question)
         if key in self.prompts:
             return self.prompts[key]
-        if question:
-            given = open_images(question), question.system, question.turns
-            prompt = encode(self.processor, text, *given, **self.template)
-        else:
-            prompt = encode(self.processor, text, **self.brief)
+        given = (open_images(question), question.system, question.turns) if question else ()
+        prompt = encode(self.processor, text, *given, **(self.template if question else self.brief))
         size = sum(x.nbytes for x in prompt.values())
         if size <= self.room:
             self.prompts[key] = prompt
@@ -174,24 +162,18 @@ class Encoder:
         """The number of tokens of the encoded prompt, without looking at the pixels."""
         key = (text, question)
         if key not in self.lengths:
-            specials = special_tokens(self.processor)
-            text, system = (break_tokens(part, specials) for part in (text, question.system))
-            given = text, question.images, system, harmless(question.turns, specials)
-            self.lengths[key] = prompt_tokens(self.processor, *given, **self.template)
+            said = [*question.turns, ("", question.system), ("", text)]
+            *turns, (_, system), (_, text) = harmless(said, special_tokens(self.processor))
+            given = self.processor, text, question.images, system, turns
+            self.lengths[key] = prompt_tokens(*given, **self.template)
         return self.lengths[key]
 
 
-def collate(
-    prompts: Sequence[dict[str, torch.Tensor]],
-    responses: Sequence[Sequence[int]] | None = None,
-    pad_id: int = 0,
-    device: torch.device | str = "cpu",
-) -> dict[str, torch.Tensor]:
+def collate(prompts: Sequence[Tensors], responses: Sequence[Sequence[int]] | None = None, pad_id=0, device="cpu"):
     """Encoded prompts as one batch [B, L] with its attention mask; images of all rows follow in row order.
 
-    Without responses the padding is on the left, because generation goes on at the right end. With responses each row
-    is prompt + response, and the padding is on the right.
-    """
+    With responses each row is prompt + response, padded on the right. Without them the padding is on the left, because
+    generation goes on at the right end."""
     rows, side = prompts, "left"
     if responses is not None:
         rows, side = [extend(prompt, tokens) for prompt, tokens in zip(prompts, responses, strict=True)], "right"
@@ -205,12 +187,12 @@ def collate(
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def extend(prompt: dict[str, torch.Tensor], tokens: Sequence[int]) -> dict[str, torch.Tensor]:
+def extend(prompt: Tensors, tokens: Sequence[int]) -> Tensors:
     """An encoded prompt with response tokens already behind it."""
     return follow(prompt, {"input_ids": torch.as_tensor(tokens, dtype=torch.long)}) if len(tokens) else prompt
 
 
-def follow(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def follow(first: Tensors, second: Tensors) -> Tensors:
     """Two encoded prompts as one, the second behind the first. Other keys than input_ids may be missing in one."""
     zeros = [dict.fromkeys(TOKEN_KEYS, torch.zeros_like(prompt["input_ids"])) for prompt in (first, second)]
     both = zeros[0] | first, zeros[1] | second
@@ -222,28 +204,21 @@ def rope_index_of(model):
     return getattr(getattr(model, "model", None), "get_rope_index", None)
 
 
-def position_ids(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Explicit position ids: [B, L], or [3, B, L] for models with multimodal rope.
-
-    They count from a row's first token, and run on through padding on the right: where a mask is left out, repeated
-    ones would say that rows are packed."""
-    mask = batch["attention_mask"]
+def position_ids(model, batch: Tensors) -> torch.Tensor:
+    """Position ids [B, L], or [3, B, L] for models with multimodal rope. They count from a row's first token and run on
+    through padding on the right: where a mask is left out, repeated ones would say that rows are packed."""
+    rope_index, mask = rope_index_of(model), batch["attention_mask"]
+    if rope_index and "image_grid_thw" in batch:
+        keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+        return rope_index(**{key: batch[key] for key in keys})[0]
     columns = torch.arange(mask.shape[1], device=mask.device)
     positions = (columns - mask.argmax(-1, keepdim=True)).clamp(min=0)  # [B, L]
-    rope_index = rope_index_of(model)
-    if rope_index is None:
-        return positions
-    if "image_grid_thw" not in batch:
-        return positions.expand(3, -1, -1)
-    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-    return rope_index(**{key: batch[key] for key in keys})[0]
+    return positions.expand(3, -1, -1) if rope_index else positions
 
 
-def response_positions(
-    prompts: Sequence[dict[str, torch.Tensor]], responses: Sequence[Sequence[int]], shape: Sequence[int]
-) -> torch.Tensor:
-    """Bool [B, L]: True where the hidden state predicts a response token, from lengths alone."""
-    predicts = torch.zeros(*shape, dtype=torch.bool)
+def response_positions(prompts: Sequence[Tensors], responses: Sequence[Sequence[int]], shape) -> torch.Tensor:
+    """Bool [B, L], the shape: True where the hidden state predicts a response token, from lengths alone."""
+    predicts = torch.zeros(shape, dtype=torch.bool)
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         first = len(prompt["input_ids"]) - 1  # the last prompt token predicts the first response token
         predicts[i, first : first + len(response)] = True

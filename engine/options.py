@@ -5,7 +5,8 @@ import json
 import math
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -22,11 +23,12 @@ class JsonObject(dict):
             raise ArgumentTypeError(f"not a JSON object: {given!r}") from error
 
 
+@dataclass
 class Range:
     """The numbers that an option takes, as argparse's `choices`: it asks what is in them and prints them."""
 
-    def __init__(self, least: float, most: float):
-        self.least, self.most = least, most
+    least: float
+    most: float
 
     def __contains__(self, value: float) -> bool:
         return self.least <= value <= self.most  # not a number is in no range
@@ -37,21 +39,16 @@ class Range:
 
 def option(default, help: str, least: float | None = None, most: float = math.inf, choices: Sequence[str] = ()):
     """A field with its help, and its range or its choices. default: a value, or a class that makes one."""
-    metadata: dict = {"help": f"{help}: {', '.join(choices)}" if choices else help}
+    metadata: dict = {"help": help, "metavar": "N" if type(default) in (int, float) else "TEXT"}
     if choices:
-        metadata |= {"choices": list(choices), "metavar": "NAME"}
+        metadata = {"help": f"{help}: {', '.join(choices)}", "choices": list(choices), "metavar": "NAME"}
     elif least is not None:
-        metadata |= {"choices": Range(least, most), "metavar": "N"}
-    else:
-        metadata["metavar"] = "N" if type(default) in (int, float) else "TEXT"
+        metadata["choices"] = Range(least, most)
     return field(metadata=metadata, **{"default_factory" if callable(default) else "default": default})
 
 
 class OneLine(ArgumentDefaultsHelpFormatter):
     """Help with one spelling of each option, on one line where it fits, and defaults where there are any."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34)
 
     def _format_action_invocation(self, action) -> str:
         return action.option_strings[0] + (f" {action.metavar}" if action.metavar and action.nargs != "?" else "")
@@ -72,23 +69,20 @@ def words(file: str) -> list[str]:
     for name, value in given.items():
         if value is None or value == []:
             raise SystemExit(f"{file}: {name} has no value: give it one, or leave the line out")
-        if name == "columns" and isinstance(value, dict):
-            value = [f"{ours}={theirs}" for ours, theirs in value.items()]
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        line += [f"--{name}", *map(str, values)]
+        if isinstance(value, dict):
+            pairs = [f"{ours}={theirs}" for ours, theirs in value.items()]
+            value = pairs if name == "columns" else json.dumps(value)
+        line += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return line
 
 
 def parse(classes: Sequence[type], argv: Sequence[str], description: str, epilog: str = "") -> list:
     """One object of each dataclass. The first word may be a YAML or JSON file; what comes later has the last word.
-
-    Raises SystemExit (2) with one sentence: an unknown option (and the nearest known one), a value that is none, or one
-    outside its range.
-    """
-    usage = "%(prog)s [OPTIONS.yaml] [--option value ...]"
-    parser = HfArgumentParser(
-        classes, usage=usage, description=description, epilog=epilog, allow_abbrev=False, formatter_class=OneLine
-    )
+    Raises SystemExit (2) with one sentence: an unknown option (and the nearest known one), or a value that is none or
+    outside its range."""
+    form = partial(OneLine, max_help_position=34)
+    about = dict(usage="%(prog)s [OPTIONS.yaml] [--option value ...]", description=description, epilog=epilog)
+    parser = HfArgumentParser(classes, **about, allow_abbrev=False, formatter_class=form)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = [*words(argv[0]), *argv[1:]]
     *found, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)

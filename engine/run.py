@@ -4,8 +4,7 @@ Decisions:
 1. A folder is written beside its place and renamed when it is whole: a crash or a full disk leaves the last whole one.
    --resume puts a damaged checkpoint aside, deletes nothing, and goes on from the one before.
 2. A write that fails on any process ends the run on all of them, with exit status 1.
-3. A checkpoint does not depend on the number of processes, because it holds no random state. It depends on their kind:
-   sharded checkpoints are for FSDP2.
+3. A checkpoint fits any number of processes, because it holds no random state. Sharded ones (FSDP2) fit only shards.
 4. The trained student is saved in fp32, as it was trained: most single updates at the paper's learning rate are smaller
    than what bf16 can tell apart. Load it with dtype=torch.bfloat16 where half the memory counts for more.
 """
@@ -18,12 +17,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -31,12 +30,13 @@ from transformers import GenerationConfig
 
 MAY_CHANGE = (  # on --resume; data by its content
     "student data data_may_differ split config columns output resume steps micro_tokens rollout_rows preview "
-    "teacher_timeout teacher_concurrency eval_data eval_every "
-    "gradient_checkpointing save_every keep_checkpoints dump_every eval_questions log_with"
+    "teacher_timeout teacher_concurrency gradient_checkpointing save_every keep_checkpoints dump_every eval_questions "
+    "eval_data eval_every log_with print_samples"
 ).split()
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ)  # accelerate launch, torchrun
 LAUNCHER = psutil.Process().parent() if LAUNCHED else None
 ONE_SIGNAL = 2.0  # seconds: schedulers signal every process, and launchers pass theirs on, so one may arrive twice
+SHOWN = 400  # characters of the beginning and of the end of a long text on the screen
 LEGEND = """\
 Two lines a step. Shares of its rollouts: plain, bcq, ncq: right, by kind of prompt; active: with
 an advantage; cut: at --max_response_tokens; no box: without \\boxed{}. length: mean tokens.
@@ -52,7 +52,7 @@ def write_whole(text: str, path: Path) -> None:
 
 
 def write_records(records: list[dict], path: Path) -> None:
-    """A file of one record a line, whole."""
+    """A file of one record a line, whole or not at all."""
     write_whole("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), path)
 
 
@@ -63,16 +63,16 @@ def read_records(path: Path) -> list[dict]:
 
 
 def say(text: str, screen: str = "stdout") -> None:
-    """Print above the progress bar, at once. A screen that is gone (`| tee` ended by the same Ctrl-C) stops nothing."""
-    with suppress(OSError):
-        tqdm.write(text, file=getattr(sys, screen))
-        getattr(sys, screen).flush()
+    """The main process prints this, above its progress bar and at once."""
+    if PartialState().is_main_process:
+        with suppress(OSError):  # a screen that is gone (`| tee` ended by the same Ctrl-C) stops nothing
+            tqdm.write(text, file=getattr(sys, screen))
+            getattr(sys, screen).flush()
 
 
 def leave(sentence: str, status: int) -> None:
     """End this process; the main one says why. status 2: what was asked for cannot be done; 1: anything else."""
-    if PartialState().is_main_process:
-        say(sentence, "stderr")
+    say(sentence, "stderr")
     raise SystemExit(status)
 
 
@@ -116,13 +116,22 @@ def closing_tables(before: dict[str, float], after: dict[str, float], graduated:
     return "\n".join(lines)
 
 
+def print_samples(records: list[dict], n: int, rollouts: int = 1) -> None:
+    """n of the records of `zppo.dump`, evenly spread over them, each with its first rollouts, long texts shortened."""
+    for record in records[:: max(1, len(records) // max(1, n))][:n]:
+        texts = [f"\n---- {record['kind']} prompt of question {record['uid']}", record["prompt"]]
+        for rollout in record["rollouts"][:rollouts]:
+            texts.append(f"---- reward {rollout['reward']:.0f}, answer {rollout['answer']!r}, gold {record['gold']!r}")
+            texts.append(rollout["text"])
+        say("\n".join(text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}\n[...]\n{text[-SHOWN:]}" for text in texts))
+
+
 class Stop:
     """What stops a run from outside: SIGINT (Ctrl-C), SIGTERM (schedulers), or the end of its launcher, because SIGTERM
-    ends `accelerate launch` at once and does not reach the run. The first signal is kept for `reason`; a second one
-    stops the process at once."""
+    ends `accelerate launch` at once and does not reach the run. The first signal sets `event`, for whoever waits, and
+    is kept for `reason`; a second one stops the process at once."""
 
     def __init__(self, event: threading.Event):
-        """event: set by the first signal, for whoever waits."""
         self.event, self.signal, self.first = event, "", 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle)
@@ -135,7 +144,7 @@ class Stop:
             with suppress(OSError):  # os.write: print is not safe in a handler
                 os.write(2, text.encode() if PartialState().is_main_process else b"")
         elif time.monotonic() - self.first > ONE_SIGNAL:
-            signal.signal(number, signal.SIG_DFL)
+            self.end()
             signal.raise_signal(number)
 
     def end(self) -> None:
@@ -154,6 +163,13 @@ def any_of(problem: str | None) -> str | None:
     return next(filter(None, gather_object([problem])), None)
 
 
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that is not there; "": none is asked for. Before Accelerator(), which raises or drops it."""
+    if name not in ("", "all", *get_available_trackers()):
+        there = ", ".join(get_available_trackers()) or "none"
+        leave(f"--log_with {name} is not installed, or unknown to accelerate: install it, or take another ({there})", 2)
+
+
 def check_same_run(folder: Path, new: dict) -> None:
     """Refuse to resume under arguments that would change the results."""
     old = json.loads((folder / "args.json").read_text(encoding="utf-8"))
@@ -161,16 +177,13 @@ def check_same_run(folder: Path, new: dict) -> None:
     if changed and not (changed == ["teacher"] and new["teacher_model"]):  # a named model may move to another server
         was = ", ".join(f"--{name} {old[name]} (now {new[name]})" for name in changed)
         leave(f"{folder} was started with {was}: resume with that, or start anew in another --output", 2)
-    if new["student"] != old["student"] and PartialState().is_main_process:
+    if new["student"] != old["student"]:
         say(f"--student was {old['student']}: its trained weights go on, with the processor of {new['student']}")
 
 
 class Output:
-    """The folder of a run. All processes call its methods together; the main one writes.
-
-    arguments: the options by name. SystemExit ends all processes, with status 1 where something cannot be written, with
-    status 2 where the folder is in use or holds another run than these arguments ask for.
-    """
+    """The folder of a run. All processes call its methods together; the main one writes. SystemExit ends all of them:
+    status 1 where something cannot be written, 2 where the folder is in use or holds a run under other arguments."""
 
     def __init__(self, folder: Path, accelerator: Accelerator, arguments: dict):
         self.folder, self.accelerator, self.arguments = folder, accelerator, arguments
@@ -188,8 +201,6 @@ class Output:
             leave(f"{folder} is in use by {holder}: wait for its end, stop it, or choose another --output", 2)
         if (folder / "metrics.jsonl").exists() and not arguments["resume"]:
             leave(f"{folder} holds a run: add --resume to go on with it, or choose another --output", 2)
-        if arguments["log_with"] and not accelerator.log_with:
-            leave(f"--log_with {arguments['log_with']} is not installed: install it, or leave the option out", 2)
         self.checkpoints = sorted(folder.glob("checkpoints/step_*"), reverse=True) if arguments["resume"] else []
         if self.checkpoints:
             check_same_run(folder, arguments)
@@ -198,7 +209,7 @@ class Output:
                 leave(f"{folder} is {kinds[sharded]}, this run is {kinds[not sharded]}: launch it as it was started", 2)
 
     @contextmanager
-    def writing(self, path: Path) -> Iterator[None]:
+    def writing(self, path: Path):
         """What fails in here, on any process, ends the run on all processes."""
         problem = None
         try:
@@ -227,8 +238,7 @@ class Output:
                 break
             if folder == self.checkpoints[-1]:
                 leave(f"{problem}, but there is none: start anew in another --output", 2)
-            if self.main:
-                say(problem)
+            say(problem)
         with self.writing(self.folder):
             if self.main:
                 write_whole(json.dumps(self.arguments, indent=1), self.folder / "args.json")
@@ -247,8 +257,7 @@ class Output:
         # JSON knows no NaN and no infinity: None stands for them.
         metrics, times = (json.loads(json.dumps(line), parse_constant=lambda _: None) for line in (metrics, times))
         self.idle = self.idle + 1 if metrics["active_share"] == 0 else 0
-        if self.main:
-            say(step_lines(metrics, times) + (f"\n{why_idle(metrics)}" if self.idle == 3 else ""))
+        say(step_lines(metrics, times) + (f"\n{why_idle(metrics)}" if self.idle == 3 else ""))
         with self.writing(self.folder / "metrics.jsonl"):
             for record, name in ((metrics, "metrics.jsonl"), (times, "times.jsonl")) if self.main else ():
                 with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
@@ -285,9 +294,8 @@ class Output:
         with self.writing(folder):
             if self.main:
                 partial = folder.with_name("partial-model")
-                tied = {f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
-                tied -= {f"model.{name}" for name, _ in model.named_parameters()}  # a head that is the embeddings
-                whole = {name.removeprefix("model."): value for name, value in weights.items() if name not in tied}
+                names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]  # tied weights: once
+                whole = {name: weights[f"model.{name}"] for name in names if f"model.{name}" in weights}
                 # save_pretrained refuses settings that hub models come with: a temperature without do_sample
                 generation_config, model.generation_config = model.generation_config, GenerationConfig()
                 model.save_pretrained(partial, state_dict=whole)

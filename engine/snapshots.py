@@ -1,7 +1,5 @@
 """Data sets as folders: which files of a hub snapshot, or of a folder like one, are a config's split.
 
-    folder = find_snapshot(["owner/name"], root="/data"); splits = read_splits(folder, "default", ["test"])
-
 Decision: the header of README.md says which files are a config's split; where it says nothing, the names of folders and
 files do. A folder that `datasets` has saved is read as such.
 """
@@ -12,7 +10,6 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
-import yaml
 
 from engine.questions import DataError
 
@@ -34,9 +31,9 @@ def find_snapshot(ids: Sequence[str], root: str | None, revision: str | None = N
     problems = []
     for name in ids:
         try:
-            patterns = None if whole else [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
-            options = dict(repo_type="dataset", revision=revision, allow_patterns=patterns)
-            return Path(huggingface_hub.snapshot_download(name, **options))
+            files = None if whole else [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
+            how = dict(repo_type="dataset", revision=revision, allow_patterns=files)
+            return Path(huggingface_hub.snapshot_download(name, **how))
         except huggingface_hub.errors.GatedRepoError as error:
             page = f"https://huggingface.co/datasets/{name}"
             raise DataError(f"{name} is gated: accept its terms at {page}, then run `hf auth login`") from error
@@ -60,35 +57,32 @@ def find_all(wanted: dict[str, tuple], root: str | None) -> dict[str, Path]:
 
 def by_readme(folder: Path, config: str) -> dict[str, list[Path]]:
     """{split: files} of a config in the header of README.md; {} if it names none."""
-    file = folder / "README.md"
-    header = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8"), re.DOTALL) if file.exists() else None
-    listed = (yaml.safe_load(header[1]) or {}).get("configs") or [] if header else []
-    configs = {one["config_name"]: one.get("data_files") for one in listed}
+    if not (folder / "README.md").exists():
+        return {}
+    header = huggingface_hub.DatasetCard.load(folder / "README.md").data
+    configs = {one["config_name"]: one.get("data_files") for one in header.get("configs") or []}
     parts = configs.get(config or (next(iter(configs), "") if len(configs) == 1 else "default")) or []
     found = {}
     for part in [{"split": "train", "path": parts}] if isinstance(parts, str) else parts:
         patterns = [part["path"]] if isinstance(part["path"], str) else part["path"]
-        found[part["split"]] = sorted({file for pattern in patterns for file in folder.glob(pattern)})
-    return {split: files for split, files in found.items() if files}
+        if files := sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+            found[part["split"]] = files
+    return found
 
 
 def row_files(folder: Path) -> dict[Path, str]:
     """{file with rows: its path inside the folder, without ending, lower case}."""
-    files = [file for file in sorted(folder.rglob("*")) if file.suffix in KINDS and file.stem != "dataset_info"]
-    return {file: str(file.relative_to(folder).with_suffix("")).casefold() for file in files}
+    return {file: str(file.relative_to(folder).with_suffix("")).casefold()
+            for file in sorted(folder.rglob("*")) if file.suffix in KINDS and file.stem != "dataset_info"}  # fmt: skip
 
 
 def by_name(folder: Path, config: str, splits: Sequence[str]) -> dict[str, list[Path]]:
     """{split: files} of a config: a folder or file is called like the config, and part of a path is the split."""
-    names = row_files(folder)
+    names, found, word = row_files(folder), {}, re.escape(config.casefold())
     if config:  # exactly that name, or else a name that begins or ends with it
-        for pattern in (r"(^|/){}(/|$)", r"(^|[/_-]){}([/_-]|$)"):
-            pattern = pattern.format(re.escape(config.casefold()))
-            mine = {file: re.sub(pattern, "/", name) for file, name in names.items() if re.search(pattern, name)}
-            if mine:
-                break
-        names = mine
-    found = {}
+        exact, near = rf"(^|/){word}(/|$)", rf"(^|[/_-]){word}([/_-]|$)"
+        pattern = exact if any(re.search(exact, name) for name in names.values()) else near
+        names = {file: re.sub(pattern, "/", name) for file, name in names.items() if re.search(pattern, name)}
     for split in dict.fromkeys([*splits, *USUAL]):
         pattern = rf"(^|[/_.-]){SPELLINGS.get(split, re.escape(split.casefold()))}([/_.-]|$)"
         found[split] = [file for file, name in names.items() if re.search(pattern, name)]
@@ -116,11 +110,9 @@ def read_splits(folder: Path, config: str, splits: Sequence[str], every: bool = 
         raise DataError(f"{folder}, config {config or 'default'}: expected split {wanted}, found {there}")
     read = {}
     datasets.disable_progress_bars()  # one for each small file
-    for split in names:
-        rows = found[split]
+    for split, rows in ((split, found[split]) for split in names):
         if not saved:
-            files = [str(file) for file in rows]
-            rows = datasets.load_dataset(KINDS[rows[0].suffix], data_files=files, split="train")
+            rows = datasets.load_dataset(KINDS[rows[0].suffix], data_files=[*map(str, rows)], split="train")
         for name, feature in rows.features.items():
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(name, datasets.Image(decode=False))

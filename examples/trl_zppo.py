@@ -4,10 +4,8 @@
     accelerate launch -m examples.trl_zppo --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-8B --data questions.jsonl
         --use_vllm True --steps 200 --new_per_step 384 --micro_batches 96 --max_response_tokens 12288 --lr 1e-6
 
-`ZPPOTrainer.collect` is the method: plain prompts, then the teacher, then BCQ and NCQ prompts as further prompts of the
-same batch, then the buffer. It calls the functions that train.py calls. Images, resuming, served teachers and baselines
-are in train.py alone. TRL's update differs from zppo.update in this:
-
+`ZPPOTrainer.collect` is the method; it calls the functions that train.py calls. Images, resuming, served teachers and
+baselines are in train.py alone. TRL's update differs from zppo.update in this:
 1. Each of the I updates divides by 1/I of the step's tokens, not by its own tokens. With I = 1 the two are one.
 2. Rollouts with advantage 0 run through the model, and the optimiser steps even where no group has any signal.
 3. Rollouts come from each process's random stream, not from (seed, step, question, sample).
@@ -106,9 +104,9 @@ class ZPPOTrainer(GRPOTrainer):
             row |= {"prompt": "", "advantage": weight}
         # TRL drops the rows that fill no micro-batch. Blank rows fill it up; their mask keeps them out of the loss.
         unit = math.lcm(self.num_generations, self.accelerator.num_processes * self.args.steps_per_generation)
-        for _ in range(-len(self.rows) % unit):
-            row = zip(COLUMNS, (self.eos_token_ids[:1], self.eos_token_ids[:1], [0.0], [0]), strict=True)
-            self.rows.append({**dict(row), "prompt": "", "advantage": 0.0})
+        end = self.eos_token_ids[:1]
+        blank = dict(zip(COLUMNS, (end, end, [0.0], [0])), prompt="", advantage=0.0)
+        self.rows += [dict(blank) for _ in range(-len(self.rows) % unit)]
         with self.accelerator.split_between_processes(self.rows) as self.rows:
             return super()._generate_and_score_completions(self.rows)
 
@@ -136,7 +134,7 @@ def make_trainer(args: Arguments, recipe: Recipe, questions: list[Question]) -> 
 
 
 def main(argv: list[str]) -> ZPPOTrainer:
-    (args,) = parse([Arguments], argv, "ZPPO in TRL's GRPOTrainer, for text-only models.")
+    (args,) = parse([Arguments], argv, Arguments.__doc__)
     in_words = [world.question("text", q.uid[6:8], q.uid[8:], q.answer) for q in world.questions()[0]]  # no pictures
     questions = load_questions(args.data)[0] if args.data else in_words
     trainer = make_trainer(args, Recipe(max_response_tokens=args.max_response_tokens), questions)

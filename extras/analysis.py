@@ -4,8 +4,8 @@
     python -m extras.analysis --bootstrap accuracies.csv      cluster bootstrap of benchmark accuracies (F.6)
 
 Decisions:
-1. An interval over seeds is the 95% t-interval of the mean. Two rows are compared by their differences at equal seeds.
-   The interval covers what another seed would change (order of questions, sampling), not other held-out questions.
+1. An interval over seeds is the 95% t-interval of the mean; two rows are compared by their differences at equal seeds.
+   It covers what another seed would change (order of questions, sampling), not other held-out questions.
 2. "hard", "known" and "all" are macro means over held-out families, as the paper averages benchmarks.
 3. Graduation pools all seeds. Wilson's interval takes admissions as independent, which those of one question are not.
 4. Plain accuracy counts replayed questions too, as in the paper: a row with the buffer is measured on harder ones.
@@ -24,30 +24,17 @@ import pandas as pd  # comes with datasets
 from engine.run import read_records
 from rewards import answers_match
 
-Look = namedtuple("Look", "label colour line marker")  # no two rows share a colour or a marker
-ROWS = {  # in the paper's order, then what is not in the paper
-    "off_distill": Look("Off-Distill", "#88CCEE", ":", "<"),
-    "off_distill_replay": Look("Off-Distill†", "#0072B2", "--", "h"),
-    "on_distill": Look("On-Distill", "#CC6677", ":", ">"),
-    "on_distill_replay": Look("On-Distill†", "#882255", "-.", "d"),
-    "grpo": Look("GRPO", "#8C8C8C", ":", "^"),
-    "grpo_replay": Look("GRPO†", "#000000", "--", "v"),
-    "grpo_both": Look("GRPO + Both", "#DDAA33", "-.", "D"),
-    "hint": Look("GRPO† + Hint", "#44AA99", ":", "P"),
-    "prefix": Look("GRPO† + Prefix", "#AA4499", "--", "X"),
-    "grpo_replay_bcq": Look("GRPO† + BCQ", "#332288", "--", "s"),
-    "grpo_replay_ncq": Look("GRPO† + NCQ", "#117733", "-.", "p"),
-    "zppo": Look("ZPPO", "#D55E00", "-", "o"),
-    "teacher_response": Look("GRPO† + teacher response (not in the paper)", "#8B6F00", ":", "*"),
-}
+# The rows of the paper's tables in its order, then what is not in the paper. No two share a colour or a marker.
+LOOKS = pd.read_csv(Path(__file__).with_name("rows.csv"), index_col="method")
+ROWS = dict(zip(LOOKS.index, LOOKS.itertuples(index=False)))  # by method: label, colour, line, marker
 DYNAMICS = "plain_accuracy positive_share entropy loss bcq_accuracy ncq_accuracy graduated evicted".split()
 SMOOTH = {"window": 9, "center": True, "min_periods": 1}  # a moving average over steps, for `rolling`
 COMPOSITION = {"easy": "#FFF3B0", "hard, BCQ possible": "#2C7FB8", "hard, NCQ only": "#4A1500", "not asked": "#BFBFBF"}
 FATES = {"graduated": "#00634A", "evicted": "#E69F00", "in the buffer": "#DDDDDD"}  # neighbours differ in lightness
 
-# What runs left on disk. paths and args are by (method, seed). The others are tables, indexed by method, seed and line:
-# metrics has a line per step; held_out has a line per family, with accuracy in percent before and after; admissions (to
-# the buffer, up to the newest checkpoint) has the fields of `buffer.Entry`, and graduated and admitted as 0 or 1.
+# paths and args are by (method, seed). The others are tables, indexed by method, seed and line. metrics: a step a line.
+# held_out: a family a line, accuracy in percent before and after. admissions (to the buffer, up to the newest
+# checkpoint): the fields of `buffer.Entry`, and graduated and admitted as 0 or 1.
 Runs = namedtuple("Runs", "paths args metrics held_out admissions")
 
 
@@ -64,24 +51,21 @@ def read_runs(paths: Iterable[Path]) -> Runs:
         for name in ("before", "after"):
             records = pd.DataFrame(read_records(path / f"eval_{name}.jsonl"), columns=["family", "reward"])
             held_out[name] = 100 * records.groupby("family", sort=False).reward.mean()
-        buffer = {"history": [], "entries": []}
+        entries = []
         for state in sorted(path.glob("checkpoints/step_*/state.json"))[-1:]:
             buffer = json.loads(state.read_text(encoding="utf-8"))["buffer"]
-        fields = "uid accuracy step visits fate fate_step".split()
-        admissions = pd.DataFrame(buffer["history"] + buffer["entries"], columns=fields)
-        admissions["visits"], admissions["fate"] = admissions.visits.map(len), admissions.fate.fillna("in the buffer")
-        admissions["graduated"], admissions["admitted"] = admissions.fate == "graduated", 1
-        runs[key] = path, args, metrics, pd.DataFrame(held_out), admissions
+            entries = buffer["history"] + buffer["entries"]
+        table = pd.DataFrame(entries, columns="uid accuracy step visits fate fate_step".split())
+        table = table.assign(visits=table.visits.map(len), fate=table.fate.fillna("in the buffer"), admitted=1)
+        runs[key] = path, args, metrics, pd.DataFrame(held_out), table.assign(graduated=table.fate == "graduated")
     order = sorted(runs, key=lambda key: (list(ROWS).index(key[0]), key[1]))
     found, args, *tables = ({key: runs[key][i] for key in order} for i in range(5))
     return Runs(found, args, *(pd.concat(table, names=["method", "seed", ""]) for table in tables))
 
 
 def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
-    """Fig. 4: graduated, admitted, percent, low and high, a line per plain accuracy at admission, then "all" (F.2).
-
-    admissions: columns accuracy, graduated, admitted (counts). low, high: Wilson's 95% interval in percent.
-    """
+    """Fig. 4, a line per plain accuracy at admission, then "all" (F.2): graduated, admitted, their ratio in percent and
+    its 95% interval (low, high) by Wilson. admissions: columns accuracy, graduated, admitted (counts)."""
     table = admissions.groupby("accuracy")[["graduated", "admitted"]].sum().astype(int)
     table.index = pd.Index([f"{100 * accuracy:g}%" for accuracy in table.index], name="at admission")
     table.loc["all"] = table.sum()
@@ -92,11 +76,8 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
 
 
 def composition(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Fig. 5a: the questions of each step before the cap, as shares that sum to 1 (columns: COMPOSITION).
-
-    A hard question may become a BCQ if the teacher got it right. That is known only where the teacher was asked: on all
-    hard questions with --teacher_on_all_hard, otherwise on the hardest until the cap is full. NaN for distillation.
-    """
+    """Fig. 5a: the questions of each step before the cap, as shares that sum to 1 (columns: COMPOSITION); NaN for
+    distillation. Only with --teacher_on_all_hard the teacher is asked about all hard ones."""
     questions, hard = metrics.plain_prompts, (metrics.hard_share * metrics.plain_prompts).round()
     asked, right = (metrics.get(name, 0 * questions).fillna(0) for name in ("teacher_questions", "bcq_possible"))
     layers = (questions - hard, right, asked - right, hard - asked)
@@ -116,10 +97,8 @@ def fates_by_visits(admissions: pd.DataFrame) -> pd.DataFrame:
 
 
 def audit(records: Iterable[dict]) -> Counter[tuple[str, str]]:
-    """Tables 16-17: (kind of prompt, what the answer has to do with the candidates in the prompt) -> rollouts.
-
-    records: lines of dumps/. The first candidate of a BCQ is the positive one. All candidates of an NCQ are wrong.
-    """
+    """Tables 16-17: (kind of prompt, what the answer has to do with the candidates in the prompt) -> rollouts. records:
+    lines of dumps/. The first candidate of a BCQ is the positive one. All candidates of an NCQ are wrong."""
     counts = Counter()
     for record in (record for record in records if record["kind"] in ("bcq", "ncq")):
         for rollout in record["rollouts"]:
@@ -152,9 +131,7 @@ def measures(families: pd.DataFrame) -> pd.DataFrame:
 
 def compare(values: pd.DataFrame, reference: str) -> pd.DataFrame:
     """`mean_interval` of each row over seeds, and of its difference to the reference row at the seeds that both have.
-
-    values: a line per (method, seed), a column per measure. Returns a line per (measure, method).
-    """
+    values: a line per (method, seed), a column per measure. Returns a line per (measure, method)."""
     lines = []
     for measure in values:
         for method, column in values[measure].groupby("method", sort=False):
@@ -165,11 +142,9 @@ def compare(values: pd.DataFrame, reference: str) -> pd.DataFrame:
 
 
 def cluster_bootstrap(scores: pd.DataFrame, reference: str, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """F.6, on one (scale, family) block: macro-average difference of each method to the reference.
-
-    scores: accuracies in percent, a line per benchmark, a column per method. Benchmarks are resampled with replacement,
-    one shared resample for all methods. Returns mean, delta, 95% percentile interval (low, high) and wins by method.
-    """
+    """F.6, on one (scale, family) block: macro-average difference (delta) of each method to the reference, with its 95%
+    percentile interval. scores: accuracies in percent, a line per benchmark, a column per method. Benchmarks are
+    resampled with replacement, one shared resample for all methods. wins: benchmarks where the method is better."""
     deltas = scores.sub(scores[reference], axis=0)
     draws = np.random.default_rng(seed).integers(len(scores), size=(resamples, len(scores)))
     low, high = np.percentile(deltas.to_numpy()[draws].mean(1), [2.5, 97.5], axis=0)
@@ -219,8 +194,8 @@ def print_bootstrap(path: Path, reference: str) -> None:
             print(f"{' '.join(block)}: no {reference}, left out")
             continue
         for r in cluster_bootstrap(scores, reference).itertuples():
-            low_high, wins = f"[{r.low:+.2f}, {r.high:+.2f}]", f"{r.wins}/{len(scores)}"
-            rows.append((*block, r.Index, r.mean, f"{r.delta:+.2f}", low_high, wins))
+            texts = f"{r.delta:+.2f}", f"[{r.low:+.2f}, {r.high:+.2f}]", f"{r.wins}/{len(scores)}"
+            rows.append((*block, r.Index, r.mean, *texts))
     header = ["scale", "family", "method", "mean", f"minus {reference}", "95% interval", "wins"]
     print(markdown(pd.DataFrame(rows, columns=header)))
 
@@ -275,10 +250,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--bootstrap", type=Path, help="CSV with columns scale, method, family, benchmark, accuracy")
     parser.add_argument("--reference", default="grpo_replay", help="method to compare with (default grpo_replay)")
     args = parser.parse_args(argv)
-    if not args.runs and not args.bootstrap:
-        parser.error("give the output folders of runs, or --bootstrap with a CSV file")
     if args.bootstrap:
         print_bootstrap(args.bootstrap, args.reference)
+    elif not args.runs:
+        parser.error("give the output folders of runs, or --bootstrap with a CSV file")
     if args.runs:
         runs = read_runs(args.runs)
         print_tables(runs, args.reference, args.dumps)

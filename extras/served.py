@@ -5,7 +5,7 @@ Decisions:
 2. Every sampling setting is sent, also those that are off: servers fill gaps from the model's generation_config, which
    often has a top-k. vLLM and SGLang take top_k = -1; `transformers serve` takes a generation_config: see `check`.
 3. What may pass is tried again after 1, 2, 4, 8 seconds, or after what Retry-After says: no connection, 408, 429, 5xx,
-   a broken or unreadable answer. Another 4xx would come again: the request is not tried again.
+   a broken or unreadable answer. Another 4xx is final.
 4. A request that fails for good gives an empty, unfinished reply and is counted, and the step goes on. A call gives up
    what is left when nothing has come for `timeout` seconds. The next call of the step waits a tenth of that, so that a
    server that hangs costs about one time-out per step. A signal ends the waiting too, and with it the step.
@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from engine.models import break_tokens, harmless, special_tokens, tokenizer_of
 from engine.questions import open_images
+from engine.run import say
 from generate import Actor, Reply, Request, Sampling, seed_of
 from rewards import grade
 
@@ -87,8 +88,8 @@ class ServedActor:
         self.silent: set[tuple] = set()  # steps (seed, step) in which calls went unanswered, since one that did not
         self.memo: dict[int, Future] = {}  # requests begun before their call, by seed
         self.turns = asyncio.Semaphore(max(1, self.concurrency // PartialState().num_processes))
-        headers, limits = {"Authorization": f"Bearer {key}"}, httpx.Limits()  # httpx's own: 100 connections
-        self.client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None)
+        headers, no_limits = {"Authorization": f"Bearer {key}"}, httpx.Limits()  # else 100 connections at most
+        self.client = httpx.AsyncClient(headers=headers, limits=no_limits, timeout=None)
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
@@ -106,8 +107,8 @@ class ServedActor:
             raise ConnectionError(f"{self.url}: name the model with --teacher_model; models served: {models}")
         self.model, sampling = self.model or models[0], Sampling(max_new_tokens=1)
         for self.takes_no_thinking, self.takes_top_k in ((True, True), (True, False), (False, True), (False, False)):
-            (seed,) = self.begin(Request("check", "0", "Say yes."), 1, sampling, ())
-            ((_, cause),) = self.wait_for([self.memo.pop(seed)], self.timeout, sampling, "check")
+            seeds = self.begin(Request("check", "0", "Say yes."), 1, sampling, ())
+            ((_, cause),) = self.wait_for(seeds, self.timeout, sampling, "check")
             if not cause.startswith(("HTTP 400", "HTTP 422")):
                 break
         if cause not in ("", CUT):
@@ -115,30 +116,24 @@ class ServedActor:
 
     def body(self, request: Request, sampling: Sampling) -> dict:
         """What is sent for a request, all but the seed (decisions 2 and 6)."""
-        content: str | list = break_tokens(request.text, self.special_tokens)
-        if request.images:
-            parts = []
-            for image in open_images(request.question, *self.pixels):
-                image.save(file := io.BytesIO(), "PNG", compress_level=1)  # nothing is lost
-                url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-                parts.append({"type": "image_url", "image_url": {"url": url}})
-            content = [*parts, {"type": "text", "text": content}]
-        question, turns = request.question, []
+        question, parts, turns = request.question, [], []
+        for image in open_images(question, *self.pixels) if request.images else ():
+            image.save(file := io.BytesIO(), "PNG", compress_level=1)  # nothing is lost
+            url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+        text = break_tokens(request.text, self.special_tokens)
         if question:
             turns = [*([("system", question.system)] if question.system else []), *question.turns]
-        messages = [{"role": role, "content": words} for role, words in harmless(turns, self.special_tokens)]
-        body = {"model": self.model, "messages": [*messages, {"role": "user", "content": content}]}
-        body |= {"max_tokens": sampling.max_new_tokens, "presence_penalty": sampling.presence_penalty}
-        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        more = {"top_k": sampling.top_k, "min_p": sampling.min_p, "repetition_penalty": 1.0}
-        if self.takes_top_k:
-            body |= more | {"top_k": sampling.top_k or -1}
-        else:
-            body["generation_config"] = json.dumps({"do_sample": sampling.temperature > 0, **more})
-        off = {"enable_thinking": False} if self.takes_no_thinking and not request.question else {}
-        if template := self.template | off:
-            body["chat_template_kwargs"] = template
-        return body
+        said = [{"role": role, "content": words} for role, words in harmless(turns, self.special_tokens)]
+        said.append({"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text})
+        body = dict(model=self.model, messages=said, max_tokens=sampling.max_new_tokens, top_p=sampling.top_p)
+        body |= dict(temperature=sampling.temperature, presence_penalty=sampling.presence_penalty)
+        more = dict(top_k=sampling.top_k, min_p=sampling.min_p, repetition_penalty=1.0)
+        config = {"generation_config": json.dumps({"do_sample": sampling.temperature > 0, **more})}
+        body |= more | {"top_k": sampling.top_k or -1} if self.takes_top_k else config
+        off = {"enable_thinking": False} if self.takes_no_thinking and not question else {}
+        template = self.template | off
+        return body | ({"chat_template_kwargs": template} if template else {})
 
     async def ask(self, body: Callable[[], dict], seed: int, thinking: bool) -> tuple[Reply, str]:
         """(reply, ""), or (an empty one, the cause) after the last try. `body` is called when its turn comes."""
@@ -156,26 +151,27 @@ class ServedActor:
                                 return LOST, f"an answer of more than {len(answer)} bytes"
                     if response.is_success:
                         return read_reply(answer, thinking, most + 1), ""  # one more, for `shorten` to see the cut
-                    cause = f"HTTP {response.status_code}: {answer[:200].decode(errors='replace')}"
+                    cause = f"HTTP {response.status_code}"
                     if response.status_code < 500 and response.status_code not in (408, 429):
                         break
                     after = response.headers.get("retry-after", "")
                 except (httpx.RequestError, *UNREADABLE) as error:
-                    cause = f"{type(error).__name__}: {error} {answer[:200].decode(errors='replace')}"
-        return LOST, cause
+                    cause = f"{type(error).__name__}: {error}"
+        return LOST, f"{cause}: {answer[:200].decode(errors='replace')}"
 
     def begin(self, request: Request, n: int, sampling: Sampling, key: tuple) -> list[int]:
         """Send a request n times, unless it has been sent. Returns n seeds: the memo holds the future of each."""
         seeds = [seed_of(*key, request.kind, request.uid, j) for j in range(n)]
         body = cache(partial(self.body, request, sampling))  # images are encoded once, when the first turn comes
-        for seed in seeds:
-            if seed not in self.memo:  # some servers take seeds of 31 bits; rollouts have their question
-                asked = self.ask(body, seed >> 32, thinking=request.question is not None)
-                self.memo[seed] = asyncio.run_coroutine_threadsafe(asked, self.loop)
+        for seed in (seed for seed in seeds if seed not in self.memo):
+            asked = self.ask(body, seed >> 32, thinking=request.question is not None)  # some servers take only 31 bits
+            self.memo[seed] = asyncio.run_coroutine_threadsafe(asked, self.loop)
         return seeds
 
-    def wait_for(self, sent: list[Future], patience: float, sampling: Sampling, phase: str) -> list[tuple[Reply, str]]:
+    def wait_for(self, seeds: list[int], patience: float, sampling: Sampling, phase: str) -> list[tuple[Reply, str]]:
         """What `ask` returns for each, cut to what was asked for. Raises InterruptedError on all processes (`stop`)."""
+        taken = {seed: self.memo.pop(seed) for seed in set(seeds)}  # a question may be there twice
+        sent = [taken[seed] for seed in seeds]
         pending, last = set(sent), time.monotonic()
         with tqdm(total=len(sent), desc=phase, leave=False, disable=not PartialState().is_main_process or None) as bar:
             while pending and not self.stop.is_set() and time.monotonic() - last < patience:
@@ -204,10 +200,7 @@ class ServedActor:
         mine += [i for i in range(len(requests)) if i not in begun][state.process_index :: state.num_processes]
         seeds = {(i, j): seed for i in mine for j, seed in enumerate(self.begin(requests[i], n, sampling, key))}
         patience = self.timeout / (10 if step in self.silent else 1)
-        futures = [self.memo[seed] for seed in seeds.values()]
-        for seed in set(seeds.values()):
-            del self.memo[seed]
-        drawn = self.wait_for(futures, patience, sampling, phase)
+        drawn = self.wait_for(list(seeds.values()), patience, sampling, phase)
         answers = dict(gather_object(list(zip(seeds, drawn, strict=True))))  # the same on all processes from here on
         causes = Counter(cause for _, cause in answers.values())
         if GIVEN_UP in causes or (causes and not any(map(heard, causes))):
@@ -217,17 +210,15 @@ class ServedActor:
         self.cut += causes.pop(CUT, 0)
         del causes[""]  # what is left has failed
         self.failures += causes.total()
-        if causes and state.is_main_process:
+        if causes:
             failed, often = f"{causes.total()} of {len(answers)}", causes.most_common(1)[0][0]
-            tqdm.write(f"{phase}: {failed} requests to {self.url} (model {self.model}) failed, most often: {often}")
+            say(f"{phase}: {failed} requests to {self.url} (model {self.model}) failed, most often: {often}")
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
         return [[answers[i, j][0] for j in range(n)] for i in range(len(requests))]
 
 
-def overlapped(
-    student: Actor, teacher: ServedActor, first_round: int, teacher_n: int,
-    requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str,
-) -> Rows:  # fmt: skip
+def overlapped(student: Actor, teacher: ServedActor, first_round: int, teacher_n: int, requests: Sequence[Request],
+               n: int, sampling: Sampling, key: tuple, phase: str) -> Rows:  # fmt: skip
     """The student's call, beside whose plain rollouts the teacher already works; results are the same.
 
     After each batch the teacher is asked for teacher_n rollouts of the all-wrong questions that will be among the

@@ -7,27 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
+from suite.entries import BENCHMARKS, FAMILIES
 
 TABLES = Path(__file__).parent.parent / "docs" / "paper.csv"  # Tables 1-3, 10-13, 19-21
 
 
 def by_group(records: Sequence[dict], group: str) -> dict[str, float]:
     """{value of a group: mean reward in percent}; a record with several values counts for each of them."""
-    rewards = defaultdict(list)
-    for record in records:
-        values = record["groups"].get(group, [])
-        for value in values if isinstance(values, list) else [values]:
-            rewards[str(value)].append(100 * record["reward"])
-    return {value: float(np.mean(found)) for value, found in sorted(rewards.items())}
-
-
-def worst_case(records: Sequence[dict], variants: int = 10) -> float:
-    """DynaMath: of the seed questions whose variants are all there, the percentage with all of them right."""
-    seeds = defaultdict(list)
-    for record in records:
-        seeds[record["scored_with"]].append(record["reward"])
-    return 100 * float(np.mean([min(found) == 1 for found in seeds.values() if len(found) == variants] or [np.nan]))
+    rows = [(record["groups"].get(group), 100 * record["reward"]) for record in records]
+    table = pd.DataFrame(rows, columns=["value", "reward"], dtype=object).explode("value").dropna()
+    return table.reward.astype(float).groupby(table.value.astype(str)).mean().to_dict()
 
 
 def four_way(records: Sequence[dict]) -> dict[str, float]:
@@ -48,7 +37,7 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
         else:
             ways.update(["CM strict" if all(singles) else "RM strict", "CM loose" if any(singles) else "RM loose"])
     n = max(1, ways["IG"] + ways["IK"] + ways["CM strict"] + ways["RM strict"])
-    shares = {name: 100 * ways[name] / n for name in "IK,IG,CM strict,RM strict,CM loose,RM loose".split(",")}
+    shares = {name: 100 * ways[name] / n for name in ("IK", "IG", "CM strict", "RM strict", "CM loose", "RM loose")}
     for kind in ("strict", "loose"):
         mastered, rote = ways[f"CM {kind}"], ways[f"RM {kind}"]
         shares[f"RM rate {kind}"] = 100 * rote / max(1, mastered + rote)
@@ -59,36 +48,38 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
 def calibration_error(records: Sequence[dict], size: int = 100) -> float:
     """HLE: root mean square of confidence minus accuracy, in percent, over bins of `size`; the last is fuller."""
     pairs = np.array(sorted((record.get("confidence", 100), 100 * record["reward"]) for record in records))
-    bins = np.split(pairs, range(size, len(pairs) - size + 1, size))
-    return float(np.sqrt(sum(len(one) * (one[:, 0].mean() - one[:, 1].mean()) ** 2 for one in bins) / len(pairs)))
+    bins = np.split(pairs[:, 0] - pairs[:, 1], range(size, len(pairs) - size + 1, size))
+    return float(np.sqrt(sum(len(one) * one.mean() ** 2 for one in bins) / len(pairs)))
 
 
 def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
     """The numbers that stand beside a benchmark's score, in percent."""
-    if name == "dynamath":
-        return {"worst case": worst_case(records)}
+    if name == "dynamath":  # of the seed questions whose 10 variants are all there, those with all of them right
+        seeds = pd.DataFrame(records).groupby("scored_with").reward
+        return {"worst case": 100 * float((seeds.min()[seeds.size() == 10] == 1).mean())}
     if name == "wemath":
         return four_way(records)
     if name == "hle":
         return {"calibration error": calibration_error(records)}
     if name == "mmlu_redux":
         return {"rows without an error": by_group(records, "error_type").get("ok", np.nan)}
-    return {"mean of tasks": float(np.mean([*by_group(records, "group").values()]))} if name == "vlmsareblind" else {}
+    return {}
 
 
 def summarise(records: Sequence[dict]) -> dict[str, dict]:
     """{benchmark: score in percent (None if a row could not be scored), counts, what stands beside it, groups}."""
-    found, result = defaultdict(list), {}
-    for record in records:
-        found[record["family"]].append(record)
-    for entry, mine in ((BY_NAME[name], found[name]) for name in BY_NAME if name in found):
+    result = {}
+    for entry in BENCHMARKS:
+        if not (mine := [record for record in records if record["family"] == entry.name]):
+            continue
         counts = dict(rows=len(mine), published=entry.size, **Counter(record["method"] for record in mine))
         counts["unfinished"] = sum(not record["finished"] for record in mine)
         result[entry.name] = summary = {"score": None, "counts": counts, "beside": {}, "groups": {}}
         if all(record["reward"] is not None for record in mine):
             groups = {group: by_group(mine, group) for group in entry.groups}
             parts = groups[entry.average].values() if entry.average else [100 * record["reward"] for record in mine]
-            summary |= {"score": float(np.mean([*parts])), "beside": beside(entry.name, mine), "groups": groups}
+            others = {key: value for key, value in beside(entry.name, mine).items() if not np.isnan(value)}
+            summary |= {"score": float(np.mean([*parts])), "beside": others, "groups": groups}
     return result
 
 
@@ -109,3 +100,24 @@ def paper(row: str) -> dict[str, float]:
         raise ValueError(f"the paper's tables have no row {row!r}; they have {', '.join(tables)}")
     numbers = tables[row].dropna()
     return {entry.name: float(numbers[entry.paper]) for entry in BENCHMARKS if entry.paper in numbers}
+
+
+def report(numbers: dict, row: str = "") -> str:
+    """What `summarise` returns as a table, or accuracies by family as lines.
+
+    row: of the paper's tables, beside ours; "": none. Raises ValueError.
+    """
+    if not all(isinstance(one, dict) for one in numbers.values()):
+        return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items())
+    columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | ({row: paper(row)} if row else {})
+    counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
+    table = pd.DataFrame(columns, counts.index).join(counts)
+    lines = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
+    for name, one in numbers.items():
+        lines += [f"{name}, {key}: {value:.1f}" for key, value in one["beside"].items()]
+    if other := [*counts.index[counts.rows != counts.published]]:
+        lines.append(f"not the published number of rows: {', '.join(other)}")
+    for column, scores in columns.items():
+        for family, (mean, n, of) in macro({name: scores.get(name) for name in numbers}).items():
+            lines.append(f"{family}, {column}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
+    return "\n".join(lines)

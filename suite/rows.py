@@ -1,7 +1,7 @@
 """Rows of a benchmark's snapshot in, questions with their options, golds, images and frames out.
 
 Decisions:
-1. What is not as suite/entries.py expects stops with a DataError that says what was expected and found: a wrong guess
+1. What is not as suite/benchmarks.yaml says stops with a DataError that says what was expected and found: a wrong guess
    would be a wrong number. Another number of rows than published is no error; the table shows both.
 2. Options are listed under the question as "A. text"; not where the question has them, or is itself in the picture.
 3. GPQA's options are shuffled by a seed of their own row: the same order for every model and every --seed.
@@ -19,10 +19,10 @@ import datasets
 from engine.choices import LETTERS, gold_numbers, lettered, option_texts
 from engine.cleaning import clean_text
 from engine.media import find_file, picture, sample, subtitles
-from engine.questions import DataError, Question
+from engine.questions import DataError, Question, names_in
 from engine.snapshots import config_names, read_splits
 from generate import seed_of
-from suite.entries import BLIND_TASKS, MVBENCH, OCR_CAPABILITIES, Benchmark
+from suite.entries import BLIND_TASKS, OCR_CAPABILITIES, Benchmark
 
 IN_PICTURE = "Answer the question in the picture."
 MARKER = re.compile(r"<image[ _]?(\d*)>")
@@ -31,24 +31,14 @@ AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
 
 @dataclass(frozen=True)
 class Item(Question):
-    """A question of a benchmark. options: their texts, "" where only the picture or the question shows one.
-
-    golds: what is accepted, as numbers (0-based) of options or as strings. row: what the scorer reads. groups: {name:
-    value or list of values}.
-    """
+    """A question of a benchmark."""
 
     benchmark: str = ""
-    options: tuple[str, ...] = ()
-    golds: tuple = ()
-    row: dict = field(default_factory=dict, compare=False, repr=False)
-    groups: dict = field(default_factory=dict, compare=False, repr=False)
-
-
-def dig(row: dict, name: str):
-    """row["a"]["b"] for "a.b"; None where there is none."""
-    for part in name.split("."):
-        row = row.get(part) if isinstance(row, dict) else None
-    return row
+    options: tuple[str, ...] = ()  # their texts, "" where only the picture or the question shows one
+    told: str = ""  # the question as a judge should see it, where that differs
+    golds: tuple = ()  # what is accepted: numbers (0-based) of options, or strings
+    row: dict = field(default_factory=dict, compare=False, repr=False)  # what the scorer reads
+    groups: dict = field(default_factory=dict, compare=False, repr=False)  # {name: value or list of values}
 
 
 def expect(value, known):
@@ -63,11 +53,10 @@ def expect(value, known):
 
 def charxiv(row: dict, prompts: dict) -> list[dict]:
     """One reasoning question and four descriptive ones, whose texts are templates for a place in the figure."""
-    kind, answer, wish = int(row["reasoning_a_type"]), str(row["reasoning_a"]), ""
+    question, kind, answer = row["reasoning_q"], int(row["reasoning_a_type"]), str(row["reasoning_a"])
     if expect(kind, (1, 2, 3, 4)) == 4:
         decimals = len(answer.partition(".")[2])
-        wish = f" Give the answer {f'with {decimals} decimals' if decimals else 'as an integer'}."
-    question = row["reasoning_q"] + wish
+        question += f" Give the answer {f'with {decimals} decimals' if decimals else 'as an integer'}."
     parts = [{"half": "reasoning", "rubric": f"reasoning_{kind}", "question": question, "answer": answer}]
     at = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
     place = row["subplot_loc"] or (at if row["subplot_row"] else "the current plot")
@@ -80,8 +69,8 @@ def charxiv(row: dict, prompts: dict) -> list[dict]:
 
 
 def mathvista(row: dict, prompts: dict) -> list[dict]:
-    question, kind = row["question"], expect(row["answer_type"], ("text", "integer", "float", "list"))
-    question += f" (Unit: {row['unit']})" if row["unit"] else ""
+    question = row["question"] + (f" (Unit: {row['unit']})" if row["unit"] else "")
+    kind = expect(row["answer_type"], ("text", "integer", "float", "list"))
     if kind == "float" and row["precision"] is not None:
         question += f" Give the answer with {int(row['precision'])} decimals."
     return [{"question": question}]
@@ -117,15 +106,14 @@ def blind(row: dict, prompts: dict) -> list[dict]:
     return [{"task": task, "group": task.partition(" - ")[0] if "grid" in task else task}]
 
 
-def ocrbench(row: dict, prompts: dict) -> list[dict]:
-    return [{"capability": OCR_CAPABILITIES[expect(row["type"].rpartition(" ")[0], OCR_CAPABILITIES)]}]
-
-
-def mmvet(row: dict, prompts: dict) -> list[dict]:
+def capabilities(row: dict, prompts: dict) -> list[dict]:
+    """OCRBench v2 by type, MM-Vet by a list in one string."""
+    if "type" in row:
+        return [{"capability": OCR_CAPABILITIES[expect(row["type"].rpartition(" ")[0], OCR_CAPABILITIES)]}]
     return [{"capability": [name.strip() for name in row["capability"].split(",")]}]
 
 
-PREPARE = {f.__name__: f for f in (charxiv, mathvista, redux, multichallenge, blind, ocrbench, mmvet)}
+PREPARE = {f.__name__: f for f in (charxiv, mathvista, redux, multichallenge, blind, capabilities)}
 
 
 # ---- rows to items -----------------------------------------------------------------------------------------
@@ -135,20 +123,19 @@ def check_columns(entry: Benchmark, config: str, rows: datasets.Dataset) -> data
     """The rows, with columns of another case renamed. Raises DataError if a column is missing that the entry needs."""
     options = [entry.options] if isinstance(entry.options, str) else entry.options
     needed = {entry.question, *entry.answers, *options, *entry.needs, *entry.kind[:1], entry.video} - {""}
-    if entry.name == "charxiv" or config == "vision":  # texts from templates, or in the picture
-        needed -= {"question", "answer"} if entry.name == "charxiv" else {"question"}
+    needed -= {"question", "answer"} if entry.name == "charxiv" else {"question"} if config == "vision" else set()
     there = {name.casefold(): name for name in rows.column_names}
     if missing := sorted(name for name in needed if name.casefold() not in there):
         raise DataError(f"expected columns {missing}, found {rows.column_names}")
     return rows.rename_columns({there[name.casefold()]: name for name in needed if name not in rows.column_names})
 
 
-def media_of(entry: Benchmark, rows, number: int, config: str, folder: Path, frames: int) -> tuple[tuple, str, dict]:
+def media_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> tuple[tuple, str, dict]:
     """(images, what introduces a video, {k of the marker <image k>: what the text calls its picture})."""
-    row, images, intro, names = rows[number], (), "", {}
+    images, intro, names = (), "", {}
     if entry.video:
-        file = find_file(folder, row[entry.video], MVBENCH.get(config, ""))
-        if file is None:
+        hint = entry.configs[row["config"]] if isinstance(entry.configs, dict) else ""
+        if not (file := find_file(folder, row[entry.video], hint)):
             raise DataError(f"expected the video {row[entry.video]} in {folder}, unpacked or in a zip, found none")
         images, times = sample(file, frames, row.get("start"), row.get("end"))
         intro = f"The images are {len(images)} frames of a video, evenly spaced in time.\n"
@@ -157,7 +144,7 @@ def media_of(entry: Benchmark, rows, number: int, config: str, folder: Path, fra
             intro += f"The subtitles of these frames:\n{shown}\n\n"
     for column in entry.images:
         if row.get(column) not in (None, ""):
-            images += (picture(rows, number, column, folder),)
+            images += (picture(row["rows"], row["number"], column, folder),)
             name = "the image after the frames" if entry.video else f"image {len(images)}"
             names[re.sub(r"\D", "", column) or "1"] = f"[{name}]"
     if not images and entry.family == "vlm" and entry.name != "mmvet":
@@ -167,10 +154,14 @@ def media_of(entry: Benchmark, rows, number: int, config: str, folder: Path, fra
 
 def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, names: dict) -> Item:
     """One question. row: with what `prepare` made. images, intro, names: see media_of."""
+
+    def named(text: str) -> str:
+        return MARKER.sub(lambda match: names[expect(match[1] or "1", names)], text) if names else text
+
     question = re.sub(entry.strip, "", str(row.get(entry.question) or "")).strip()
     cell = row.get(entry.options) if isinstance(entry.options, str) else [row[name] for name in entry.options]
-    told = row.get(entry.judge_question) or question
-    options = option_texts(cell, entry.drawn, told if not entry.options else "")
+    told = row.get(entry.judge_question) or ""
+    options = [named(text) for text in option_texts(cell, entry.drawn, "" if entry.options else told or question)]
     gold = row.get(entry.answers[0])
     if entry.kind:
         column, with_options, without = entry.kind
@@ -178,15 +169,10 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
             if "*" not in without or options:
                 expect(row[column], (*with_options, *without))
             options, gold = [], row.get(entry.answers[-1])
-    if gold is None or gold in ("", []):
+    if gold in (None, "", []):
         raise DataError(f"expected an answer, found {gold!r}" + (f" ({entry.withheld})" if entry.withheld else ""))
     if entry.shuffled:
         random.Random(seed_of(uid)).shuffle(options)
-
-    def named(text: str) -> str:
-        return MARKER.sub(lambda match: names[expect(match[1] or "1", names)], text) if names else text
-
-    options = [named(text) for text in options]
     accepted = gold if isinstance(gold, list) else [gold]
     golds = gold_numbers(entry.encoding, accepted, options) if options else tuple(map(str, accepted))
     text = named(AROUND.sub("", question))  # the images come first anyway
@@ -194,45 +180,45 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
     if question and entry.options and any(options):
         text = "\n".join([text, *lettered(options)])
     answer = ", ".join(LETTERS[gold] for gold in golds) if options else golds[0]
-    kept = {name: row[name] for name in (*entry.needs, entry.judge_question, "scored_with", "rubric") if name in row}
-    groups = {name: value for name in entry.groups if (value := dig(row, name)) is not None}
-    return Item(uid, intro + text, images, answer, benchmark=entry.name, options=tuple(options), golds=golds,
-                turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
+    kept = {name: row[name] for name in (*entry.needs, "scored_with", "rubric") if name in row}
+    groups = {name: value for name, value in names_in(row).items() if name in entry.groups and value is not None}
+    return Item(uid, intro + text, images, answer, benchmark=entry.name, options=tuple(options), told=told,
+                golds=golds, turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
 
 
-def places(entry: Benchmark, folder: Path, limit: int | None) -> list[tuple]:
-    """(config, split, rows, number, unit) of the rows to ask; rows of one unit are scored together.
+def rows_of(entry: Benchmark, folder: Path, limit: int | None) -> list[dict]:
+    """The place of each row to ask: config, split, rows, number, scored_with (one value for rows scored together).
 
-    limit: about so many rows, as whole units evenly spaced over the set.
+    limit: about so many rows; what is scored together stays together, evenly spaced over the set.
     """
     found = []
-    for config in config_names(folder) if entry.configs == ("*",) else entry.configs:
+    for config in config_names(folder) if "*" in entry.configs else entry.configs:
         splits = read_splits(folder, config, entry.splits, entry.every_split)
         splits = {split: check_columns(entry, config, rows) for split, rows in splits.items()}
-        order = [[f"{config}/{i}" for i in range(len(rows))] for rows in splits.values()]
-        ids = [[str(one) for one in rows[entry.together]] for rows in splits.values()] if entry.together else order
-        if entry.every_split and any(sorted(one) != sorted(set(ids[0])) for one in ids):
-            ids = order  # they do not line up over the splits, so the rows do
-        column, ending = entry.where or ("", "")
-        for (split, rows), units in zip(splits.items(), ids, strict=True):
-            kinds = rows[column] if column else [""] * len(rows)
-            found += [(config, split, rows, i, unit) for i, unit in enumerate(units) if kinds[i].endswith(ending)]
-    units = list(dict.fromkeys(place[-1] for place in found))
-    if limit and limit < len(found):
-        n = max(1, limit * len(units) // len(found))
-        kept = {units[i * len(units) // n] for i in range(n)}
-        found = [place for place in found if place[-1] in kept]
-    return found
+        units = order = [[f"{config}/{i}" for i in range(len(rows))] for rows in splits.values()]
+        if entry.together:
+            units = [[str(one) for one in rows[entry.together]] for rows in splits.values()]
+        if entry.every_split and any(sorted(one) != sorted(set(units[0])) for one in units):
+            units = order  # the ids differ from split to split: rows of the same number belong together
+        for (split, rows), values in zip(splits.items(), units, strict=True):
+            chosen = [value.endswith(entry.where[1]) for value in rows[entry.where[0]]] if entry.where else None
+            found += [dict(config=config, split=split, rows=rows, number=i, scored_with=value)
+                      for i, value in enumerate(values) if chosen is None or chosen[i]]  # fmt: skip
+    units = list(dict.fromkeys(place["scored_with"] for place in found))
+    n = max(1, limit * len(units) // len(found)) if limit and limit < len(found) else len(units)
+    kept = {units[i * len(units) // n] for i in range(n)}
+    return [place for place in found if place["scored_with"] in kept]
 
 
 def load(entry: Benchmark, folder: Path, prompts: dict, frames: int = 32, limit: int | None = None) -> list[Item]:
     """The questions of a benchmark from the folder of its set. prompts: configs/judges.toml. Raises DataError."""
     items, uid = [], entry.name
     try:
-        for config, split, rows, number, unit in places(entry, folder, limit):
-            uid = "/".join(filter(None, (entry.name, config, split if entry.every_split else "", str(number))))
-            row = rows[number] | {"config": config, "split": split, "scored_with": unit}
-            media = media_of(entry, rows, number, config, folder, frames)
+        for place in rows_of(entry, folder, limit):
+            split, number = place["split"] if entry.every_split else "", str(place["number"])
+            uid = "/".join(filter(None, (entry.name, place["config"], split, number)))
+            row = place["rows"][place["number"]] | place
+            media = media_of(entry, row, folder, frames)
             parts = PREPARE[entry.prepare](row, prompts) if entry.prepare else [{}]
             items += [item_of(entry, uid + (f".{i}" if i else ""), row | part, *media) for i, part in enumerate(parts)]
     except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # DataError is a ValueError

@@ -10,7 +10,6 @@ Decisions where the paper is silent:
 5. MathVista takes the nearest choice only where there is a final answer; DynaMath's substring rule needs a text.
 """
 
-import importlib
 import json
 import math
 import re
@@ -62,10 +61,10 @@ def dynamath(item: Item, answer: str) -> float | None:
 def mathvista(item: Item, answer: str) -> float | None:
     """Its chain: letter or text of a choice, else the nearest one; integers are cut, floats rounded to `precision`."""
     if item.options:
-        settled = answer_rule(item, answer)
         far = [distance(answer.casefold(), option.casefold()) for option in item.options]
-        nearest = [i for i, value in enumerate(far) if value == min(far)]
-        return float(nearest[0] in item.golds) if settled is None and len(nearest) == 1 else settled
+        one_is_nearest = far.count(min(far)) == 1
+        settled = answer_rule(item, answer)
+        return float(far.index(min(far)) in item.golds) if settled is None and one_is_nearest else settled
     kind, (gold,), value = item.row["answer_type"], item.golds, number(answer)
     if kind == "integer" and value is not None:
         return float(int(value) == int(float(gold)))
@@ -107,12 +106,15 @@ def anls(item: Item, answer: str) -> float:
     return share if share >= 0.5 else 0.0
 
 
-def ocrbench(item: Item, answer: str) -> float:
-    """OCRBench v2's own metric, from the installed lmms-eval. Raises ImportError without that package."""
-    module = importlib.import_module("lmms_eval.tasks.ocrbench_v2.utils")
+def ocrbench(item: Item, answer: str) -> float | None:
+    """OCRBench v2's own metric, from the installed lmms-eval; None without that package."""
+    try:
+        from lmms_eval.tasks.ocrbench_v2.utils import ocrbench_v2_process_results
+    except ImportError:
+        return None
     row = {name: item.row[name] for name in ("type", "eval", "bbox", "bbox_list", "content")}
     row |= {"question": item.text, "answers": list(item.golds)}
-    return float(module.ocrbench_v2_process_results(row, [answer])["ocrbench_v2_accuracy"]["score"])
+    return float(ocrbench_v2_process_results(row, [answer])["ocrbench_v2_accuracy"]["score"])
 
 
 RULES = {"answer": answer_rule, "dynamath": dynamath, "mathvista": mathvista, "blind": blind, "videommmu": videommmu}
@@ -130,47 +132,35 @@ def read_official(item: Item, reply: str) -> Score:
     """The score in the JSON of an official judge's reply."""
     try:
         said = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
-        verdict = said["score"] if "score" in said else said["verdict"] if "verdict" in said else said["correct"]
-        verdict = VERDICTS.get(str(verdict).casefold(), verdict)
-        allowed = [i / 100 for i in range(101)] if item.benchmark == "mmvet" else [0.0, 1.0]
-        reward = allowed[allowed.index(round(float(verdict), 2))]
+        verdict = next(said[name] for name in ("score", "verdict", "correct") if name in said)
+        reward = round(float(VERDICTS.get(str(verdict).casefold(), verdict)), 2)
+        if not (0 <= reward <= 1 if item.benchmark == "mmvet" else reward in (0, 1)):
+            raise ValueError(verdict)
         if item.benchmark == "multichallenge" and item.golds[0].upper() == "NO":
             reward = 1 - reward
         extra = {"confidence": float(said.get("confidence", 100))} if item.benchmark == "hle" else {}
         return Score(reward, "official judge", extra=extra)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, StopIteration):
         return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
 
 
 def official_prompt(item: Item, response: str, prompts: dict) -> str:
     """The prompt of the benchmark's own judge; it sees what stands behind the thoughts."""
-    name = item.benchmark
-    if name == "mmvu":
-        name += "_choice" if item.options else "_open"
-    elif name == "charxiv":
-        name += f"_{item.row['rubric'].partition('_')[0]}"
+    kinds = {"mmvu": "_choice" if item.options else "_open", "charxiv": f"_{item.groups.get('half')}"}
+    prompt = prompts[item.benchmark + kinds.get(item.benchmark, "")]
     values = {"question": item.row.get("target_question") or item.text, "options": "\n".join(lettered(item.options)),
               "response": response.rpartition("</think>")[2].strip(), "gold": item.answer,
               "rubric": prompts["rubrics"].get(item.row.get("rubric"), "")}  # fmt: skip
     # One pass: a placeholder inside an inserted text is text, and so is a closing tag.
-    return re.sub(r"\{(\w+)\}", lambda m: values[m[1]].replace("</", "< /") if m[1] in values else m[0], prompts[name])
+    return re.sub(r"\{(\w+)\}", lambda m: values[m[1]].replace("</", "< /") if m[1] in values else m[0], prompt)
 
 
 def read_prompts(path: str = "") -> dict:
     """The official judges' prompts: configs/judges.toml, those of another file in their place. Raises DataError."""
-    read = tomllib.loads(PROMPTS.read_text(encoding="utf-8"))
-    given = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    read, given = (tomllib.loads(Path(file).read_text("utf-8")) if file else {} for file in (PROMPTS, path))
     if unknown := sorted(set(given) - set(read)):
         raise DataError(f"{path}: expected prompts called {sorted(read)}, found {unknown}")
     return read | given | {"rubrics": read["rubrics"] | given.get("rubrics", {})}
-
-
-def shared_item(question: Question, response: str) -> tuple:
-    """What the shared judge (Fig. 9) compares: question, response, gold and options."""
-    if not isinstance(question, Item):
-        return question.text, response, question.answer, None
-    text = question.row.get(BY_NAME[question.benchmark].judge_question) or question.text
-    return text, response, question.answer, lettered(question.options) or None
 
 
 # ---- all together ------------------------------------------------------------------------------------------
@@ -184,11 +174,8 @@ def by_rule(question: Question, response: str) -> Score:
         return Score(reward, "judge", "free-form gold") if reward is None else Score(reward, "rule")
     scorer = BY_NAME[question.benchmark].scorer
     if scorer in METRICS:
-        answer = response.rpartition("</think>")[2].strip() if answer is None else answer
-        try:
-            return Score(METRICS[scorer](question, answer), "rule")
-        except Exception as error:  # lmms-eval is not there, or a package or file that it needs itself
-            return Score(None, "not scored", f"pip install lmms-eval ({type(error).__name__}: {error})")
+        reward = METRICS[scorer](question, response.rpartition("</think>")[2].strip() if answer is None else answer)
+        return Score(reward, "rule") if reward is not None else Score(None, "not scored", "pip install lmms-eval")
     if scorer in JUDGES:
         return Score(None, "official judge")
     if answer is None:
@@ -211,8 +198,11 @@ def score(asked: Sequence[tuple[Question, str]], ask: Callable | None, prompts: 
         for i in shared:
             scores[i] = Score(0.0, "unsettled", scores[i].why)
         return scores
-    items = [shared_item(*asked[i]) for i in shared]
-    for i, reward in zip(shared, judge(items, ask), strict=True):
+    compared = []  # by the shared judge (Fig. 9): question, response, gold, options
+    for question, response in (asked[i] for i in shared):
+        text, options = getattr(question, "told", "") or question.text, lettered(getattr(question, "options", ()))
+        compared.append((text, response, question.answer, options))
+    for i, reward in zip(shared, judge(compared, ask), strict=True):
         scores[i].reward = reward
     texts = [official_prompt(*asked[i], prompts) for i in official]
     for i, reply in zip(official, ask(texts) if texts else [], strict=True):

@@ -13,8 +13,9 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
-from suite.entries import MVBENCH
+from suite.entries import BY_NAME
 
+MVBENCH = BY_NAME["mvbench"].configs
 COLOURS = ("red", "lime", "blue", "black")
 
 

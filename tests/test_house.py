@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT
 
-OUTSIDE = ("tests", "bench", "examples")  # what nobody imports
+OUTSIDE = ("tests", "bench")  # what nobody imports
 SOURCES = [p.relative_to(ROOT) for p in ROOT.rglob("*.py") if not {*OUTSIDE, ".venv", "runs"} & {*p.parts}]
 NAMES = {".".join(path.with_suffix("").parts): path for path in SOURCES}
 TOP = {"train", "zppo", "buffer", "prompts", "rewards", "generate", "baselines", "evaluate"}
@@ -28,7 +28,7 @@ def imports(path: Path) -> set[str]:
 def test_the_top_level_is_the_paper():
     assert {path.stem for path in SOURCES if len(path.parts) == 1} == TOP
     folders = {path.parts[0] for path in SOURCES if len(path.parts) > 1}
-    assert folders <= {"engine", "suite", "world", "extras"}
+    assert folders <= {"engine", "suite", "world", "extras", "examples"}
 
 
 def test_engine_imports_nothing_above_it():
@@ -50,7 +50,7 @@ def test_no_file_is_longer_than_a_reader_bears():
     lines = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert {path: n for path, n in lines.items() if n > 520} == {}
     assert sum(n for path, n in lines.items() if len(path.parts) == 1) <= 1850
-    assert sum(lines.values()) <= 5400
+    assert sum(lines.values()) <= 6450
 
 
 @pytest.mark.parametrize("name", ["buffer.py", "prompts.py", "engine/logprobs.py", "engine/answers.py"])

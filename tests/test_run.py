@@ -21,7 +21,7 @@ from runs import ACCELERATE, ENV, ROOT, assert_close, assert_same, command, read
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from engine.models import encode, load_model, load_processor
-from engine.run import LEGEND, Output, read_records, step_lines, write_records
+from engine.run import LEGEND, SHOWN, Output, check_tracker, print_samples, read_records, step_lines, write_records
 from world import pretrain
 
 try:
@@ -187,7 +187,6 @@ def test_a_damaged_checkpoint_makes_way_for_the_one_before(file, damage, tmp_pat
         ({"teacher": "u"}, "--teacher t (now u)"),
         ({"teacher_model": "m"}, "--teacher_model None (now m)"),
         ({"resume": False}, "add --resume"),
-        ({"log_with": "comet_ml"}, "--log_with comet_ml is not installed"),
         ({"data": "e"}, "--data_may_differ"),
         ({"data": "e", "data_may_differ": True}, None),
         ({"student": "v"}, None),
@@ -221,6 +220,18 @@ def test_a_teacher_known_by_its_name_may_move_to_another_server(tmp_path):
     run.step(1)
     run.end()
     Small(tmp_path, teacher="http://b/v1", teacher_model="27B", resume=True).load()
+
+
+@pytest.mark.parametrize("name", ["comet_ml", "foo", "", "all", "tensorboard"])
+def test_a_tracker_that_is_not_there_is_refused(name, monkeypatch, capsys):
+    monkeypatch.setattr("engine.run.get_available_trackers", lambda: ["tensorboard", "wandb"])
+    if name not in ("comet_ml", "foo"):
+        return check_tracker(name)
+    with pytest.raises(SystemExit) as end:
+        check_tracker(name)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith(f"--log_with {name} is not installed, or unknown to accelerate")
+    assert said.count("\n") == 1 and "(tensorboard, wandb)" in said
 
 
 def test_a_run_whose_data_lost_a_row_goes_on_when_told_to(tmp_path):
@@ -367,7 +378,8 @@ def test_a_screen_that_is_gone_does_not_keep_the_state_from_being_saved(tmp_path
 
 @posix
 def test_a_second_signal_stops_at_once_and_an_echo_does_not():
-    code = "import sys; from engine import run; stop = run.Stop(); print(stop.signal, flush=True)"
+    code = "import sys, threading; from engine import run; stop = run.Stop(threading.Event())"
+    code += "\nprint(stop.signal, flush=True)"
     code += "\nfor line in sys.stdin: run.ONE_SIGNAL = float(line); print(stop.signal, flush=True)"
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with subprocess.Popen([sys.executable, "-c", code], env=ENV, **pipes) as process:
@@ -420,6 +432,27 @@ def test_a_step_of_the_largest_and_of_missing_numbers_fits_too():
     lines = step_lines({**metrics, "grad_norm": 0.25}, {**times, "total": 99.0, "rollout": 50.55})
     assert " 99.0 s: update 333.3 teacher 200.0" in lines
     assert "plain    -" in missing and "length     -" in missing and "grad -" in missing
+
+
+def test_samples_are_spread_over_the_records_and_shortened(capsys):
+    long = "b" * SHOWN + "middle" + "e" * SHOWN
+    kinds = ["plain"] * 4 + ["bcq", "ncq"] * 3
+    records = [
+        {"uid": f"q{i}", "kind": kind, "gold": "7", "prompt": f"prompt {i}" if i else long,
+         "rollouts": [{"text": f"so {i}", "answer": None, "reward": 0.0}, {"text": "no", "answer": "7", "reward": 1.0}]}
+        for i, kind in enumerate(kinds)
+    ]  # fmt: skip
+    print_samples(records, 3)
+    said = capsys.readouterr().out
+    shown = [line.split() for line in said.split("\n") if " prompt of question " in line]
+    assert [(line[1], line[-1]) for line in shown] == [("plain", "q0"), ("plain", "q3"), ("bcq", "q6")]
+    assert "middle" not in said and "b" * SHOWN + "\n[...]\n" + "e" * SHOWN in said
+    assert said.count("---- reward 0, answer None, gold '7'\nso ") == 3 and "no" not in said.split()
+    print_samples(records, 99, rollouts=2)
+    assert capsys.readouterr().out.count("---- reward 1, answer '7', gold '7'\nno") == len(records)
+    print_samples(records, 0)
+    print_samples([], 5)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ROOT
+from runs import ENV, ROOT, command
 from test_zppo import collect
 from tiny import PROCESSOR, TOKENIZER
 
@@ -530,3 +530,22 @@ def test_a_server_that_refuses_unknown_fields(unknown):
         assert not unknown & set(server.seen[-1]) and actor.failures == 0
         with pytest.raises(ConnectionError, match="HTTP 400"):  # what the user asked for is never left out in silence
             actor_of(server, template={"enable_thinking": True}).check()
+
+
+def test_a_signal_ends_a_runs_waiting_for_its_teacher_and_the_step_is_done_again(tmp_path):
+    hangs, run = threading.Event(), tmp_path / "run"
+    with serve(lambda body, text: ["hang"] if text != "Say yes." and not hangs.is_set() else [""]) as server:
+        line = command(run, "--teacher", server.url, "--eval_questions", "0", "--steps", "1")
+        line += f"--student {ROOT}/world/student --data {tmp_path}/d.jsonl --max_response_tokens 8".split()
+        rows = [{"question": f"{i} + 1 = ?", "answer": "2"} for i in range(8)]
+        (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        process = subprocess.Popen(line, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        until(lambda: len(server.seen) > 1, seconds=200)  # the probe, then what hangs
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=100)
+        assert process.returncode == 1 and "step 1 is to be done again" in said and "--resume" in said, said
+        assert (run / "checkpoints/step_00000/state.json").exists() and not (run / "metrics.jsonl").exists()
+        hangs.set()
+        done = subprocess.run([*line, "--resume"], env=ENV, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((run / "metrics.jsonl").read_text())["step"] == 1
