@@ -18,6 +18,7 @@ import runpy
 from collections.abc import Callable, Sequence
 
 from engine.answers import answers_match
+from engine.cleaning import last_box
 
 JUDGE_TEMPERATURE = 0.0
 JUDGE_MAX_NEW_TOKENS = 512
@@ -30,18 +31,7 @@ def extract_boxed(text: str) -> str | None:
 
     "Last" is by where the box opens, so the inner one of two nested boxes wins. Escaped braces do not count.
     """
-    if not isinstance(text, str) or "\\boxed" not in text:
-        return None
-    starts, last, end = [], -1, -1  # starts: of the content of open boxes, -1 for other open braces
-    for match in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
-        token = match[0]
-        if token == "}":
-            start = starts.pop() if starts else -1
-            if start > last:
-                last, end = start, match.start()
-        elif token == "{" or len(token) > 2:
-            starts.append(-1 if token == "{" else match.end())
-    return text[last:end].strip() if last >= 0 else None
+    return last_box(text) if isinstance(text, str) else None
 
 
 def grade(response: str, gold: str) -> float:
