@@ -22,7 +22,7 @@ from engine.run import check_same_run
 from engine.update import make_accelerator, make_learner
 from evaluate import DECODING
 from generate import Actor, Sampling
-from train import load_actors, read_options
+from train import load_actors, main, read_options
 from world import pretrain
 from world.table import CELL, WORLD
 
@@ -152,7 +152,7 @@ def test_own_data_with_a_broken_image_a_reward_and_evaluations(tmp_path):
         ("--log_with foo", "foo"),
     ],
 )
-def test_bad_input_is_one_sentence_with_status_2(args, sentence, tmp_path):
+def test_bad_input_is_one_sentence_with_status_2(args, sentence, tmp_path, capsys):
     row = json.dumps({"question": "é + 1", "answer": "2"}, ensure_ascii=False) + "\n"
     (tmp_path / "good.jsonl").write_text(row, encoding="utf-8")
     (tmp_path / "latin.jsonl").write_text(row, encoding="latin-1")
@@ -160,9 +160,17 @@ def test_bad_input_is_one_sentence_with_status_2(args, sentence, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "half.py").write_text("def f(question, response, gold):\n    return 0.5\n")
     shutil.copytree(WORLD / "student", tmp_path / "bare", ignore=shutil.ignore_patterns("*.jinja"))
-    done = train(tmp_path / "run", *args.format(tmp=tmp_path).split(), check=False)
-    assert done.returncode == 2 and sentence in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "run/metrics.jsonl").exists()
+    line = args.format(tmp=tmp_path).split()
+    if sentence in ("not JSON", "has no chat template"):  # through the real command
+        done = train(tmp_path / "run", *line, check=False)
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            main([*line, "--output", str(tmp_path / "run")])
+        said = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err
+        assert sentence in said and (isinstance(stopped.value.code, str) or stopped.value.code == 2)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_buffer_of_another_data_set_is_refused(reference, tmp_path):
