@@ -20,8 +20,9 @@ from bench.shapes import STUDENTS, TEACHERS, fits, model_of
 from engine.decode import prefill
 
 
-def run(*words: str, cwd=ROOT) -> str:
-    done = subprocess.run([sys.executable, "-m", *words], cwd=cwd, env=ENV, capture_output=True, text=True, timeout=300)
+def run(*words: str, cwd=ROOT, **env: str) -> str:
+    command, env = [sys.executable, "-m", *words], ENV | env
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -138,7 +139,7 @@ def test_rollouts_runs():
 
 def test_memory_runs():
     side = ["bench.memory", "--tokens", "256", "--hidden", "16", "--side", "logprobs"]
-    full, chunked = (float(run(*side, chunk, "frozen")) for chunk in ("full", "32"))
+    full, chunked = (float(run(*side, chunk, "frozen", MALLOC_MMAP_THRESHOLD_=str(2**20))) for chunk in ("full", "32"))
     assert 0 < chunked < full / 2
     text = run("bench.memory", "--computed")
     assert len(rows(text)) == 1 + len(STUDENTS) * 2 * len(TEACHERS) + 1 + len(STUDENTS) * 3
