@@ -454,7 +454,7 @@ def test_the_teacher_judges_free_form_golds_and_only_those():
 
     def text(request, j):
         if request.kind == "judge":
-            return '{"verdict": "%s"}' % ("correct" if "\n1\n</student>" in request.text else "wrong")
+            return '{"verdict": "%s"}' % ("correct" if "## Model Response\n1\n" in request.text else "wrong")
         return says({"a": 2}, 2, "teacher")(request, j)
 
     student, teacher = Script(1, says({"b": 1}, 2, "student")), Script(2, text)
