@@ -14,10 +14,11 @@ from tiny import make
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
-from bench import hours, update
-from bench.machine import Costs, Machine, costs_of, decoding, measure, prompts_flops, triangle, update_flops
-from bench.shapes import STUDENTS, TEACHERS, fits, model_of
-from engine.decode import prefill
+pytest.importorskip("resource", reason="the benchmarks measure memory with it; Windows has none")
+from bench import hours, update  # noqa: E402
+from bench.machine import Costs, Machine, costs_of, decoding, measure, prompts_flops, triangle, update_flops  # noqa: E402
+from bench.shapes import STUDENTS, TEACHERS, fits, model_of  # noqa: E402
+from engine.decode import prefill  # noqa: E402
 
 
 def run(*words: str, cwd=ROOT, **env: str) -> str:
