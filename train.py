@@ -217,7 +217,7 @@ def main(argv: list[str]) -> None:
     if not args.preview:
         output = Output(Path(args.output), accelerator, {**asdict(args), **asdict(recipe)})
 
-    # Questions, student, teachers, buffer.
+    accelerator.print("reading the questions, loading the models ...")
     questions, held_out, about_data = load_data(args)
     seconds: dict[str, float] = {}  # of the current step, by phase
     stopped = threading.Event()

@@ -161,7 +161,7 @@ def pretrain(who: str, hidden: int, layers: int, steps: int, seed: int, batch_si
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     lesson, rng = Lesson(who, seed), random.Random(f"lessons/{who}/{seed}")
     tokenizer, end = processor.tokenizer, processor.tokenizer.eos_token
-    progress = tqdm(range(steps), desc=f"pre-training the {who}")
+    progress = tqdm(range(steps), desc=f"pre-training the {who}", disable=None)
     for _ in progress:
         lessons = [lesson.example(rng) for _ in range(batch_size)]
         rows = [(encode(processor, text, images), tokenizer(reply + end).input_ids) for text, images, reply in lessons]
