@@ -301,7 +301,8 @@ def main(argv: list[str]) -> None:
         metrics |= {"replayed": len(replayed), "buffer": len(buffer)} | {name: len(ids) for name, ids in events.items()}
         times = {"step": step + 1, "total": time.perf_counter() - start, "padding_share": learner.padding_share()}
         output.log(metrics, times | seconds)
-        print_samples(dump(groups) if accelerator.is_main_process else [], args.print_samples)
+        if args.print_samples:
+            print_samples(dump(groups), args.print_samples)
         last = step + 1 == args.steps
         if args.dump_every and ((step + 1) % args.dump_every == 0 or last):
             output.write(dump(groups), f"dumps/step_{step + 1:05d}.jsonl")
@@ -325,8 +326,7 @@ def main(argv: list[str]) -> None:
     if not reason:
         output.save_model(learner.policy, student.processor)
         after = measure(output, student, held_out, "eval_after.jsonl", how)
-        if accelerator.is_main_process:
-            say(closing_tables(before, after, buffer.graduation_by_admission()))
+        say(closing_tables(before, after, buffer.graduation_by_admission()))
     accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
     # DDP goes before the process group: destroyed last, it would hold Python's lock while it waits for Gloo's thread,
     # which may be waiting for that lock.
@@ -336,8 +336,7 @@ def main(argv: list[str]) -> None:
     accelerator.end_training()
     if reason:
         leave(f"{reason}; the state is saved in {output.folder}: --resume goes on from there", 1)
-    if accelerator.is_main_process:
-        say(f"\nthe trained student is in {output.folder / 'model'}")
+    say(f"\nthe trained student is in {output.folder / 'model'}")
 
 
 if __name__ == "__main__":
