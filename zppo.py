@@ -309,6 +309,7 @@ def summarise(groups: Sequence[Group], recipe: Recipe) -> dict[str, float | None
     return {
         **{f"{kind}_accuracy": mean(g.accuracy for g in by_kind[kind]) for kind in kinds},
         **{f"{kind}_prompts": len(by_kind[kind]) for kind in kinds},
+        **{f"{kind}_active_share": mean(0 < g.accuracy < 1 for g in by_kind[kind]) for kind in kinds},
         "hard_share": mean(g.accuracy < recipe.tau for g in by_kind["plain"]),
         "all_wrong_share": mean(g.accuracy == 0 for g in by_kind["plain"]),
         "no_answer_share": mean(rollout.answer is None for rollout in rollouts),

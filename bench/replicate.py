@@ -54,7 +54,8 @@ CLAIMS = [("zppo", other) for other in PAPER if other not in ("zppo", "grpo", "b
 CLAIMS += [("grpo_replay", "grpo"), ("grpo_replay", "grpo_both")]
 MEASURES = ("hard", "known", "all")
 CURVES = (  # metrics of each step that are kept of every run
-    "step plain_accuracy hard_share bcq_accuracy ncq_accuracy active_share no_answer_share entropy graduated"
+    "step plain_accuracy hard_share bcq_accuracy ncq_accuracy bcq_active_share ncq_active_share active_share "
+    "no_answer_share entropy graduated"
 ).split()
 OWN = ("method", "seed", "output", "resume")  # arguments that may differ between runs
 
