@@ -25,7 +25,7 @@ from engine.questions import Question
 from engine.update import Learner, Row
 from generate import Request, Sampling
 from rewards import extract_boxed
-from zppo import Actor, Context, Group, Instance, Recipe, mean, plain_groups, quota, roll_out, sample, select
+from zppo import Context, Group, Instance, Recipe, mean, plain_groups, quota, roll_out, sample, select
 
 PREFIX_SHARE = 0.4  # Algorithm 6
 HINT_TOKENS = 512
@@ -127,15 +127,3 @@ def distill(learner: Learner, teacher_model, groups: Sequence[Group], recipe: Re
         "active_share": 1.0 if rows else 0.0, "response_tokens": tokens,
         "updates_without_signal": int(not rows), "updates_not_finite": int(norm is None),
     }
-
-
-def pool(teachers: Sequence[Actor]) -> Actor:
-    """Several teachers, beyond the paper: each draws G_T rollouts; the first one also compresses, hints and judges."""
-
-    def actor(requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str) -> list[list]:
-        if phase != "teacher":
-            return teachers[0](requests, n, sampling, key, phase)
-        drawn = [teacher(requests, n, sampling, (*key, i), phase) for i, teacher in enumerate(teachers)]
-        return [[reply for row in rows for reply in row] for rows in zip(*drawn, strict=True)]
-
-    return actor

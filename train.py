@@ -63,7 +63,7 @@ class Arguments:
     _argument_group_name = "what people set"
 
     student: str = option("", "model folder or hub id; none: the embedded world")
-    teacher: str = option("", "frozen teacher: folder, hub id or http://host:port/v1; several: commas between them")
+    teacher: str = option("", "frozen teacher: folder, hub id or http://host:port/v1")
     teacher_model: str = option("", "a served teacher's name on its server; none: the server is asked")
     teacher_timeout: float = option(900.0, "seconds that a call to a served teacher waits while nothing comes", least=1)
     teacher_concurrency: int = option(64, "requests to a served teacher under way at a time", least=1)
@@ -111,51 +111,48 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
     if not own:  # wherever it was started from
         root = preset.parent.parent
         args = replace(args, student=str(root / args.student), teacher=str(root / args.teacher))
-    elif not (args.student and args.data and all(args.teacher.split(","))):
-        raise SystemExit("--student, --teacher (no comma at its end) and --data belong together: see --help")
+    elif not (args.student and args.data and args.teacher):
+        raise SystemExit("--student, --teacher and --data belong together: see --help")
     return args, recipe
 
 
 def load_actors(
     args: Arguments, recipe: Recipe, accelerator: Accelerator, seconds: dict, stop: threading.Event
-) -> list[Actor | ServedActor]:
-    """[student, teacher, ...]. The student is trained, in fp32; a teacher only ever writes text (or logits, in
+) -> tuple[Actor, Actor | ServedActor]:
+    """Student and teacher. The student is trained, in fp32; the teacher only ever writes text (or logits, in
     distillation), in bf16 under that mixed precision. stop: ends the waiting for a served teacher."""
-    frozen = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    pixels, settings = (args.min_pixels, args.max_pixels), dict(rows=args.rollout_rows, seconds=seconds)
-    template = args.chat_template_kwargs
-    student = Actor.load(args.student, accelerator, torch.float32, pixels, template=template, **settings)
-    template, actors = args.teacher_chat_template_kwargs, [student]
-    for path in args.teacher.split(","):
-        if path.startswith(("http://", "https://")):
-            for branch in baselines.NEEDS.keys() & {*recipe.branches}:
-                leave(f"--method {recipe.method} needs the teacher's {baselines.NEEDS[branch]}; {path} serves only "
-                      "text: give --teacher a model folder or hub id", 2)  # fmt: skip
-            server = path, args.teacher_model or None, student.processor, pixels, template
-            limits = dict(concurrency=args.teacher_concurrency, timeout=args.teacher_timeout)
-            actors.append(ServedActor(*server, **limits, seconds=seconds, stop=stop))
-            try:
-                actors[-1].check()
-            except ConnectionError as error:
-                leave(f"--teacher: {error}", 2)
-        else:
-            actors.append(Actor.load(path, accelerator, frozen, pixels, template=template, **settings))
-            actors[-1].model.requires_grad_(False).eval()
     needs = {baselines.NEEDS[branch] for branch in recipe.branches if branch in baselines.NEEDS}
+    pixels, settings = (args.min_pixels, args.max_pixels), dict(rows=args.rollout_rows, seconds=seconds)
+    template, theirs = args.chat_template_kwargs, args.teacher_chat_template_kwargs
+    student: Actor = Actor.load(args.student, accelerator, torch.float32, pixels, template=template, **settings)
+    if args.teacher.startswith(("http://", "https://")):
+        if needs:
+            raise SystemExit(f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} serves only "
+                             "text: give --teacher a model folder or hub id")  # fmt: skip
+        limits = dict(concurrency=args.teacher_concurrency, timeout=args.teacher_timeout, seconds=seconds, stop=stop)
+        teacher = ServedActor(args.teacher, args.teacher_model or None, student.processor, pixels, theirs, **limits)
+        try:
+            teacher.check()
+        except ConnectionError as error:
+            raise SystemExit(f"--teacher: {error}") from error
+    else:
+        frozen = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        teacher = Actor.load(args.teacher, accelerator, frozen, pixels, template=theirs, **settings)
+        teacher.model.requires_grad_(False).eval()
     with accelerator.autocast():  # some kernels refuse fp32
-        for actor in actors if "logits" in needs else [student]:
+        for actor in (student, teacher) if "logits" in needs else (student,):
             check_head(actor.model, encode(actor.processor, "blank"))
-    for actor in actors[1:] if needs else ():  # the teacher's tokens go behind the student's prompt
-        if tokenizer_of(actor.processor).get_vocab() != tokenizer_of(student.processor).get_vocab():
+    if needs:  # the teacher's tokens go behind the student's prompt
+        if tokenizer_of(teacher.processor).get_vocab() != tokenizer_of(student.processor).get_vocab():
             raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
-        ours, theirs = (render(x.processor, "Why?", **args.chat_template_kwargs) for x in (student, actor))
-        if ours != theirs:
-            raise SystemExit(f"--method {recipe.method} needs one rendering of prompts: {ours!r} is not {theirs!r}")
-        actor.encoder = Encoder(actor.processor, args.chat_template_kwargs)  # the two think alike
+        ours, other = (render(actor.processor, "Why?", **template) for actor in (student, teacher))
+        if ours != other:
+            raise SystemExit(f"--method {recipe.method} needs one rendering of prompts: {ours!r} is not {other!r}")
+        teacher.encoder = Encoder(teacher.processor, template)  # the two think alike
     if args.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     student.model.train()
-    return actors
+    return student, teacher
 
 
 def load_data(args: Arguments) -> tuple[list[Question], dict[str, list[Question]], str]:
@@ -221,16 +218,14 @@ def main(argv: list[str]) -> None:
     questions, held_out, about_data = load_data(args)
     seconds: dict[str, float] = {}  # of the current step, by phase
     stopped = threading.Event()
-    student, *teachers = load_actors(args, recipe, accelerator, seconds, stopped)
-    teacher = teachers[0] if len(teachers) == 1 else baselines.pool(teachers)
-    local = [actor for actor in (student, *teachers) if isinstance(actor, Actor)]
-    servers = [actor for actor in teachers if isinstance(actor, ServedActor)]
+    student, teacher = load_actors(args, recipe, accelerator, seconds, stopped)
+    server = teacher if isinstance(teacher, ServedActor) else None
     learner = make_learner(accelerator, student, args.lr, args.weight_decay, args.micro_tokens)
     questions = within_budget(args, questions, student)
     by_uid, buffer = {question.uid: question for question in questions}, ReplayBuffer(recipe.buffer_capacity)
     policy: Callable = student  # as the stages of a step see it
     asks_teacher = {*recipe.branches} - {"ncq"} and not args.reward
-    if isinstance(teacher, ServedActor) and asks_teacher:  # it already works beside the student's rollouts
+    if server and asks_teacher:  # it already works beside the student's rollouts
         first_round = math.ceil(quota(recipe.rho_aug, args.new_per_step) / len(recipe.branches))
         if recipe.teacher_on_all_hard:
             first_round = quota(1 + recipe.rho_replay, args.new_per_step)
@@ -239,7 +234,7 @@ def main(argv: list[str]) -> None:
 
     if args.preview:
         ctx = Context(policy, teacher, recipe, (args.seed, 0), *shared)
-        preview(ctx, learner, student, teachers[0], new_questions(questions, args, 0), args.preview, args.steps)
+        preview(ctx, learner, student, teacher, new_questions(questions, args, 0), args.preview, args.steps)
         return
 
     fresh = {"step": 0, "bad_updates": 0, "buffer": buffer.state_dict(), "data": fingerprint(questions)}
@@ -262,9 +257,9 @@ def main(argv: list[str]) -> None:
     hidden = None if accelerator.is_main_process else True  # None: shown on a terminal only
     for step in tqdm(range(state["step"], args.steps), initial=state["step"], total=args.steps, disable=hidden):
         start, key = time.perf_counter(), (args.seed, step)
-        failures, cut = sum(server.failures for server in servers), sum(server.cut for server in servers)
+        failures, cut = (server.failures, server.cut) if server else (0, 0)
         seconds.clear()
-        for actor in local:
+        for actor in (student,) if server else (student, teacher):
             actor.encoder.clear()
 
         # Algorithm 1
@@ -287,7 +282,7 @@ def main(argv: list[str]) -> None:
             break
         updating = time.perf_counter()
         if "logits" in map(baselines.NEEDS.get, recipe.branches):
-            losses = baselines.distill(learner, teachers[0].model, groups, recipe)
+            losses = baselines.distill(learner, teacher.model, groups, recipe)
         else:
             losses = update(learner, groups, recipe, key)  # stage 6 [G2, Da1-Da3, R1, Z0]
         seconds["update"] = time.perf_counter() - updating
@@ -295,9 +290,8 @@ def main(argv: list[str]) -> None:
         events = buffer.update(accuracy if recipe.replay else [], step, recipe.tau)  # stage 6 [Z3]
 
         metrics = {"step": step + 1, **summarise(groups, recipe), **ctx.counts, **losses}
-        if servers:
-            metrics["teacher_failures"] = sum(server.failures for server in servers) - failures
-            metrics["teacher_cut"] = sum(server.cut for server in servers) - cut
+        if server:
+            metrics |= {"teacher_failures": server.failures - failures, "teacher_cut": server.cut - cut}
         metrics |= {"replayed": len(replayed), "buffer": len(buffer)} | {name: len(ids) for name, ids in events.items()}
         times = {"step": step + 1, "total": time.perf_counter() - start, "padding_share": learner.padding_share()}
         output.log(metrics, times | seconds)
@@ -315,8 +309,8 @@ def main(argv: list[str]) -> None:
         reason = f"{asked} stopped the run after step {step + 1}" if (asked := stop.reason()) else None
         if bad_updates >= MAX_BAD_UPDATES:
             reason = f"{bad_updates} gradients were not finite, in steps one after another"
-        if silent := [server.url for server in servers if len(server.silent) >= MAX_SILENT_STEPS]:
-            reason = f"no answer from {silent} for {MAX_SILENT_STEPS} steps"
+        if server and len(server.silent) >= MAX_SILENT_STEPS:
+            reason = f"no answer from {server.url} for {MAX_SILENT_STEPS} steps"
         if last or reason or (args.save_every and (step + 1) % args.save_every == 0):
             state |= {"step": step + 1, "bad_updates": bad_updates, "buffer": buffer.state_dict()}
             output.save(state, args.keep_checkpoints)

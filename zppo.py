@@ -233,10 +233,8 @@ def mini_batches(groups: Sequence[Group], recipe: Recipe, key: tuple) -> list[tu
 
     Advantages are those of the whole rollout step, computed once, before it is split.
     """
-    if recipe.dynamic_sampling:
-        groups = [group for group in groups if len({rollout.reward for rollout in group.rollouts}) > 1]
     rewards = torch.tensor([[rollout.reward for rollout in group.rollouts] for group in groups])
-    rewards = rewards.view(len(groups), -1 if groups else 0)
+    rewards = rewards.view(len(groups), -1 if groups else 0)  # [groups, G_S]
     rows = [
         Row(group.prompt, group.question, rollout.tokens, advantage, group.prefix)
         for group, line in zip(groups, advantages(rewards, recipe.norm).tolist(), strict=True)
@@ -378,7 +376,6 @@ class Recipe:
     eps_low: float = option(0.20, "lower clip of the ratio", least=0, most=1)
     eps_high: float = option(0.28, "upper clip of the ratio [Da1]", least=0)
     dual_clip: float = option(10.0, "bound on the loss for negative advantages", least=1)
-    dynamic_sampling: bool = option(False, "beyond the paper: leave out groups that end all right or all wrong")
     max_grad_norm: float = option(1.0, "gradient clipping", least=0)
     max_response_tokens: int = option(12_288, "response length, student and teacher", least=1)
 

@@ -11,10 +11,10 @@ from test_logprobs import float_jsd
 from test_zppo import BLANK, KEY, Script, actors, ask, collect, encoder, groups_of, says, sgd, weights
 
 import baselines
-from baselines import distill, pool
+from baselines import distill
 from engine.models import banned_token_ids, collate, extend, position_ids
 from engine.update import Learner, Policy
-from zppo import METHODS, Context, Recipe, mini_batches, update
+from zppo import METHODS, Context, Recipe, mini_batches
 
 QUESTIONS = [ask(uid) for uid in "abcde"]
 RIGHT = {"a": 1, "b": 6, "c": 0, "d": 3, "e": 8}  # of 8: a, c, d are hard
@@ -227,50 +227,6 @@ def test_nothing_kept_is_no_loss_and_no_step():
     metrics = distill(learner_of(model), tiny.make("qwen3_5", seed=1), groups_of(), Recipe(method="off_distill"))
     assert metrics["updates_without_signal"] == 1 and metrics["loss"] == 0
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-
-
-# ---------------------------------------------------------------- beyond the paper
-
-
-def test_dynamic_sampling_drops_dead_groups_after_reformulation():
-    recipe, groups, *_ = drawn("zppo", dynamic_sampling=True)
-    live = [group for group in groups if 0 < sum(rollout.reward for rollout in group.rollouts) < 8]
-    assert 0 < len(live) < len(groups)
-    without = mini_batches(groups, Recipe(dynamic_sampling=False), KEY)
-    dropped = mini_batches(groups, recipe, KEY)
-    one, two = (
-        sorted((row.prompt, *row.tokens, row.weight) for part, _ in parts for row in part)
-        for parts in (without, dropped)
-    )
-    assert one == two  # the same rows with the same advantages
-    assert sum(count for _, count in dropped) == 2 * 8 * len(live) < sum(count for _, count in without)
-    model = tiny.make("qwen3_5")
-    before = weights(model)
-    metrics = update(learner_of(model), groups_of(dead=range(5)), recipe, KEY)
-    assert metrics["updates_without_signal"] == 4 and torch.equal(weights(model), before)
-
-
-def test_several_teachers_make_one_pool():
-    recipe, names = Recipe(method="grpo_replay_bcq", rho_aug=1.0, teacher_group_size=2), Counter()
-    keys = []
-
-    def spying(script):
-        def actor(requests, n, sampling, key, phase):
-            keys.append((phase, key))
-            return script(requests, n, sampling, key, phase)
-
-        return actor
-
-    teachers = [Script(2, says({"a": 2}, 2, "first")), Script(3, says({"c": 2}, 2, "second"))]
-    student, _ = actors(RIGHT, {}, recipe)
-    groups, stats = collect(Context(student, pool([spying(t) for t in teachers]), recipe, KEY), QUESTIONS, [])
-    for group in groups[5:]:
-        names[group.question.uid] += 1
-        assert ("first" if group.question.uid == "a" else "second") in group.prompt
-    assert names == {"a": 1, "c": 1}  # each of the two teachers could do one of them
-    assert stats["bcq_possible"] == 2 and stats["teacher_accuracy"] == pytest.approx(4 / 12)
-    assert len({key for phase, key in keys if phase == "teacher"}) == 2  # streams of their own
-    assert not teachers[1].asked("compress") and teachers[0].asked("compress")
 
 
 def test_one_teacher_rollout_is_drawn_at_random():

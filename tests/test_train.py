@@ -298,7 +298,7 @@ def test_defaults_are_table_8():
     expected = dict(
         group_size=8, teacher_group_size=4, tau=0.5, rho_replay=0.25, rho_aug=0.25, buffer_capacity=10_000,
         norm="norm_wo_zero", updates_per_step=4, eps_low=0.20, eps_high=0.28, dual_clip=10.0, max_grad_norm=1.0,
-        max_response_tokens=12_288, method="zppo", teacher_on_all_hard=False, dynamic_sampling=False,
+        max_response_tokens=12_288, method="zppo", teacher_on_all_hard=False,
     )  # fmt: skip
     assert vars(recipe) == expected
     assert (args.lr, args.weight_decay, args.steps, args.new_per_step) == (1e-6, 0.1, 200, 384)
