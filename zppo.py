@@ -111,7 +111,7 @@ def roll_out(ctx: Context, groups: Sequence[Group], phase: str) -> list[Group]:
     return [replace(group, rollouts=row) for group, row in zip(groups, rows, strict=True)]
 
 
-def sample(ctx: Context, actor: Actor, requests: Sequence[Request], n: int, phase: str) -> list[list[Rollout]]:
+def sample(ctx: Context, actor: Callable, requests: Sequence[Request], n: int, phase: str) -> list[list[Rollout]]:
     """n scored rollouts for each request. The teacher judges those with a free-form gold answer."""
     rows = actor(requests, n, Sampling(max_new_tokens=ctx.recipe.max_response_tokens), ctx.key, phase)
     items = [
@@ -418,10 +418,6 @@ class Group:
         return sum(rollout.reward for rollout in self.rollouts if not rollout.by_teacher) / len(self.rollouts)
 
 
-# actor(requests, n, sampling, key, phase) -> for each request n replies with .text, .tokens and .finished
-Actor = Callable[..., list[list]]
-
-
 @dataclass
 class Instance:
     """A hard question chosen for reformulation."""
@@ -433,11 +429,12 @@ class Instance:
 
 @dataclass
 class Context:
-    """What the stages of one step share. key: (seed, step), the root of all randomness. special_tokens: the student's,
-    neutralised in candidates. reward: in place of grader and judge. counts: of the stages, for the metrics."""
+    """What the stages of one step share. student, teacher: called as a `generate.Actor` is. key: (seed, step), the root
+    of all randomness. special_tokens: the student's, neutralised in candidates. reward: in place of grader and judge.
+    counts: of the stages, for the metrics."""
 
-    student: Actor
-    teacher: Actor
+    student: Callable
+    teacher: Callable
     recipe: Recipe
     key: tuple
     special_tokens: Sequence[str] = ()
