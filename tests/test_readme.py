@@ -1,0 +1,60 @@
+"""The commands of README.md: files and modules exist, and each option is one that the command knows."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from importlib.util import find_spec
+
+import pytest
+from runs import ROOT
+
+import evaluate
+import train
+from zppo import Recipe
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+IN_TEXT = re.findall(r"`((?:python|accelerate|pip) [^`]+)`", README)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()] + IN_TEXT
+COMMANDS = [shlex.split(command, comments=True) for line in LINES for command in line.split("&&")]
+
+
+def options(words: list[str]) -> set[str]:
+    return {word.split("=")[0] for word in words if word.startswith("--")}
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words], ids=" ".join)
+def test_a_command_of_the_readme(words):
+    if words[:2] == ["accelerate", "launch"]:
+        words = words[2:]
+        if words[0] == "--config_file":
+            assert (ROOT / words[1]).is_file()
+            words = words[2:]
+    else:
+        program, *words = words
+        assert program in ("python", "pip", "torchrun")
+        if program == "pip":
+            return
+    if words[0] == "train.py":
+        if "--help" not in words:
+            train.read_options(words[1:])
+    elif words[0] == "evaluate.py":
+        assert options(words[1:]) <= {f"--{field.name}" for field in fields(evaluate.Arguments)}
+    elif words[:2] == ["-m", "pytest"]:
+        return  # what is running now
+    elif words[1:2] == ["examples.trl_zppo"]:
+        assert (ROOT / "examples" / "trl_zppo.py").is_file()
+    else:
+        if words[0] == "-m":
+            assert find_spec(words[1])
+        start = words[:2] if words[0] == "-m" else words[:1]
+        done = subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert options(words) <= options(done.stdout.split()) | {f"--{f.name}" for f in fields(train.Arguments)}
+
+
+def test_options_in_the_text_exist():
+    known = {f"--{field.name}" for where in (train.Arguments, Recipe, evaluate.Arguments) for field in fields(where)}
+    shown = {word for text in re.findall(r"`([^`\n]+)`", README) for word in options(re.split(r"[\s=]", text))}
+    assert shown <= known | {"--jobs", "--steps", "--methods", "--seeds", "--config_file", "--out", "--use_vllm", "--help"}
