@@ -33,6 +33,7 @@ COLUMNS = {  # without a map: the first name that exists
     "question": ("question", "problem", "prompt"), "images": ("images", "image"), "uid": ("uid",),
     "answer": ("answer", "solution", "reward_model.ground_truth"),
 }
+DECODER, NOT_SPACE = json.JSONDecoder(parse_float=str, parse_int=str), re.compile(r"\S")
 
 
 class DataError(ValueError):
@@ -159,22 +160,20 @@ def clean_row(question, answer, cells: list, folder: str = "") -> tuple[Question
 def read_text_file(path: str) -> list[dict]:
     """Rows of a .jsonl, .json or .csv file. Raises DataError: what is wrong, in which line, and the fix."""
     raw, rows, place = Path(path).read_bytes(), [], 0
-    decoder, text_starts = json.JSONDecoder(parse_float=str, parse_int=str), re.compile(r"\S")
     try:
         text = raw.decode("utf-8-sig")
         if path.lower().endswith(".csv"):
             rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="more"))
         else:  # one object after another, or one array
-            while start := text_starts.search(text, place):
-                value, place = decoder.raw_decode(text, start.start())
+            while start := NOT_SPACE.search(text, place):
+                value, place = DECODER.raw_decode(text, start.start())
                 rows += as_list(value)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 (UTF-16 or Latin-1?). Save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        line = text[: error.pos].rstrip().count("\n") + 1
-        where = f"{path}, line {line}"
-        raise DataError(f"{where}: not JSON ({error.msg}). Cut short? Expected is one object a line") from error
+        line, what = text[: error.pos].rstrip().count("\n") + 1, f"not JSON ({error.msg})"
+        raise DataError(f"{path}, line {line}: {what}. Cut short? Expected is one object a line") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         what = "a row is no object" if rows else "the file is empty"
         raise DataError(f'{path}: {what}. Expected are rows like {{"question": "1 + 1?", "answer": "2"}}')
@@ -210,18 +209,17 @@ def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
         raise DataError(f"column map: {unknown} are not our names; ours are {list(COLUMNS)} (ours=theirs)")
     found = {ours: [name for name in usual if name in features][:1] for ours, usual in COLUMNS.items()}
     found |= {ours: [name for name in theirs.split(",") if name] for ours, theirs in columns.items()}
+    pictures = [name for name, feature in features.items() if re.match(r"(List\()?Image\(", repr(feature))]
     for ours, names in found.items():
-        problem = ""
         if missing := [name for name in names if name not in features]:
             problem = f"{ours} is mapped to {missing}"
         elif not names and ours in ("question", "answer"):
             problem = f"no column for the {ours}: expected one of {list(COLUMNS[ours])}"
-        if problem:
-            raise DataError(f"{source}: {problem}, the set has {list(features)}. Name it: --columns {ours}=<name>")
-    pictures = [name for name, feature in features.items() if re.match(r"(List\()?Image\(", repr(feature))]
-    if pictures and not found["images"] and "images" not in columns:
-        fix = f"Map it: --columns images={pictures[0]}, or leave it out: --columns images="
-        raise DataError(f"{source}: image column {pictures} is not mapped. {fix}")
+        elif ours == "images" and not names and pictures and ours not in columns:
+            problem = f"image column {pictures} is not mapped (leave it out: --columns images=)"
+        else:
+            continue
+        raise DataError(f"{source}: {problem}, the set has {list(features)}. Map it: --columns {ours}=<name>")
     return found
 
 
