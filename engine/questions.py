@@ -1,6 +1,6 @@
 """Questions: any `datasets` source in, `Question`s out; images stay on disk until they are asked for.
 
-    questions, report = load_questions("my.jsonl", columns={"question": "problem"})
+    questions, report = load_questions("my.jsonl", columns=["question=problem"])
 
 Decisions where the paper is silent (texts and golds: cleaning.py; pixels: images.py):
 1. A row that cannot be used is skipped and counted under one reason, never repaired by a guess.
@@ -27,13 +27,14 @@ from tqdm import tqdm
 
 from engine.cleaning import MARKER, clean_answer, clean_text, is_free_form, worked_answer
 from engine.images import fit_pixels, image_bytes, to_rgb
+from engine.run import say
 
 MAX_ASPECT = 200  # Qwen's image processors refuse a longer strip
 COLUMNS = {  # without a map: the first name that exists
     "question": ("question", "problem", "prompt"), "images": ("images", "image"), "uid": ("uid",),
     "answer": ("answer", "solution", "reward_model.ground_truth"),
 }
-DECODER, NOT_SPACE = json.JSONDecoder(parse_float=str, parse_int=str), re.compile(r"\S")
+DECODER = json.JSONDecoder(parse_float=str, parse_int=str)  # decision 4
 
 
 class DataError(ValueError):
@@ -91,8 +92,7 @@ def intact(new: list[Question], replayed: list[Question], broken: set[str]) -> t
             found[question.uid] = str(error)
     found = dict(gather_object(list(found.items())))
     for uid in sorted(found.keys() - broken):
-        if state.is_main_process:
-            tqdm.write(found[uid])
+        say(found[uid])
     broken.update(found)
     return [q for q in new if q.uid not in found], [q for q in replayed if q.uid not in found], len(found)
 
@@ -165,15 +165,16 @@ def read_text_file(path: str) -> list[dict]:
         if path.lower().endswith(".csv"):
             rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="more"))
         else:  # one object after another, or one array
-            while start := NOT_SPACE.search(text, place):
+            while start := re.compile(r"\S").search(text, place):
                 value, place = DECODER.raw_decode(text, start.start())
                 rows += as_list(value)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 (UTF-16 or Latin-1?). Save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        line, what = text[: error.pos].rstrip().count("\n") + 1, f"not JSON ({error.msg})"
-        raise DataError(f"{path}, line {line}: {what}. Cut short? Expected is one object a line") from error
+        line = text[: error.pos].rstrip().count("\n") + 1
+        what = f"{path}, line {line}: not JSON ({error.msg})"
+        raise DataError(f"{what}. Cut short? Expected is one object a line") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         what = "a row is no object" if rows else "the file is empty"
         raise DataError(f'{path}: {what}. Expected are rows like {{"question": "1 + 1?", "answer": "2"}}')
@@ -203,8 +204,7 @@ def open_source(source, split: str, config: str | None) -> tuple[datasets.Datase
 
 def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
     """{"question": [names], "answer": [names], "images": [names], "uid": [names]} of the set. Raises DataError."""
-    if not isinstance(columns, dict):
-        columns = dict(item.partition("=")[::2] for item in columns or ())
+    columns = dict(item.partition("=")[::2] for item in columns or ())
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise DataError(f"column map: {unknown} are not our names; ours are {list(COLUMNS)} (ours=theirs)")
     found = {ours: [name for name in usual if name in features][:1] for ours, usual in COLUMNS.items()}
@@ -236,8 +236,8 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
     """Questions of any `datasets` source in the order of the set, images left on disk, and a report.
 
     source: hub id, folder (parquet, image folder, ...), .parquet/.jsonl/.json/.csv file, or datasets.Dataset.
-    columns: our names (COLUMNS) to the set's, as dict or ["question=problem"]. "a.b" reads a nested field,
-        "answer=a,b" the first that holds something, "images=a,b" takes both, "images=" makes a text set.
+    columns: our names (COLUMNS) = the set's: ["question=problem"]. "question=a.b" reads a nested field, "answer=a,b"
+        the first that holds something, "images=a,b" takes both, "images=" makes a text set.
     Report: {"rows", "columns", "skipped": {reason: rows}, "free_form": questions, "gold_from": {"column", "####",
     "boxed": questions}}. Raises DataError if names do not fit or no question is left.
     """

@@ -74,10 +74,6 @@ def canonical(origin: str) -> str:
     return f"{source}/{RECIPE['aliases'].get(name, name)}"
 
 
-def rank_of(uid: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed} {uid}".encode()).hexdigest()[:16]
-
-
 @contextmanager
 def reading(what: str, fix: str):
     """Turn any error into a DataError that names source and fix: `datasets` raises many kinds."""
@@ -105,8 +101,8 @@ def plan(args: BuildArgs) -> tuple[list[tuple], set[str], dict[str, list[str]]]:
     recipe, "missing": its names without an origin}). Raises DataError where a source is not as the recipe says."""
     files, origins = [], []
     paths = {source: path for source, path in ((VERO, args.vero), (FINE, args.mmfinereason)) if path}
+    fix = f"Is it whole, and the right id or folder? If its split has another name: edit `split` in {RECIPE_FILE}"
     for source, path in paths.items():
-        fix = f"Is it whole, and the right id or folder? If its split has another name: edit `split` in {RECIPE_FILE}"
         with reading(f"--{source} {path}", fix):
             found, streams = streams_of(source, path)
         for origin, rows in streams.items():
@@ -181,11 +177,11 @@ def settle(rows: pd.DataFrame) -> pd.Series:
     """The one fate of each row: its reason, or what becomes of copies and caps (decisions 3, 4), or "kept"."""
     passed = rows[rows["fate"] == ""].assign(second=lambda rows: ~rows["subset"].str.startswith(VERO))
     passed = passed.sort_values(["second", "subset", "origin", "answer", "row_id"])  # rows of Vero come first
-    first, copy = passed.groupby("uid")[["subset", "answer"]].transform("first"), passed["uid"].duplicated()
+    first = passed.groupby("uid")[["subset", "answer"]].transform("first")  # of the rows with the same question
+    copy = passed["uid"].duplicated()
     agree = pd.Series(map(answers_match, passed["answer"], first["answer"]), passed.index, dtype=bool)
     agree = agree.groupby(passed["uid"]).transform("all")
-    owned = passed[agree & ~copy].sort_values("rank")
-    place = owned.groupby("subset").cumcount().reindex(passed.index)
+    place = passed[agree & ~copy].sort_values("rank").groupby("subset").cumcount().reindex(passed.index)
     cases = {
         "conflicting_answers": ~agree,
         "duplicate": copy & (passed["subset"] == first["subset"]),
@@ -217,7 +213,7 @@ def build(args: BuildArgs, processor=None) -> dict:
             groups.append(datasets.Dataset.from_generator(judged_rows, FEATURES, str(work), **options))
     rows = datasets.concatenate_datasets(groups)
     texts = rows.select_columns(TEXTS).to_pandas()
-    texts["rank"] = [rank_of(uid, args.seed) for uid in texts["uid"]]
+    texts["rank"] = [hashlib.sha256(f"{args.seed} {uid}".encode()).hexdigest() for uid in texts["uid"]]
     texts["fate"] = settle(texts)
     kept = texts[texts["fate"] == "kept"].sort_values("rank")
     report = {"questions": len(kept), "settings": settings, **found}

@@ -123,7 +123,7 @@ def test_several_image_columns_file_names_nested_fields_and_an_image_folder(tmp_
 
     rows = [{"q": "a?", "uid": "", "short": "", "long": "So \\boxed{2}."}, {"q": "b?", "uid": "", "short": "3"}]
     (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))  # the first column that holds something
-    questions, _ = load_questions(str(tmp_path / "two.jsonl"), columns={"question": "q", "answer": "short,long"})
+    questions, _ = load_questions(str(tmp_path / "two.jsonl"), columns=["question=q", "answer=short,long"])
     assert [q.answer for q in questions] == ["2", "3"] and len({q.uid for q in questions} - {""}) == 2
 
     folder = tmp_path / "folder"
@@ -139,7 +139,7 @@ def test_nested_images_and_pickled_questions(tmp_path):
     features = datasets.Features({"question": TEXT, "answer": TEXT, "page": {"scan": datasets.Image()}})
     rows = [{"question": "q?", "answer": "1", "page": {"scan": cell(color=(5, 6, 7))}}]
     path = save(tmp_path / "set.parquet", rows, features)
-    (question,), _ = load_questions(path, columns={"images": "page.scan"})
+    (question,), _ = load_questions(path, columns=["images=page.scan"])
     for one in (question, pickle.loads(pickle.dumps(question))):
         assert open_images(one)[0].getpixel((0, 0)) == (5, 6, 7)
 
@@ -151,7 +151,7 @@ def test_wrong_names_say_what_was_expected_what_exists_and_the_fix(tmp_path):
                                         r"\['query', 'label'\].*--columns question=<name>"):
         load_questions(str(path))
     with pytest.raises(DataError, match=r"question is mapped to \['querry'\], the set has \['query',"):
-        load_questions(str(path), columns={"question": "querry", "answer": "label"})
+        load_questions(str(path), columns=["question=querry", "answer=label"])
     with pytest.raises(DataError, match=r"\['frage'\] are not our names"):
         load_questions(str(path), columns=["frage=query"])
     with pytest.raises(DataError, match=r"split='test'.*train.*--split"):
@@ -243,6 +243,9 @@ def test_text_files_give_golds_as_they_are_written(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"question": "a\u2028b\x85?", "answer": "1"}\n', encoding="utf-8")
     assert load_questions(str(tmp_path / "b.jsonl"))[0][0].text == "a\u2028b\x85?"  # a line ends at "\n" alone
     assert len(load_questions(str(tmp_path / "a.csv"), split="train[:2]")[0]) == 2
+    row = {"question": "c?", "answer": 1.0}
+    (tmp_path / "c.json").write_text(f"{json.dumps(row, indent=1)}\n{GOOD}\n")  # an object may have several lines
+    assert [q.answer for q in load_questions(str(tmp_path / "c.json"))[0]] == ["1.0", "2"]
 
 
 def test_golds_of_worked_solutions_are_counted(tmp_path):

@@ -1,5 +1,6 @@
 """zppo77k.py on synthetic sources of the real schemas: filters, caps, workers, a kill, training on the result."""
 
+import hashlib
 import json
 import os
 import signal
@@ -147,6 +148,10 @@ def world(tmp_path_factory):
     return arguments, fates, lacking
 
 
+def rank_of(uid: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {uid}".encode()).hexdigest()
+
+
 def rows_of(out) -> list[dict]:
     return list(data.undecoded(datasets.load_dataset(str(out), split="train")))
 
@@ -192,10 +197,10 @@ def test_caps_choose_the_lowest_ranks(world, whole, processor, tmp_path, monkeyp
     assert totals["kept"] + totals["over_cap"] == whole[1]["totals"]["kept"]
     assert totals["duplicate_of_another_subset"] == 2  # also where the cap cuts the copy of Vero
     chosen = rows_of(tmp_path)
-    assert chosen == sorted(chosen, key=lambda row: zppo77k.rank_of(row["uid"], 7))
+    assert chosen == sorted(chosen, key=lambda row: rank_of(row["uid"], 7))
     for subset, cap in (("vero/wemath", 6), ("mmfinereason/raven", 4)):
         uids = [row["uid"] for row in rows_of(whole[0]) if row["subset"] == subset]
-        lowest = sorted(uids, key=lambda uid: zppo77k.rank_of(uid, 7))[:cap]
+        lowest = sorted(uids, key=lambda uid: rank_of(uid, 7))[:cap]
         assert {row["uid"] for row in chosen if row["subset"] == subset} == set(lowest)
 
 
