@@ -118,9 +118,10 @@ def plan(args: BuildArgs) -> tuple[list[tuple], set[str], dict[str, list[str]]]:
     missing = sorted(name for name in CAPS.keys() - there - held if name.split("/")[0] in paths)
     outside = [origin for origin in origins if canonical(origin) not in CAPS]
     if missing and not args.allow_missing:
+        asked = " ".join(f"--{source} {path}" for source, path in paths.items())
         what = f"nothing there matches {missing} of the recipe; there, not in the recipe: {outside}"
         fix = f"If one of these is meant, add it to `aliases` in {RECIPE_FILE}; to build without: --allow_missing"
-        raise DataError(f"{' and '.join(paths.values())}: {what}. {fix}")
+        raise DataError(f"{asked}: {what}. {fix}")
     return files, held, {"outside": outside, "missing": missing}
 
 
