@@ -253,8 +253,8 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
     bar = tqdm(map(names_in, rows), "questions", len(rows), disable=len(rows) < 10_000 or None)
     for index, row in enumerate(bar):
         asked, answer, uid = (value_of(row, names[ours]) for ours in ("question", "answer", "uid"))
-        cells = [(name, i, cell) for name in names["images"] for i, cell in enumerate(as_list(row.get(name)))]
-        question, reason = clean_row(asked, answer, [cell for _, _, cell in cells], folder)
+        places = [(name, i) for name in names["images"] for i, _ in enumerate(as_list(row.get(name)))]
+        question, reason = clean_row(asked, answer, [as_list(row[name])[i] for name, i in places], folder)
         if question:
             uid = question.uid if uid is None else str(uid).encode(errors="replace").decode()
             reason = "duplicate_uid" if uid in questions else ""
@@ -262,9 +262,8 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
             skipped[reason] += 1
             continue
         gold_from[worked_answer(answer)[1] if isinstance(answer, str) else "column"] += 1
-        opened = zip(cells, question.images)
-        images = tuple(LazyImage(rows, index, name, i, folder, image.size) for (name, i, _), image in opened)
-        questions[uid] = replace(question, uid=uid, images=images)
+        lazy = (LazyImage(rows, index, *place, folder, image.size) for place, image in zip(places, question.images))
+        questions[uid] = replace(question, uid=uid, images=tuple(lazy))
     if not questions:
         what = f"no question left of {len(rows)} rows; skipped: {dict(skipped)}; columns: {names}"
         fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"

@@ -161,14 +161,14 @@ def judged_rows(files: list[tuple], held: set[str], processor):
         for row in map(names_in, stream):
             value = {ours: value_of(row, names) for ours, names in columns.items()}
             label = f"{FINE}/{value['source']}" if origin == FINE else origin
-            made = dict.fromkeys(TEXTS, "") | {"origin": label, "row_id": str(value["row_id"]), "images": []}
-            made["subset"] = canonical(label)
-            made["fate"] = unwanted(made["subset"], value, held)
-            if not made["fate"]:
-                cells = as_list(value["images"]) or [None]  # a question of this set has an image
-                question, reason = clean_row(value["question"], value["answer"], cells)
-                made["fate"] = reason or unfit(question, processor)
-            if not made["fate"]:
+            cells = as_list(value["images"]) or [None]  # a question of this set has an image
+            fate = unwanted(canonical(label), value, held)
+            if not fate:
+                question, fate = clean_row(value["question"], value["answer"], cells)
+            fate = fate or unfit(question, processor)
+            made = dict.fromkeys(TEXTS, "") | {"origin": label, "subset": canonical(label), "fate": fate}
+            made |= {"row_id": str(value["row_id"]), "images": []}
+            if not fate:
                 made |= {"uid": question.uid, "question": question.text, "answer": question.answer}
                 made["images"] = [{"bytes": image_bytes(cell), "path": None} for cell in cells]
             yield made
