@@ -2,8 +2,7 @@
 
 Decisions where the paper is silent:
 1. Images come first, then the text. The model's processor resizes the images (`bound_pixels`: Table 8).
-2. Transparency is laid on white, 16-bit grey is divided by 257. Integer and float pixels, whose range is unknown, are
-   stretched from minimum to maximum. An animation gives its first frame.
+2. Transparency is laid on white, 16-bit grey is divided by 257. An animation gives its first frame.
 
 This file imports nothing from the rest of the project: copy what you need.
 """
@@ -34,10 +33,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB image (decision 2); an upright RGB image is returned as it is."""
     if image.getexif().get(0x0112, 1) != 1:  # the orientation tag
         image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = (0, 65535) if image.mode.startswith("I;16") else (values.min(), values.max())
-        image = Image.fromarray(((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
+    if image.mode.startswith("I;16"):  # Pillow would cut at 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -72,16 +69,13 @@ def chat(text: str, images=(), system: str = "", turns=()) -> list[dict]:
 def prompt_tokens(processor, prompt_text: str, images, system: str = "", turns=(), **template) -> int:
     """Tokens of `chat(prompt_text, images, system, turns)` in the chat template with its generation prompt.
 
-    images: anything with `.size` = (width, height): the processor's own arithmetic counts their tokens. A processor
-    without this arithmetic is run, and needs PIL images. Without images, `processor` may be a bare tokenizer.
+    images: anything with `.size` = (width, height): their tokens are counted by the arithmetic of the Qwen family's
+    image processors. Without images, `processor` may be a bare tokenizer.
     """
     messages = chat(prompt_text, images, system, turns)
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
     tokens = len(getattr(processor, "tokenizer", processor)(text)["input_ids"])
-    if not images:
-        return tokens
-    patches = getattr(processor.image_processor, "get_number_of_image_patches", None)
-    if patches is None:
-        return len(processor(text=[text], images=list(images))["input_ids"][0])
-    sizes = [image.size for image in images]  # the template holds one placeholder token per image already
-    return tokens + sum(patches(h, w, {}) // processor.image_processor.merge_size**2 - 1 for w, h in sizes)
+    for width, height in (image.size for image in images):  # each has a placeholder of one token in the template
+        patches = processor.image_processor.get_number_of_image_patches(height, width, {})
+        tokens += patches // processor.image_processor.merge_size**2 - 1
+    return tokens

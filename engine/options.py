@@ -5,7 +5,7 @@ import json
 import math
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -76,18 +76,16 @@ def words(file: str) -> list[str]:
     return line
 
 
-def parse(classes: Sequence[type], argv: Sequence[str], description: str, epilog: str = "") -> list:
+def parse(classes: Sequence[type], argv: Sequence[str], description: str) -> list:
     """One object of each dataclass. The first word may be a YAML or JSON file; what comes later has the last word.
     Raises SystemExit (2) with one sentence: an unknown option (and the nearest known one), or a value that is none or
     outside its range."""
-    form = partial(OneLine, max_help_position=34)
-    about = dict(usage="%(prog)s [OPTIONS.yaml] [--option value ...]", description=description, epilog=epilog)
-    parser = HfArgumentParser(classes, **about, allow_abbrev=False, formatter_class=form)
+    form, usage = partial(OneLine, max_help_position=34), "%(prog)s [OPTIONS.yaml] [--option value ...]"
+    parser = HfArgumentParser(classes, usage=usage, description=description, allow_abbrev=False, formatter_class=form)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = [*words(argv[0]), *argv[1:]]
     *found, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if unknown:
-        known = [f"--{f.name}" for c in classes for f in fields(c)]
-        near = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, 1)
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         parser.error(f"unknown option {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
     return found

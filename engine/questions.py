@@ -1,6 +1,6 @@
 """Questions: any `datasets` source in, `Question`s out; images stay on disk until they are asked for.
 
-    questions, report = load_questions("my.jsonl", columns={"question": "problem"})
+    questions, report = load_questions("my.jsonl", columns=["question=problem"])
 
 Decisions where the paper is silent (texts and golds: cleaning.py; pixels: images.py):
 1. A row that cannot be used is skipped and counted under one reason, never repaired by a guess.
@@ -16,7 +16,7 @@ import io
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -27,12 +27,14 @@ from tqdm import tqdm
 
 from engine.cleaning import MARKER, clean_answer, clean_text, is_free_form, worked_answer
 from engine.images import fit_pixels, image_bytes, to_rgb
+from engine.run import say
 
 MAX_ASPECT = 200  # Qwen's image processors refuse a longer strip
 COLUMNS = {  # without a map: the first name that exists
     "question": ("question", "problem", "prompt"), "images": ("images", "image"), "uid": ("uid",),
     "answer": ("answer", "solution", "reward_model.ground_truth"),
 }
+DECODER = json.JSONDecoder(parse_float=str, parse_int=str)  # decision 4
 
 
 class DataError(ValueError):
@@ -90,8 +92,7 @@ def intact(new: list[Question], replayed: list[Question], broken: set[str]) -> t
             found[question.uid] = str(error)
     found = dict(gather_object(list(found.items())))
     for uid in sorted(found.keys() - broken):
-        if state.is_main_process:
-            tqdm.write(found[uid])
+        say(found[uid])
     broken.update(found)
     return [q for q in new if q.uid not in found], [q for q in replayed if q.uid not in found], len(found)
 
@@ -117,21 +118,21 @@ def value_of(row: dict, names: list[str]):
 
 def last_turn(question) -> tuple[str | None, str]:
     """(last user turn, system turn) of a chat: [{"role", "content"}], content a string or a list of parts."""
+    if isinstance(question, str):
+        return question, ""
     if isinstance(question, dict):  # {"role": [...], "content": [...]}: so older sets hold a chat
         question = [dict(zip(question, turn)) for turn in zip(*map(as_list, question.values()))]
-    if not isinstance(question, list):
-        return question if isinstance(question, str) else None, ""
     said = {"user": None, "system": ""}
-    for turn in question:
+    for turn in as_list(question):
         turn = turn if isinstance(turn, dict) else {}
         parts = [part if isinstance(part, str) else part.get("text") for part in as_list(turn.get("content"))]
         said[turn.get("role")] = "\n".join("<image>" if part is None else part for part in parts)
     return said["user"], said["system"]
 
 
-def clean_row(question, answer, cells: list, folder: str = ""):
-    """The checks that every set must pass: ((text, system, answer, images, digest), "") or (None, reason to skip).
-    images: the cells, open but not decoded. digest: hash of texts and image bytes (decision 2)."""
+def clean_row(question, answer, cells: list, folder: str = "") -> tuple[Question | None, str]:
+    """The checks that every set must pass: (the question, "") or (None, reason to skip).
+    Its images are the cells, open but not decoded; its uid is the hash of texts and image bytes (decision 2)."""
     answer, reason = clean_answer(answer)
     question, system = last_turn(question)
     text, system = clean_text(question or "", len(cells)), clean_text(system, 0)
@@ -145,37 +146,38 @@ def clean_row(question, answer, cells: list, folder: str = ""):
         return None, "lone_surrogate"  # half a character: no tokenizer and no file takes it
     try:
         encoded = [image_bytes(cell, folder) for cell in cells]
-        images = [Image.open(io.BytesIO(image)) for image in encoded]
+        images = tuple(Image.open(io.BytesIO(image)) for image in encoded)
     except Exception:  # see open_images
         return None, "image_unreadable"
     if any(max(image.size) > MAX_ASPECT * min(image.size) for image in images):
         return None, "image_too_narrow"
     said = (f"{system}\0{text}" if system else text).encode()
     content = b"\0".join([said, *(hashlib.sha256(image).digest() for image in encoded)])
-    return (text, system, answer, images, hashlib.sha256(content).hexdigest()[:16]), ""
+    uid = hashlib.sha256(content).hexdigest()[:16]
+    return Question(uid, text, images, answer, is_free_form(answer), system), ""
 
 
 def read_text_file(path: str) -> list[dict]:
     """Rows of a .jsonl, .json or .csv file. Raises DataError: what is wrong, in which line, and the fix."""
-    raw = Path(path).read_bytes()
+    raw, rows, place = Path(path).read_bytes(), [], 0
     try:
         text = raw.decode("utf-8-sig")
+        if path.lower().endswith(".csv"):
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="more"))
+        else:  # one object after another, or one array
+            while start := re.compile(r"\S").search(text, place):
+                value, place = DECODER.raw_decode(text, start.start())
+                rows += as_list(value)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 (UTF-16 or Latin-1?). Save the file as UTF-8") from error
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty. Expected are rows with a question and an answer")
-    if path.lower().endswith(".csv"):
-        return list(csv.DictReader(io.StringIO(text, newline=""), restkey="more"))
-    rows, pieces = [], [text] if text.lstrip().startswith("[") else text.split("\n")  # a line ends at "\n" alone
-    for before, piece in enumerate(pieces):
-        try:
-            rows += as_list(json.loads(piece, parse_float=str, parse_int=str)) if piece.strip() else []
-        except json.JSONDecodeError as error:
-            where = f"{path}, line {before + error.lineno}"
-            raise DataError(f"{where}: not JSON ({error.msg}). Cut short? Expected is one object a line") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise DataError(f'{path}: a row is no object. Expected are rows like {{"question": "1 + 1?", "answer": "2"}}')
+    except json.JSONDecodeError as error:
+        line = text[: error.pos].rstrip().count("\n") + 1
+        what = f"{path}, line {line}: not JSON ({error.msg})"
+        raise DataError(f"{what}. Cut short? Expected is one object a line") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        what = "a row is no object" if rows else "the file is empty"
+        raise DataError(f'{path}: {what}. Expected are rows like {{"question": "1 + 1?", "answer": "2"}}')
     return rows
 
 
@@ -202,24 +204,22 @@ def open_source(source, split: str, config: str | None) -> tuple[datasets.Datase
 
 def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
     """{"question": [names], "answer": [names], "images": [names], "uid": [names]} of the set. Raises DataError."""
-    if not isinstance(columns, dict):
-        columns = dict(item.partition("=")[::2] for item in columns or ())
+    columns = dict(item.partition("=")[::2] for item in columns or ())
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise DataError(f"column map: {unknown} are not our names; ours are {list(COLUMNS)} (ours=theirs)")
-    exist = f"the set has {list(features)}"
     found = {ours: [name for name in usual if name in features][:1] for ours, usual in COLUMNS.items()}
-    for ours, theirs in columns.items():
-        found[ours] = [name for name in ",".join(as_list(theirs)).split(",") if name]
-        if missing := [name for name in found[ours] if name not in features]:
-            raise DataError(f"{source}: {ours} is mapped to {missing}, {exist}. Correct --columns {ours}=<name>")
-    for ours in ("question", "answer"):
-        if not found[ours]:
-            expected = f"no column for the {ours}: expected one of {list(COLUMNS[ours])}"
-            raise DataError(f"{source}: {expected}, {exist}. Map it: --columns {ours}=<name>")
+    found |= {ours: [name for name in theirs.split(",") if name] for ours, theirs in columns.items()}
     pictures = [name for name, feature in features.items() if re.match(r"(List\()?Image\(", repr(feature))]
-    if pictures and not found["images"] and "images" not in columns:
-        fix = f"Map it: --columns images={pictures[0]}, or leave it out: --columns images="
-        raise DataError(f"{source}: image column {pictures} is not mapped. {fix}")
+    for ours, names in found.items():
+        if missing := [name for name in names if name not in features]:
+            problem = f"{ours} is mapped to {missing}"
+        elif not names and ours in ("question", "answer"):
+            problem = f"no column for the {ours}: expected one of {list(COLUMNS[ours])}"
+        elif ours == "images" and not names and pictures and ours not in columns:
+            problem = f"image column {pictures} is not mapped (leave it out: --columns images=)"
+        else:
+            continue
+        raise DataError(f"{source}: {problem}, the set has {list(features)}. Map it: --columns {ours}=<name>")
     return found
 
 
@@ -236,8 +236,8 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
     """Questions of any `datasets` source in the order of the set, images left on disk, and a report.
 
     source: hub id, folder (parquet, image folder, ...), .parquet/.jsonl/.json/.csv file, or datasets.Dataset.
-    columns: our names (COLUMNS) to the set's, as dict or ["question=problem"]. "a.b" reads a nested field,
-        "answer=a,b" the first that holds something, "images=a,b" takes both, "images=" makes a text set.
+    columns: our names (COLUMNS) = the set's: ["question=problem"]. "question=a.b" reads a nested field, "answer=a,b"
+        the first that holds something, "images=a,b" takes both, "images=" makes a text set.
     Report: {"rows", "columns", "skipped": {reason: rows}, "free_form": questions, "gold_from": {"column", "####",
     "boxed": questions}}. Raises DataError if names do not fit or no question is left.
     """
@@ -249,30 +249,28 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
     if on_disk:
         roots = {name.split(".")[0] for group in names.values() for name in group}
         rows = undecoded(rows.select_columns(sorted(roots)))
-    questions, seen, skipped, gold_from = [], set(), Counter(), Counter()
+    questions, skipped, gold_from = {}, Counter(), Counter()
     bar = tqdm(map(names_in, rows), "questions", len(rows), disable=len(rows) < 10_000 or None)
     for index, row in enumerate(bar):
-        question, answer, uid = (value_of(row, names[ours]) for ours in ("question", "answer", "uid"))
-        cells = [(name, i, cell) for name in names["images"] for i, cell in enumerate(as_list(row.get(name)))]
-        checked, reason = clean_row(question, answer, [cell for _, _, cell in cells], folder)
-        if not reason:
-            text, system, gold, opened, digest = checked
-            uid = digest if uid is None else str(uid).encode(errors="replace").decode()
-            reason = "duplicate_uid" if uid in seen else ""
+        asked, answer, uid = (value_of(row, names[ours]) for ours in ("question", "answer", "uid"))
+        places = [(name, i) for name in names["images"] for i, _ in enumerate(as_list(row.get(name)))]
+        question, reason = clean_row(asked, answer, [as_list(row[name])[i] for name, i in places], folder)
+        if question:
+            uid = question.uid if uid is None else str(uid).encode(errors="replace").decode()
+            reason = "duplicate_uid" if uid in questions else ""
         if reason:
             skipped[reason] += 1
             continue
-        seen.add(uid)
         gold_from[worked_answer(answer)[1] if isinstance(answer, str) else "column"] += 1
-        place = (rows, index) if on_disk else ([row], 0)
-        images = tuple(LazyImage(*place, name, i, folder, image.size) for (name, i, _), image in zip(cells, opened))
-        questions.append(Question(uid, text, images, gold, is_free_form(gold), system))
+        lazy = (LazyImage(rows, index, *place, folder, image.size) for place, image in zip(places, question.images))
+        questions[uid] = replace(question, uid=uid, images=tuple(lazy))
     if not questions:
         what = f"no question left of {len(rows)} rows; skipped: {dict(skipped)}; columns: {names}"
         fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"
         raise DataError(f"{source}: {what}; {fix}")
     report = {"rows": len(rows), "columns": names, "skipped": dict(skipped.most_common()), "gold_from": dict(gold_from)}
-    return questions, report | {"free_form": sum(question.free_form for question in questions)}
+    report["free_form"] = sum(question.free_form for question in questions.values())
+    return list(questions.values()), report
 
 
 def fingerprint(questions) -> str:

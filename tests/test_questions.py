@@ -123,7 +123,7 @@ def test_several_image_columns_file_names_nested_fields_and_an_image_folder(tmp_
 
     rows = [{"q": "a?", "uid": "", "short": "", "long": "So \\boxed{2}."}, {"q": "b?", "uid": "", "short": "3"}]
     (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))  # the first column that holds something
-    questions, _ = load_questions(str(tmp_path / "two.jsonl"), columns={"question": "q", "answer": "short,long"})
+    questions, _ = load_questions(str(tmp_path / "two.jsonl"), columns=["question=q", "answer=short,long"])
     assert [q.answer for q in questions] == ["2", "3"] and len({q.uid for q in questions} - {""}) == 2
 
     folder = tmp_path / "folder"
@@ -139,7 +139,7 @@ def test_nested_images_and_pickled_questions(tmp_path):
     features = datasets.Features({"question": TEXT, "answer": TEXT, "page": {"scan": datasets.Image()}})
     rows = [{"question": "q?", "answer": "1", "page": {"scan": cell(color=(5, 6, 7))}}]
     path = save(tmp_path / "set.parquet", rows, features)
-    (question,), _ = load_questions(path, columns={"images": "page.scan"})
+    (question,), _ = load_questions(path, columns=["images=page.scan"])
     for one in (question, pickle.loads(pickle.dumps(question))):
         assert open_images(one)[0].getpixel((0, 0)) == (5, 6, 7)
 
@@ -151,7 +151,7 @@ def test_wrong_names_say_what_was_expected_what_exists_and_the_fix(tmp_path):
                                         r"\['query', 'label'\].*--columns question=<name>"):
         load_questions(str(path))
     with pytest.raises(DataError, match=r"question is mapped to \['querry'\], the set has \['query',"):
-        load_questions(str(path), columns={"question": "querry", "answer": "label"})
+        load_questions(str(path), columns=["question=querry", "answer=label"])
     with pytest.raises(DataError, match=r"\['frage'\] are not our names"):
         load_questions(str(path), columns=["frage=query"])
     with pytest.raises(DataError, match=r"split='test'.*train.*--split"):
@@ -161,7 +161,7 @@ def test_wrong_names_say_what_was_expected_what_exists_and_the_fix(tmp_path):
     features = {"question": TEXT, "answer": TEXT, "figure": datasets.Image()}
     rows = [{"question": "q?", "answer": "1", "figure": cell()}]
     picture = save(tmp_path / "p.parquet", rows, datasets.Features(features))
-    with pytest.raises(DataError, match=r"image column \['figure'\] is not mapped.*--columns images=figure"):
+    with pytest.raises(DataError, match=r"image column \['figure'\] is not mapped.*images=\).*--columns images=<name>"):
         load_questions(picture)
     assert load_questions(picture, columns=["images="])[0][0].images == ()
     with pytest.raises(DataError, match=r"no question left of 1 rows.*answer_missing"):
@@ -204,6 +204,7 @@ GOOD = '{"question": "1 + 1?", "answer": "2"}\n'
     ("a.jsonl", GOOD.encode("utf-16"), "line 1: not UTF-8 .UTF-16.*Save the file as UTF-8"),
     ("a.csv", "question,answer\né,1\n".encode("latin1"), "line 2: not UTF-8"),
     ("a.jsonl", GOOD.encode() + b'{"question": "b?", "ans', "line 2: not JSON.*Cut short"),
+    ("a.jsonl", b'{"question": "b?", "answer": "1"\n' + GOOD.encode(), "line 1: not JSON.*Cut short"),
     ("a.json", b'[{"question": "a?", "answer": "1"},\n{"question"', "line 2: not JSON.*Cut short"),
     ("a.jsonl", b'"a string"\n', "a row is no object. Expected are rows like"),
     ("a.parquet", b"PAR1", "a.parquet: cannot be opened.*Parquet"),
@@ -242,6 +243,9 @@ def test_text_files_give_golds_as_they_are_written(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"question": "a\u2028b\x85?", "answer": "1"}\n', encoding="utf-8")
     assert load_questions(str(tmp_path / "b.jsonl"))[0][0].text == "a\u2028b\x85?"  # a line ends at "\n" alone
     assert len(load_questions(str(tmp_path / "a.csv"), split="train[:2]")[0]) == 2
+    row = {"question": "c?", "answer": 1.0}
+    (tmp_path / "c.json").write_text(f"{json.dumps(row, indent=1)}\n{GOOD}\n")  # an object may have several lines
+    assert [q.answer for q in load_questions(str(tmp_path / "c.json"))[0]] == ["1.0", "2"]
 
 
 def test_golds_of_worked_solutions_are_counted(tmp_path):
@@ -343,10 +347,10 @@ def test_markers_and_format_directives_leave_the_text(given, expected):
 
 
 def test_a_very_long_question_costs_little():
-    start = time.time()
+    start = time.process_time()
     for text in ("first think " * 10_000, "answer the question " * 10_000, "put the answer " * 10_000):
         cleaning.clean_text(text, 1)
-    assert time.time() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_markers_of_several_images_keep_their_place_in_a_sentence():
@@ -387,8 +391,6 @@ def test_every_mode_becomes_rgb():
         (Image.new("RGBA", (4, 4), (0, 0, 0, 0)), (255, 255, 255)), (palette, (250, 0, 0)),
         (Image.new("LA", (4, 4), (9, 255)), (9, 9, 9)),
         (grey16, (100, 100, 100)), (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), (255, 255, 255)),
-        (Image.fromarray(np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4)), (0, 0, 0)),
-        (Image.fromarray(np.arange(16, dtype=np.int32).reshape(4, 4) * 1000), (0, 0, 0)),
     ]:
         (made,) = open_images(question(image))
         assert made.mode == "RGB" and made.getpixel((0, 0)) == pixel, image.mode

@@ -1,5 +1,6 @@
 """zppo77k.py on synthetic sources of the real schemas: filters, caps, workers, a kill, training on the result."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 from test_questions import RAW_IMAGE, TEXT, cell, cut, save, tiny_processor
 
@@ -135,7 +137,8 @@ def world(tmp_path_factory):
                for config in configs]
     (root / "vero" / "README.md").write_text("---\nconfigs:\n" + "".join(entries) + "---\n")
     used = {"ai2d", "wemath", "vqav2", "mmr1", "raven"}
-    lacking = [*sorted(zppo77k.NAMES["vero"] - used | {"raven"}), *sorted(zppo77k.NAMES["mmfinereason"] - used)]
+    there = {f"vero/{name}" for name in used - {"mmr1", "raven"}} | {f"mmfinereason/{name}" for name in used}
+    lacking = sorted(zppo77k.CAPS.keys() - there)
 
     def arguments(out, **changes) -> zppo77k.BuildArgs:
         settings = {"vero": str(root / "vero"), "mmfinereason": str(root / "fine"), "student": "tiny",
@@ -143,6 +146,10 @@ def world(tmp_path_factory):
         return zppo77k.BuildArgs(str(out), **settings | changes)
 
     return arguments, fates, lacking
+
+
+def rank_of(uid: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {uid}".encode()).hexdigest()
 
 
 def rows_of(out) -> list[dict]:
@@ -163,7 +170,8 @@ def test_counts_at_every_filter_are_as_predicted(world, whole):
     assert report["origins"] == expected
     assert report["outside"] == ["vero/captioning_IF-PixMo-Cap", "mmfinereason/GameQA-140K"]
     kept = {name: kept for name, (_, kept) in report["subsets"].items()}
-    assert kept == {"ai2d": 11, "wemath": 18, "vqav2": 10, "mmr1": 27, "raven": 21}
+    assert kept == {"vero/ai2d": 11, "vero/wemath": 18, "vero/vqav2": 10, "mmfinereason/mmr1": 27,
+                    "mmfinereason/raven": 21}
     assert report["missing"] == world[2]
     assert report["totals"]["kept"] == report["questions"] == sum(kept.values())
     assert json.loads((out / "report.json").read_text()) == report
@@ -181,22 +189,24 @@ def test_the_built_set_loads_as_it_is(whole):
 
 
 def test_caps_choose_the_lowest_ranks(world, whole, processor, tmp_path, monkeypatch):
-    monkeypatch.setitem(zppo77k.RECIPE, "caps", [6, 4])
+    lower = {name: 6 if cap == 2800 else 4 for name, cap in zppo77k.CAPS.items()}
+    monkeypatch.setattr(zppo77k, "CAPS", lower)
     report = zppo77k.build(world[0](tmp_path, seed=7), processor)
     totals, kept = report["totals"], {name: kept for name, (_, kept) in report["subsets"].items()}
-    assert kept == {"ai2d": 6, "wemath": 6, "vqav2": 4, "mmr1": 6, "raven": 4}
+    assert kept == {"vero/ai2d": 6, "vero/wemath": 6, "vero/vqav2": 4, "mmfinereason/mmr1": 6, "mmfinereason/raven": 4}
     assert totals["kept"] + totals["over_cap"] == whole[1]["totals"]["kept"]
     assert totals["duplicate_of_another_subset"] == 2  # also where the cap cuts the copy of Vero
     chosen = rows_of(tmp_path)
-    assert [row["rank"] for row in chosen] == sorted(zppo77k.rank_of(row["uid"], 7) for row in chosen)
-    for subset, cap in (("wemath", 6), ("raven", 4)):
+    assert chosen == sorted(chosen, key=lambda row: rank_of(row["uid"], 7))
+    for subset, cap in (("vero/wemath", 6), ("mmfinereason/raven", 4)):
         uids = [row["uid"] for row in rows_of(whole[0]) if row["subset"] == subset]
-        lowest = sorted(uids, key=lambda uid: zppo77k.rank_of(uid, 7))[:cap]
+        lowest = sorted(uids, key=lambda uid: rank_of(uid, 7))[:cap]
         assert {row["uid"] for row in chosen if row["subset"] == subset} == set(lowest)
 
 
 def test_same_set_from_two_workers_and_another_seed_another_set(world, processor, tmp_path, monkeypatch):
-    monkeypatch.setitem(zppo77k.RECIPE, "caps", [6, 4])
+    lower = {name: 6 if cap == 2800 else 4 for name, cap in zppo77k.CAPS.items()}
+    monkeypatch.setattr(zppo77k, "CAPS", lower)
     monkeypatch.setattr(zppo77k, "GROUP", 5)
     one = zppo77k.build(world[0](tmp_path / "one"), processor)
     two = zppo77k.build(world[0](tmp_path / "two", workers=2), processor)
@@ -206,15 +216,17 @@ def test_same_set_from_two_workers_and_another_seed_another_set(world, processor
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_the_set_does_not_depend_on_the_order_of_rows():
-    rows = [("vero", "a", "vero/a", "3", "1"), ("vero", "b", "vero/b", "3", "2"), ("fine", "c", "fine/c", "3.0", "3"),
-            ("vero", "a", "vero/a", "3", "4"), ("fine", "c", "fine/c", "4", "5"), ("vero", "a", "vero/a", "3", "6")]
-    uids, copy, conflict = ["u", "u", "u", "v", "v", "w"], "duplicate_of_another_subset", "conflicting_answers"
+def test_the_set_does_not_depend_on_the_order_of_rows(monkeypatch):
+    rows = [("u", "vero/a", "3", "1"), ("u", "vero/b", "3", "2"), ("u", "mmfinereason/c", "3.0", "3"),
+            ("v", "vero/a", "3", "4"), ("v", "mmfinereason/c", "4", "5"), ("w", "vero/a", "3", "6")]
+    rows = pd.DataFrame(rows, columns=["uid", "subset", "answer", "row_id"])
+    rows = rows.assign(origin=rows["subset"], rank=rows["uid"], fate="")
+    copy, conflict = "duplicate_of_another_subset", "conflicting_answers"
+    monkeypatch.setattr(zppo77k, "CAPS", {"vero/a": 2})
     expected = ["kept", copy, copy, conflict, conflict, "kept"]
     for order in (range(6), range(5, -1, -1), [2, 0, 4, 1, 5, 3]):
-        columns = dict(zip(("source", "subset", "origin", "answer", "row_id"), zip(*(rows[i] for i in order))))
-        columns |= {"uid": [uids[i] for i in order], "rank": [uids[i] for i in order], "fate": [""] * 6}
-        assert zppo77k.settle(columns) == [expected[i] for i in order]
+        settled = zppo77k.settle(rows.iloc[list(order)].reset_index(drop=True))
+        assert list(settled) == [expected[i] for i in order]
 
 
 def test_a_killed_build_resumes_where_it_was(world, whole, processor, tmp_path, monkeypatch):
@@ -257,7 +269,7 @@ def test_a_killed_build_resumes_where_it_was(world, whole, processor, tmp_path, 
     ({"mmfinereason": {"pass_rate": ["rate"]}}, {},
      "no column for pass_rate: .*Edit `pass_rate` of mmfinereason in extras/zppo77k.yaml"),
     ({}, {"allow_missing": False},
-     r"nothing there matches .*'visual7w'.*PixMo-Cap.*`aliases` in extras/zppo77k.yaml.*--allow_missing"),
+     r"nothing there matches .*'vero/visual7w'.*PixMo-Cap.*`aliases` in extras/zppo77k.yaml.*--allow_missing"),
     ({}, {"vero": "/nowhere/at/all"}, "--vero /nowhere/at/all: cannot be read"),
     ({}, {"student": "/nowhere/at/all"}, "--student /nowhere/at/all: cannot be read.*Is it the id or the folder"),
 ])
