@@ -5,7 +5,7 @@ import json
 import math
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -86,6 +86,7 @@ def parse(classes: Sequence[type], argv: Sequence[str], description: str) -> lis
         argv = [*words(argv[0]), *argv[1:]]
     *found, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
+        known = [f"--{f.name}" for c in classes for f in fields(c)]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
         parser.error(f"unknown option {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
     return found

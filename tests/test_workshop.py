@@ -9,7 +9,7 @@ NOTEBOOK = ROOT / "docs" / "workshop.ipynb"
 
 
 def shown(source: str, names: dict) -> object:
-    """Runs a cell. Returns what a notebook would show below it: the value of its last line, if that is an expression."""
+    """Runs a cell. Returns what a notebook would show below it: the value of its last line, if it is an expression."""
     tree, value = ast.parse(source), None
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "cell", "exec"), names)
