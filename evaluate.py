@@ -25,8 +25,7 @@ from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, load_questions
 from engine.results import Results
-from engine.run import leave, read_records
-from engine.snapshots import find_all
+from engine.run import leave, read_records, say
 from extras.analysis import cluster_bootstrap
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
@@ -34,6 +33,7 @@ from suite.compare import paper, report, summarise
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 from suite.rows import Item, load
 from suite.scorers import JUDGES, Score, read_prompts, score
+from suite.sets import find_all
 from world import table as world
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
@@ -60,7 +60,7 @@ def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling
         record = dict(family=family, uid=question.uid, response=reply.text, gold=question.answer)
         record |= dict(reward=result.reward, finished=reply.finished)
         if isinstance(question, Item):
-            record |= dict(method=result.method, why=result.why, tokens=len(reply.tokens), **result.extra)
+            record |= dict(method=result.method, why=result.why, tokens=len(reply.tokens))
             record |= dict(scored_with=question.row["scored_with"], groups=question.groups)
         records.append(record)
     return records
@@ -111,13 +111,12 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
     names = [e.name for e in BENCHMARKS if args.suite in (e.family, "all")] + args.benchmarks.replace(",", " ").split()
     if unknown := sorted({*names, *ids} - {*BY_NAME}):
         raise DataError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
-    entries = {name: BY_NAME[name] for name in names}
-    entries |= {name: replace(BY_NAME[name], source=ids[name], moved=()) for name in ids if name in entries}
-    if judged := [name for name, entry in entries.items() if entry.scorer in JUDGES and not args.judge]:
+    entries = [BY_NAME[name] for name in dict.fromkeys(names)]
+    entries = [replace(entry, sources=[ids[entry.name]]) if entry.name in ids else entry for entry in entries]
+    if judged := [entry.name for entry in entries if entry.scorer in JUDGES and not args.judge]:
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
-    folders = find_all({name: (e.ids, e.revision, bool(e.video)) for name, e in entries.items()}, args.root)
-    bar = tqdm(folders.items(), desc="loading", leave=False, disable=None)
-    loaded = {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
+    bar = tqdm(zip(entries, find_all(entries, args.root)), "loading", len(entries), leave=False, disable=None)
+    loaded = {entry.name: load(entry, folder, judge_prompts, args.frames, args.limit) for entry, folder in bar}
     return loaded or world.questions()[1]
 
 
@@ -148,9 +147,8 @@ def run(questions: dict, models: list, args: Arguments, results: Results, judge_
         part: dict = {}
         for family, question in pending[start : start + size]:
             part.setdefault(family, []).append(question)
-        failures = [getattr(model, "failures", 0) for model in models]
         records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
-        if failures != [getattr(model, "failures", 0) for model in models]:
+        if any(getattr(model, "failures", 0) for model in models):
             raise ConnectionError("some requests got no answer: the same command goes on from here")
         results.add(records)
         running, tokens = accuracies([*results.done.values()]), sum(r.get("tokens", 0) for r in results.done.values())
@@ -191,24 +189,22 @@ def main(args: Arguments) -> None:
         if args.compare:
             return print(compare(args.compare))
         if args.list:
-            columns = ["name", "family", "source", "moved", "configs", "splits", "size", "terms", "scorer"]
+            columns = ["name", "family", "sources", "configs", "splits", "size", "terms", "scorer"]
             return print(pd.DataFrame(BENCHMARKS)[columns].to_string(index=False, max_colwidth=48))
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-        results = Results(Path(args.out), settings, accelerator.is_main_process)
         judge_prompts = read_prompts(args.judge_prompts)
+        theirs = {args.paper: paper(args.paper)} if args.paper else {}
         with accelerator.main_process_first():  # the others find what it has downloaded and read
             questions = load_all(args, judge_prompts)
-        results.start(settings)
+        results = Results(Path(args.out), settings)
         names = [(args.model, args.model_name), (args.judge, args.judge_name)]
         models = [load_actor(name, served, args, accelerator) for name, served in names if name]
         records = run(questions, models, args, results, judge_prompts)
         numbers = summarise(records) or accuracies(records)
-        text = report(numbers, args.paper)
+        results.finish(records, {"settings": settings, "scores": numbers})
+        say(f"{report(numbers, theirs)}\nper-question results: {args.out}")
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
         leave(f"evaluate.py: {error}", 2)
-    if accelerator.is_main_process:
-        results.finish(records, {"settings": settings, "scores": numbers})
-        print(f"{text}\nper-question results: {args.out}")
 
 
 if __name__ == "__main__":

@@ -27,43 +27,32 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
     problems, ways = defaultdict(dict), Counter()
     for record in records:
         problems[record["scored_with"]][record["groups"]["key"]] = record["reward"] == 1
-    for steps in problems.values():
-        size = next((key[0] for key in steps if key.endswith("_multi")), "0")
-        singles = [steps.get(f"{size}steps_{i}") for i in range(1, int(size) + 1)]
-        if not singles or None in singles:
+    for steps in problems.values():  # {"2steps_1": is it right?, "2steps_2": ..., "2steps_multi": ...}
+        several = next((key for key in steps if key.endswith("_multi")), None)
+        singles = [right for key, right in steps.items() if key != several]
+        if several is None or len(singles) != int(several[0]):
             continue
-        if not steps[f"{size}steps_multi"]:
-            ways.update(["IG" if all(singles) else "IK"])
-        else:
+        if steps[several]:
             ways.update(["CM strict" if all(singles) else "RM strict", "CM loose" if any(singles) else "RM loose"])
+        else:
+            ways.update(["IG" if all(singles) else "IK"])
     n = max(1, ways["IG"] + ways["IK"] + ways["CM strict"] + ways["RM strict"])
     shares = {name: 100 * ways[name] / n for name in ("IK", "IG", "CM strict", "RM strict", "CM loose", "RM loose")}
     for kind in ("strict", "loose"):
-        mastered, rote = ways[f"CM {kind}"], ways[f"RM {kind}"]
-        shares[f"RM rate {kind}"] = 100 * rote / max(1, mastered + rote)
-        shares[f"score {kind}"] = 100 * (mastered + ways["IG"] / 2) / n  # (n - IG / 2 - RM - IK) / n
+        mastered, rote = shares[f"CM {kind}"], shares[f"RM {kind}"]
+        shares[f"RM rate {kind}"] = 100 * rote / (mastered + rote) if rote else 0.0
+        shares[f"score {kind}"] = mastered + shares["IG"] / 2  # 100 - IG / 2 - RM - IK
     return shares
 
 
-def calibration_error(records: Sequence[dict], size: int = 100) -> float:
-    """HLE: root mean square of confidence minus accuracy, in percent, over bins of `size`; the last is fuller."""
-    pairs = np.array(sorted((record.get("confidence", 100), 100 * record["reward"]) for record in records))
-    bins = np.split(pairs[:, 0] - pairs[:, 1], range(size, len(pairs) - size + 1, size))
-    return float(np.sqrt(sum(len(one) * one.mean() ** 2 for one in bins) / len(pairs)))
-
-
 def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
-    """The numbers that stand beside a benchmark's score, in percent."""
+    """The numbers that stand beside a benchmark's score, in percent; NaN where there are no such rows."""
     if name == "dynamath":  # of the seed questions whose 10 variants are all there, those with all of them right
         seeds = pd.DataFrame(records).groupby("scored_with").reward
         return {"worst case": 100 * float((seeds.min()[seeds.size() == 10] == 1).mean())}
-    if name == "wemath":
-        return four_way(records)
-    if name == "hle":
-        return {"calibration error": calibration_error(records)}
     if name == "mmlu_redux":
         return {"rows without an error": by_group(records, "error_type").get("ok", np.nan)}
-    return {}
+    return four_way(records) if name == "wemath" else {}
 
 
 def summarise(records: Sequence[dict]) -> dict[str, dict]:
@@ -102,14 +91,11 @@ def paper(row: str) -> dict[str, float]:
     return {entry.name: float(numbers[entry.paper]) for entry in BENCHMARKS if entry.paper in numbers}
 
 
-def report(numbers: dict, row: str = "") -> str:
-    """What `summarise` returns as a table, or accuracies by family as lines.
-
-    row: of the paper's tables, beside ours; "": none. Raises ValueError.
-    """
+def report(numbers: dict, theirs: dict[str, dict[str, float]]) -> str:
+    """What `summarise` returns as a table, or accuracies by family as lines. theirs: {name of a column: its scores}."""
     if not all(isinstance(one, dict) for one in numbers.values()):
         return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items())
-    columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | ({row: paper(row)} if row else {})
+    columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | theirs
     counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
     table = pd.DataFrame(columns, counts.index).join(counts)
     lines = [table.to_string(na_rep="-", float_format="{:.1f}".format)]

@@ -16,23 +16,22 @@ class Benchmark:
     name: str  # on the command line and in the records
     family: str
     paper: str  # in the paper's tables
-    source: str  # hub id
+    sources: Sequence[str]  # hub ids of the same set: the first that there is
     size: int  # questions in the published set
     scorer: str = "answer"  # a name in scorers.RULES, METRICS or JUDGES
-    moved: Sequence[str] = ()  # other ids of the same set
     revision: str | None = None
     configs: Sequence[str] | dict[str, str] = ("",)  # "*": all that there are; a dict: with a hint to their videos
     splits: Sequence[str] = ("test",)
     every_split: bool = False  # each is a part of the set; else the first that there is
-    withheld: str = ""  # said where answers are missing
+    withheld: str = ""  # said where something is missing
     terms: str = "see its card"  # licence or gate
     question: str = "question"
     answers: Sequence[str] = ("answer",)  # two columns: of rows with options, of rows without
-    options: str | Sequence[str] = ""  # one column (a list, a list as a string, "A. x;B. y", a dict) or one each
+    options: Sequence[str] = ()  # one column (a list, a list as a string, "A. x;B. y", a dict) or one each
     drawn: int = 0  # options whose texts stand in the question or only in the picture
     shuffled: bool = False
     encoding: str = "letter"  # of a gold among options: letter, index (0-based) or text
-    kind: Sequence = ()  # a column, its values in rows with options, in rows without ("*": any other)
+    kind: Sequence[str] = ()  # a column, its value in rows with options, its values in rows without
     images: Sequence[str] = ()
     video: str = ""
     subtitles: bool = False
@@ -45,10 +44,6 @@ class Benchmark:
     clean: bool = True  # False: a wish for a format is part of the task
     judge_question: str = ""  # column with the question as a judge should see it
     prepare: str = ""  # a function in rows.PREPARE, for what columns cannot say
-
-    @property
-    def ids(self) -> list[str]:
-        return [self.source, *self.moved]
 
 
 _read = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8"))
