@@ -1,22 +1,33 @@
 """From records to numbers: scores and their parts, macro averages, the paper's tables."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from suite.entries import BENCHMARKS, FAMILIES
+from engine.run import read_records
+from extras.analysis import cluster_bootstrap
+from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 
 TABLES = Path(__file__).parent.parent / "docs" / "paper.csv"  # Tables 1-3, 10-13, 19-21
 
 
+def means(rewards: Sequence[tuple]) -> dict[str, float]:
+    """{value: mean reward in percent, NaN where one is None}. rewards: (value or list of values, reward) each."""
+    table = pd.DataFrame(rewards, columns=["value", "reward"], dtype=object).explode("value").dropna(subset="value")
+    return (100 * table.reward.astype(float)).groupby(table.value.astype(str), sort=False).mean().to_dict()
+
+
+def accuracies(records: Sequence[dict]) -> dict[str, float]:
+    """Accuracy in percent by family, in order of appearance."""
+    return means([(record["family"], record["reward"]) for record in records])
+
+
 def by_group(records: Sequence[dict], group: str) -> dict[str, float]:
-    """{value of a group: mean reward in percent}; a record with several values counts for each of them."""
-    rows = [(record["groups"].get(group), 100 * record["reward"]) for record in records]
-    table = pd.DataFrame(rows, columns=["value", "reward"], dtype=object).explode("value").dropna()
-    return table.reward.astype(float).groupby(table.value.astype(str)).mean().to_dict()
+    """Accuracy in percent by value of a group; a record with several values counts for each of them."""
+    return means([(record["groups"].get(group), record["reward"]) for record in records])
 
 
 def four_way(records: Sequence[dict]) -> dict[str, float]:
@@ -24,20 +35,16 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
 
     IK, IG: insufficient knowledge, inadequate generalisation. CM, RM: complete mastery, rote memorisation.
     """
-    problems, ways = defaultdict(dict), Counter()
-    for record in records:
-        problems[record["scored_with"]][record["groups"]["key"]] = record["reward"] == 1
-    for steps in problems.values():  # {"2steps_1": is it right?, "2steps_2": ..., "2steps_multi": ...}
-        several = next((key for key in steps if key.endswith("_multi")), None)
-        singles = [right for key, right in steps.items() if key != several]
-        if several is None or len(singles) != int(several[0]):
-            continue
-        if steps[several]:
-            ways.update(["CM strict" if all(singles) else "RM strict", "CM loose" if any(singles) else "RM loose"])
-        else:
-            ways.update(["IG" if all(singles) else "IK"])
-    n = max(1, ways["IG"] + ways["IK"] + ways["CM strict"] + ways["RM strict"])
-    shares = {name: 100 * ways[name] / n for name in ("IK", "IG", "CM strict", "RM strict", "CM loose", "RM loose")}
+    rows = [(record["scored_with"], record["groups"]["key"], record["reward"] == 1) for record in records]
+    table = pd.DataFrame(rows, columns=["problem", "key", "right"]).set_index("problem")  # key: 2steps_1, 2steps_multi
+    several = table.key.str.endswith("_multi")
+    singles = table[~several].groupby("problem").right.agg(["size", "all", "any"])
+    table = table[several].join(singles, how="inner")
+    table = table[table["size"] == table.key.str[0].astype(int)]
+    right, every, some = table.right, table["all"], table["any"]
+    ways = {"IK": ~right & ~every, "IG": ~right & every, "CM strict": right & every, "RM strict": right & ~every,
+            "CM loose": right & some, "RM loose": right & ~some}  # fmt: skip
+    shares = {name: 100 * float(way.sum()) / max(1, len(table)) for name, way in ways.items()}
     for kind in ("strict", "loose"):
         mastered, rote = shares[f"CM {kind}"], shares[f"RM {kind}"]
         shares[f"RM rate {kind}"] = 100 * rote / (mastered + rote) if rote else 0.0
@@ -107,3 +114,23 @@ def report(numbers: dict, theirs: dict[str, dict[str, float]]) -> str:
         for family, (mean, n, of) in macro({name: scores.get(name) for name in numbers}).items():
             lines.append(f"{family}, {column}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
     return "\n".join(lines)
+
+
+def compare(names: Sequence[str]) -> str:
+    """Each result beside the first: percent, then the cluster bootstrap (F.6) over the benchmarks that all have.
+
+    names: results files, or "paper:" and a row of the paper's tables. Raises ValueError.
+    """
+    scores = {}
+    for name in names:
+        records = read_records(Path(name))
+        numbers = {key: one["score"] for key, one in summarise(records).items()}
+        scores[name] = paper(name[6:]) if name.startswith("paper:") else numbers or accuracies(records)
+        if not scores[name]:
+            raise ValueError(f"{name}: no such file of results")
+    table = pd.DataFrame(scores).dropna()
+    families, text = [BY_NAME[name].family if name in BY_NAME else "questions" for name in table.index], []
+    for family, block in table.groupby(families, sort=False):
+        text += [f"\n{family}, {len(block)} in all results", block.to_string(float_format="{:.1f}".format)]
+        text.append(cluster_bootstrap(block, names[0]).to_string(float_format="{:+.2f}".format))
+    return "\n".join(text)

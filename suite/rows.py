@@ -9,8 +9,10 @@ Decisions:
 5. A row's uid is its set, config, split and number.
 """
 
+import ast
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +21,10 @@ import datasets
 from engine.cleaning import clean_text
 from engine.questions import DataError, Question, names_in
 from generate import seed_of
-from suite.choices import LETTERS, gold_numbers, lettered, option_texts
-from suite.entries import BLIND_TASKS, OCR_CAPABILITIES, Benchmark
+from suite.entries import BLIND_TASKS, OCR_CAPABILITIES, Benchmark, config_names, read_splits
 from suite.media import find_file, picture, sample, subtitles
-from suite.sets import config_names, read_splits
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IN_PICTURE = "Answer the question in the picture."
 MARKER = re.compile(r"<image[ _]?(\d*)>")
 AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
@@ -37,6 +38,7 @@ class Item(Question):
     options: tuple[str, ...] = ()  # their texts, "" where only the picture or the question shows one
     told: str = ""  # the question as a judge should see it
     golds: tuple = ()  # what is accepted: numbers (0-based) of options, or strings
+    scored_with: str = ""  # the same for questions that are scored together
     row: dict = field(default_factory=dict, compare=False, repr=False)  # what the scorer reads
     groups: dict = field(default_factory=dict, compare=False, repr=False)  # {name: value or list of values}
 
@@ -46,6 +48,54 @@ def expect(value, known):
     if value not in known:
         raise DataError(f"expected one of {list(known)}, found {value!r}")
     return value
+
+
+# ---- options and golds -------------------------------------------------------------------------------------
+
+
+def lettered(options: Sequence[str]) -> list[str]:
+    """"A. text" of each option whose text is known."""
+    return [f"{letter}. {text}" for letter, text in zip(LETTERS, options) if text]
+
+
+def option_texts(cell, drawn: int = 0, question: str = "") -> list[str]:
+    """The texts of a row's options without their letters, "" where they are not known; [] if it has none.
+
+    cell: a list, a Python list as a string, one string "A. x;B. y", a dict by letter, or None. Without a cell: lines
+    "A: x" of the question; without those, `drawn` options whose texts are not known.
+    """
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        cell = ast.literal_eval(cell.strip())
+    elif isinstance(cell, str):
+        cell = re.split(r";\s*(?=[A-J]\.)", cell)
+    elif isinstance(cell, dict):
+        cell = [cell[letter] for letter in sorted(cell) if cell[letter]]
+    elif cell is None and drawn:
+        lines = re.findall(r"(?m)^\s*\(?([A-J])[:.)]\s*(.+?)\s*$", question)
+        in_order = [letter for letter, _ in lines] == list(LETTERS[: len(lines)])
+        cell = [text for _, text in lines] if in_order else None
+    texts = [str(text).strip() for text in cell or [""] * drawn]
+    if texts == list(LETTERS[: len(texts)]):  # only the letters are given: drawn
+        return [""] * len(texts)
+    plain = [re.sub(rf"^\(?{letter}[.:)]\s*", "", text) for letter, text in zip(LETTERS, texts)]
+    return plain if all(one != text for one, text in zip(plain, texts, strict=True)) else texts
+
+
+def gold_numbers(encoding: str, golds: Sequence, options: Sequence[str]) -> tuple[int, ...]:
+    """The numbers (0-based) of the right options. encoding: letter, index (0-based) or text.
+
+    A gold that should be a letter may be the text of an option. Raises DataError where a gold is none of the options.
+    """
+    texts = [str(gold).strip() for gold in golds]
+    if encoding == "index":
+        numbers = [int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)]
+    elif encoding == "letter" and re.fullmatch(r"\(?[A-Z][).]?", texts[0]):
+        numbers = [LETTERS.index(texts[0].strip("()."))]
+    else:
+        numbers = [i for i, option in enumerate(options) if option == texts[0]][:1]
+    if not numbers or max(numbers) >= len(options):
+        raise DataError(f"expected the {encoding} of one of the options {list(options)}, found {list(golds)}")
+    return tuple(numbers)
 
 
 # ---- what no column says: {name: (row, prompts) -> what replaces or joins its columns, for each question of it} ----
@@ -200,11 +250,11 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
     if question and entry.options and any(options):
         text = "\n".join([text, *lettered(options)])
     answer = ", ".join(LETTERS[gold] for gold in golds) if options else golds[0]
-    kept = {name: row[name] for name in (*entry.needs, "scored_with", "rubric") if name in row}
+    kept = {name: row[name] for name in (*entry.needs, "rubric") if name in row}
     groups = {name: value for name, value in names_in(row).items() if name in entry.groups and value is not None}
     text = intro + text
     return Item(uid, text, images, answer, benchmark=entry.name, options=tuple(options), told=told or text, golds=golds,
-                turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
+                turns=row.get("turns", ()), scored_with=row["scored_with"], row=kept, groups=groups)  # fmt: skip
 
 
 def load(entry: Benchmark, folder: Path, prompts: dict, frames: int = 32, limit: int | None = None) -> list[Item]:

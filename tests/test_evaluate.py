@@ -21,7 +21,7 @@ from runs import torchrun
 
 import evaluate
 from engine.options import parse
-from engine.questions import DataError, Question
+from engine.questions import Question
 from evaluate import DECODING, accuracies
 from suite.entries import BENCHMARKS
 
@@ -99,7 +99,7 @@ def test_free_form_golds_go_to_the_judge_and_no_others():
     records = evaluate.evaluate(scripted("\\boxed{2}", "\\boxed{2}"), questions, judge=judge)
     assert accuracies(records) == {"essay": 100.0, "sum": 100.0}
     assert set(records[0]) == {"family", "uid", "response", "gold", "reward", "finished"}
-    with pytest.raises(DataError, match="--judge"):
+    with pytest.raises(ValueError, match="need a judge"):
         evaluate.evaluate(scripted("\\boxed{2}"), {"essay": [essay]})
 
 

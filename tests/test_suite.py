@@ -14,11 +14,21 @@ import standins
 from engine.questions import DataError, open_images
 from extras.analysis import cluster_bootstrap
 from suite import compare
-from suite.choices import choose
-from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
+from suite.entries import BENCHMARKS, BY_NAME, FAMILIES, find, read_splits
 from suite.rows import Item, load
-from suite.scorers import JUDGES, RULES, anls, blind, by_rule, dynamath, mathvista, official_prompt, read_prompts, score
-from suite.sets import find, read_splits
+from suite.scorers import (
+    JUDGES,
+    RULES,
+    anls,
+    blind,
+    by_rule,
+    choose,
+    dynamath,
+    mathvista,
+    official_prompt,
+    read_prompts,
+    score,
+)
 
 PROMPTS = read_prompts()
 NAMES = [entry.name for entry in BENCHMARKS]
@@ -190,6 +200,7 @@ CHOICES = [  # answer, options, what it commits to
     ("I", ANIMALS, {8}), ("I do not know", ANIMALS, None), ("", ANIMALS, None), ("?", ANIMALS, None),
     ("none", ANIMALS, None), ("unicorn", ANIMALS, None), ("a", ANIMALS, {0}), ("A dog", ANIMALS, {1}),
     ("1", NUMBERS, {1}), ("2.0", NUMBERS, {2}), ("option 1", NUMBERS, None), ("C", NUMBERS, {2}), ("5", NUMBERS, None),
+    ("A. cat", ("cat", "A"), None), ("A. cow", ("cat", "dog", "A"), None), ("b. 3", ("2", "3"), {1}),
     ("B", ("C", "A", "B", "D"), None), ("D", ("C", "A", "B", "D"), {3}), ("E", ("E", "F", "G", "H"), {0}),
     ("x", ("y", "x"), {1}), ("B", ("A and B", "B"), {1}), ("A and B", ("A and B", "B"), {0}),
     ("\\frac{1}{2}", ("$0.5$", "$2$"), {0}), ("0.5", ("\\frac{1}{2}", "0.5"), {1}), ("5", ("5 cm", "5 m"), None),
@@ -447,7 +458,7 @@ def test_limit_keeps_what_is_scored_together(root):
     def take(name, limit):
         return load(BY_NAME[name], find(BY_NAME[name], str(root)), PROMPTS, limit=limit)
 
-    assert len(take("dynamath", 10)) == 10 == sum(item.row["scored_with"] == "1" for item in take("dynamath", 10))
+    assert len(take("dynamath", 10)) == 10 == sum(item.scored_with == "1" for item in take("dynamath", 10))
     assert len(take("wemath", 1)) == 3 and len(take("mvbench", 5)) == 5 and len(take("ai2d", 99)) == 2
 
 
@@ -537,7 +548,7 @@ def test_dynamath_ids_that_do_not_line_up(tmp_path):
         row["decoded_image"] = PIXEL
         standins.write_json([row], tmp_path / f"set/data/sample_variant{variant}.jsonl")
     items = load(BY_NAME["dynamath"], tmp_path / "set", PROMPTS)
-    assert len({item.row["scored_with"] for item in items}) == 1 and len(items) == 10  # by the order of the rows
+    assert len({item.scored_with for item in items}) == 1 and len(items) == 10  # by the order of the rows
 
 
 def test_layouts(tmp_path):
