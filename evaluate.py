@@ -133,22 +133,23 @@ def run(questions: dict, models: list, args: Arguments, results: Results, judge_
     """
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
     size = 4 * args.rows * PartialState().num_processes
-    bar = tqdm(total=sum(map(len, questions.values())), disable=not results.main or None)
-    for family, asked in questions.items():
-        pending = [question for question in asked if question.uid not in results.done]
-        bar.update(len(asked) - len(pending))
-        for start in range(0, len(pending), size):
-            part = {family: pending[start : start + size]}
-            records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
-            if any(getattr(model, "failures", 0) for model in models):
-                raise ConnectionError("some requests got no answer: the same command goes on from here")
-            results.add(records)
-            done = [*results.done.values()]
-            tokens = sum(record.get("tokens", 0) for record in done)
-            bar.set_postfix({family: f"{accuracies(done)[family]:.1f}%", "tokens": tokens})
-            bar.update(len(records))
+    asked = [(family, question) for family in questions for question in questions[family]]
+    pending = [(family, question) for family, question in asked if question.uid not in results.done]
+    bar = tqdm(total=len(asked), initial=len(asked) - len(pending), disable=not results.main or None)
+    for start in range(0, len(pending), size):
+        part: dict = {}
+        for family, question in pending[start : start + size]:
+            part.setdefault(family, []).append(question)
+        records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
+        if any(getattr(model, "failures", 0) for model in models):
+            raise ConnectionError("some requests got no answer: the same command goes on from here")
+        results.add(records)
+        done = [*results.done.values()]
+        tokens = sum(record.get("tokens", 0) for record in done)
+        bar.set_postfix({family: f"{accuracies(done)[family]:.1f}%", "tokens": tokens})
+        bar.update(len(records))
     bar.close()
-    return [results.done[question.uid] for asked in questions.values() for question in asked]
+    return [results.done[question.uid] for _, question in asked]
 
 
 def main(args: Arguments) -> None:
