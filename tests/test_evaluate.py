@@ -221,6 +221,8 @@ def test_what_cannot_be_asked(root, tmp_path, here):
     assert status == 2 and "no benchmark is called mnist; there are ai2d, " in said
     status, said = here("--benchmarks", "mmlu", "--root", root, "--model", "http://127.0.0.1:1/v1")
     assert status == 2 and "no server" in said
+    status, said = here("--benchmarks", "mmlu", "--root", root, "--paper", "7B/zppo")
+    assert status == 2 and "no row '7B/zppo'" in said  # before anything is asked
     assert not (tmp_path / "results.summary.json").exists()
 
 

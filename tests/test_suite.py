@@ -575,6 +575,16 @@ def test_layouts(tmp_path):
         find(replace(BY_NAME["ai2d"], sources=("x/y", "z/y")), str(tmp_path))
 
 
+def test_the_header_of_a_card_says_more_than_names(tmp_path):
+    standins.write_json([{"question": "new", "answer": "1"}], tmp_path / "odd.jsonl")
+    standins.write_json([{"question": "old", "answer": "1"}], tmp_path / "old/test.jsonl")
+    assert read_splits(tmp_path, "", ("test",))["test"]["question"] == ["old"]
+    standins.readme(tmp_path, {"now": {"test": "odd.jsonl"}})
+    assert read_splits(tmp_path, "", ("test",))["test"]["question"] == ["new"]
+    assert read_splits(tmp_path, "now", ("test",))["test"]["question"] == ["new"]
+    assert read_splits(tmp_path, "old", ("test",))["test"]["question"] == ["old"]  # a config that it does not name
+
+
 def test_columns_of_another_case(tmp_path):
     turns = {"role": ["user"], "content": ["hi"]}  # and a conversation as columns of lists
     rows = [{"QUESTION_ID": "1", "CONVERSATION": turns, "TARGET_QUESTION": "t?", "AXIS": "a", "PASS_CRITERIA": "YES"}]
