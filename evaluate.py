@@ -21,19 +21,18 @@ from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 import prompts
+import rewards
 from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, load_questions
 from engine.results import Results
-from engine.run import leave, read_records
-from engine.snapshots import find_all
-from extras.analysis import cluster_bootstrap
+from engine.run import leave, say
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
-from suite.compare import paper, report, summarise
-from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
+from suite.compare import accuracies, compare, paper, report, summarise
+from suite.entries import BENCHMARKS, BY_NAME, FAMILIES, find_all
 from suite.rows import Item, load
-from suite.scorers import JUDGES, Score, read_prompts, score
+from suite.scorers import JUDGES, read_prompts, score
 from world import table as world
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 are no-ops).
@@ -51,25 +50,19 @@ def evaluate(actor, questions: dict[str, Sequence[Question]], sampling: Sampling
     requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
     replies = [reply for (reply,) in actor(requests, 1, sampling, (seed, "evaluate"), "evaluate")]
     pairs = [(question, reply.text) for (_, question), reply in zip(asked, replies, strict=True)]
-    if reward:
-        scores = [Score(reward(question.text, text, question.answer), "own reward") for question, text in pairs]
+    judge = judge and partial(ask, judge, (seed, "evaluate"))
+    if all(isinstance(question, Item) for question, _ in pairs):
+        scores = [vars(one) for one in score(pairs, judge, judge_prompts)]
     else:
-        scores = score(pairs, judge and partial(ask, judge, (seed, "evaluate")), judge_prompts or {})
+        graded = [(question.text, text, question.answer, question.free_form) for question, text in pairs]
+        scores = [{"reward": value} for value in rewards.score(graded, judge, reward)]
     records = []
-    for (family, question), reply, result in zip(asked, replies, scores, strict=True):
-        record = dict(family=family, uid=question.uid, response=reply.text, gold=question.answer)
-        record |= dict(reward=result.reward, finished=reply.finished)
+    for (family, question), reply, scored in zip(asked, replies, scores, strict=True):
+        record = dict(family=family, uid=question.uid, response=reply.text, gold=question.answer, **scored)
+        records.append(record | dict(finished=reply.finished))
         if isinstance(question, Item):
-            record |= dict(method=result.method, why=result.why, tokens=len(reply.tokens), **result.extra)
-            record |= dict(scored_with=question.row["scored_with"], groups=question.groups)
-        records.append(record)
+            records[-1] |= dict(tokens=len(reply.tokens), scored_with=question.scored_with, groups=question.groups)
     return records
-
-
-def accuracies(records: Sequence[dict]) -> dict[str, float]:
-    """Accuracy in percent by family, in order of appearance."""
-    table = pd.DataFrame(records, columns=["family", "reward"])
-    return (100 * table.reward.astype(float)).groupby(table.family, sort=False).mean().to_dict()
 
 
 @dataclass
@@ -111,13 +104,12 @@ def load_all(args: Arguments, judge_prompts: dict) -> dict[str, list[Question]]:
     names = [e.name for e in BENCHMARKS if args.suite in (e.family, "all")] + args.benchmarks.replace(",", " ").split()
     if unknown := sorted({*names, *ids} - {*BY_NAME}):
         raise DataError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BY_NAME)}")
-    entries = {name: BY_NAME[name] for name in names}
-    entries |= {name: replace(BY_NAME[name], source=ids[name], moved=()) for name in ids if name in entries}
-    if judged := [name for name, entry in entries.items() if entry.scorer in JUDGES and not args.judge]:
+    entries = [BY_NAME[name] for name in dict.fromkeys(names)]
+    entries = [replace(entry, sources=[ids[entry.name]]) if entry.name in ids else entry for entry in entries]
+    if judged := [entry.name for entry in entries if entry.scorer in JUDGES and not args.judge]:
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; give --judge, or leave them out")
-    folders = find_all({name: (e.ids, e.revision, bool(e.video)) for name, e in entries.items()}, args.root)
-    bar = tqdm(folders.items(), desc="loading", leave=False, disable=None)
-    loaded = {name: load(entries[name], folder, judge_prompts, args.frames, args.limit) for name, folder in bar}
+    bar = tqdm(zip(entries, find_all(entries, args.root)), "loading", len(entries), leave=False, disable=None)
+    loaded = {entry.name: load(entry, folder, judge_prompts, args.frames, args.limit) for entry, folder in bar}
     return loaded or world.questions()[1]
 
 
@@ -140,44 +132,24 @@ def run(questions: dict, models: list, args: Arguments, results: Results, judge_
     Raises ConnectionError where a served model gave no answer to some requests: they would count as wrong.
     """
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
+    size = 4 * args.rows * PartialState().num_processes
     asked = [(family, question) for family in questions for question in questions[family]]
     pending = [(family, question) for family, question in asked if question.uid not in results.done]
-    size = 4 * args.rows * PartialState().num_processes
     bar = tqdm(total=len(asked), initial=len(asked) - len(pending), disable=not results.main or None)
     for start in range(0, len(pending), size):
         part: dict = {}
         for family, question in pending[start : start + size]:
             part.setdefault(family, []).append(question)
-        failures = [getattr(model, "failures", 0) for model in models]
         records = evaluate(models[0], part, sampling, args.seed, *models[1:] or [None], judge_prompts)
-        if failures != [getattr(model, "failures", 0) for model in models]:
+        if any(getattr(model, "failures", 0) for model in models):
             raise ConnectionError("some requests got no answer: the same command goes on from here")
         results.add(records)
-        running, tokens = accuracies([*results.done.values()]), sum(r.get("tokens", 0) for r in results.done.values())
-        bar.set_postfix({family: f"{running[family]:.1f}%", "tokens": tokens})
+        done = [*results.done.values()]
+        tokens = sum(record.get("tokens", 0) for record in done)
+        bar.set_postfix({family: f"{accuracies(done)[family]:.1f}%", "tokens": tokens})
         bar.update(len(records))
     bar.close()
     return [results.done[question.uid] for _, question in asked]
-
-
-def compare(names: Sequence[str]) -> str:
-    """Each result beside the first: percent, then the cluster bootstrap (F.6) over the benchmarks that all have.
-
-    names: results files, or "paper:" and a row of the paper's tables. Raises ValueError.
-    """
-    scores = {}
-    for name in names:
-        records = read_records(Path(name))
-        numbers = {key: one["score"] for key, one in summarise(records).items()}
-        scores[name] = paper(name[6:]) if name.startswith("paper:") else numbers or accuracies(records)
-        if not scores[name]:
-            raise ValueError(f"{name}: no such file of results")
-    table = pd.DataFrame(scores).dropna()
-    families, text = [BY_NAME[name].family if name in BY_NAME else "questions" for name in table.index], []
-    for family, block in table.groupby(families, sort=False):
-        text += [f"\n{family}, {len(block)} in all results", block.to_string(float_format="{:.1f}".format)]
-        text.append(cluster_bootstrap(block, names[0]).to_string(float_format="{:+.2f}".format))
-    return "\n".join(text)
 
 
 def main(args: Arguments) -> None:
@@ -191,24 +163,22 @@ def main(args: Arguments) -> None:
         if args.compare:
             return print(compare(args.compare))
         if args.list:
-            columns = ["name", "family", "source", "moved", "configs", "splits", "size", "terms", "scorer"]
+            columns = ["name", "family", "sources", "configs", "splits", "size", "terms", "scorer"]
             return print(pd.DataFrame(BENCHMARKS)[columns].to_string(index=False, max_colwidth=48))
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-        results = Results(Path(args.out), settings, accelerator.is_main_process)
         judge_prompts = read_prompts(args.judge_prompts)
+        theirs = {args.paper: paper(args.paper)} if args.paper else {}
         with accelerator.main_process_first():  # the others find what it has downloaded and read
             questions = load_all(args, judge_prompts)
-        results.start(settings)
+        results = Results(Path(args.out), settings)
         names = [(args.model, args.model_name), (args.judge, args.judge_name)]
         models = [load_actor(name, served, args, accelerator) for name, served in names if name]
         records = run(questions, models, args, results, judge_prompts)
         numbers = summarise(records) or accuracies(records)
-        text = report(numbers, args.paper)
+        results.finish(records, {"settings": settings, "scores": numbers})
+        say(f"{report(numbers, theirs)}\nper-question results: {args.out}")
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
         leave(f"evaluate.py: {error}", 2)
-    if accelerator.is_main_process:
-        results.finish(records, {"settings": settings, "scores": numbers})
-        print(f"{text}\nper-question results: {args.out}")
 
 
 if __name__ == "__main__":

@@ -5,19 +5,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import PartialState
+
 from engine.run import leave, read_records, write_records, write_whole
 
 
 class Results:
     """The records of a run in `path`, one a line; beside it .args.json, and .summary.json when the run is finished.
 
-    done: {uid: record} so far, with those of an earlier start that was stopped. A finished run starts anew. Only the
-    main process (main) writes; all of them read. Raises SystemExit where an unfinished run with other settings is in
-    the way.
+    done: {uid: record}, at first those of a start that was stopped; a finished run starts anew. All processes read,
+    the main one writes. Raises SystemExit where an unfinished run with other settings is in the way.
     """
 
-    def __init__(self, path: Path, settings: dict, main: bool):
-        self.path, self.main, self.done = path, main, {}
+    def __init__(self, path: Path, settings: dict):
+        self.path, self.main, self.done = path, PartialState().is_main_process, {}
         self.summary, described = path.with_suffix(".summary.json"), path.with_suffix(".args.json")
         if path.exists() and described.exists() and not self.summary.exists():
             old = json.loads(described.read_text(encoding="utf-8"))
@@ -25,13 +26,11 @@ class Results:
                 was = ", ".join(f"--{name} {old.get(name)} (now {settings[name]})" for name in changed)
                 leave(f"{path} was started with {was}: go on with that, or choose another --out", 2)
             self.done = {record["uid"]: record for record in read_records(path)}  # without a last line cut short
-
-    def start(self, settings: dict) -> None:
-        """Leave only whole records in the file. To be called when all processes have read it."""
+        PartialState().wait_for_everyone()  # all have read
         if self.main:
             self.summary.unlink(missing_ok=True)
-            write_whole(json.dumps(settings, indent=1), self.path.with_suffix(".args.json"))
-            write_records([*self.done.values()], self.path)
+            write_whole(json.dumps(settings, indent=1), described)
+            write_records([*self.done.values()], path)
 
     def add(self, records: Sequence[dict]) -> None:
         self.done |= {record["uid"]: record for record in records}
@@ -43,7 +42,8 @@ class Results:
 
     def finish(self, records: Sequence[dict], summary: dict) -> None:
         """All records in order, those that a judge saw once more apart, and a summary: the run is finished."""
-        write_records(records, self.path)
-        if judged := [record for record in records if record.get("method", "rule") != "rule"]:
-            write_records(judged, self.path.with_suffix(".judged.jsonl"))
-        write_whole(json.dumps(summary, indent=1), self.summary)
+        if self.main:
+            write_records(records, self.path)
+            if judged := [record for record in records if record.get("method", "rule") != "rule"]:
+                write_records(judged, self.path.with_suffix(".judged.jsonl"))
+            write_whole(json.dumps(summary, indent=1), self.summary)

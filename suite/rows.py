@@ -9,21 +9,22 @@ Decisions:
 5. A row's uid is its set, config, split and number.
 """
 
+import ast
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 
-from engine.choices import LETTERS, gold_numbers, lettered, option_texts
 from engine.cleaning import clean_text
-from engine.media import find_file, picture, sample, subtitles
 from engine.questions import DataError, Question, names_in
-from engine.snapshots import config_names, read_splits
 from generate import seed_of
-from suite.entries import BLIND_TASKS, OCR_CAPABILITIES, Benchmark
+from suite.entries import BLIND_TASKS, OCR_CAPABILITIES, Benchmark, config_names, read_splits
+from suite.media import find_file, picture, sample, subtitles
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IN_PICTURE = "Answer the question in the picture."
 MARKER = re.compile(r"<image[ _]?(\d*)>")
 AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
@@ -35,8 +36,9 @@ class Item(Question):
 
     benchmark: str = ""
     options: tuple[str, ...] = ()  # their texts, "" where only the picture or the question shows one
-    told: str = ""  # the question as a judge should see it, where that differs
+    told: str = ""  # the question as a judge should see it
     golds: tuple = ()  # what is accepted: numbers (0-based) of options, or strings
+    scored_with: str = ""  # the same for questions that are scored together
     row: dict = field(default_factory=dict, compare=False, repr=False)  # what the scorer reads
     groups: dict = field(default_factory=dict, compare=False, repr=False)  # {name: value or list of values}
 
@@ -48,6 +50,54 @@ def expect(value, known):
     return value
 
 
+# ---- options and golds -------------------------------------------------------------------------------------
+
+
+def lettered(options: Sequence[str]) -> list[str]:
+    """"A. text" of each option whose text is known."""
+    return [f"{letter}. {text}" for letter, text in zip(LETTERS, options) if text]
+
+
+def option_texts(cell, drawn: int = 0, question: str = "") -> list[str]:
+    """The texts of a row's options without their letters, "" where they are not known; [] if it has none.
+
+    cell: a list, a Python list as a string, one string "A. x;B. y", a dict by letter, or None. Without a cell: lines
+    "A: x" of the question; without those, `drawn` options whose texts are not known.
+    """
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        cell = ast.literal_eval(cell.strip())
+    elif isinstance(cell, str):
+        cell = re.split(r";\s*(?=[A-J]\.)", cell)
+    elif isinstance(cell, dict):
+        cell = [cell[letter] for letter in sorted(cell) if cell[letter]]
+    elif cell is None and drawn:
+        lines = re.findall(r"(?m)^\s*\(?([A-J])[:.)]\s*(.+?)\s*$", question)
+        in_order = [letter for letter, _ in lines] == list(LETTERS[: len(lines)])
+        cell = [text for _, text in lines] if in_order else None
+    texts = [str(text).strip() for text in cell or [""] * drawn]
+    if texts == list(LETTERS[: len(texts)]):  # only the letters are given: drawn
+        return [""] * len(texts)
+    plain = [re.sub(rf"^\(?{letter}[.:)]\s*", "", text) for letter, text in zip(LETTERS, texts)]
+    return plain if all(one != text for one, text in zip(plain, texts, strict=True)) else texts
+
+
+def gold_numbers(encoding: str, golds: Sequence, options: Sequence[str]) -> tuple[int, ...]:
+    """The numbers (0-based) of the right options. encoding: letter, index (0-based) or text.
+
+    A gold that should be a letter may be the text of an option. Raises DataError where a gold is none of the options.
+    """
+    texts = [str(gold).strip() for gold in golds]
+    if encoding == "index":
+        numbers = [int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)]
+    elif encoding == "letter" and re.fullmatch(r"\(?[A-Z][).]?", texts[0]):
+        numbers = [LETTERS.index(texts[0].strip("()."))]
+    else:
+        numbers = [i for i, option in enumerate(options) if option == texts[0]][:1]
+    if not numbers or max(numbers) >= len(options):
+        raise DataError(f"expected the {encoding} of one of the options {list(options)}, found {list(golds)}")
+    return tuple(numbers)
+
+
 # ---- what no column says: {name: (row, prompts) -> what replaces or joins its columns, for each question of it} ----
 
 
@@ -57,14 +107,14 @@ def charxiv(row: dict, prompts: dict) -> list[dict]:
     if expect(kind, (1, 2, 3, 4)) == 4:
         decimals = len(answer.partition(".")[2])
         question += f" Give the answer {f'with {decimals} decimals' if decimals else 'as an integer'}."
-    parts = [{"half": "reasoning", "rubric": f"reasoning_{kind}", "question": question, "answer": answer}]
+    parts = [dict(half="reasoning", rubric=f"reasoning_{kind}", reasoning_q=question, reasoning_a=answer)]
     at = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
     place = row["subplot_loc"] or (at if row["subplot_row"] else "the current plot")
     for i in "1234":
         number, answer = expect(int(row[f"descriptive_q{i}"]), range(1, 20)), row[f"descriptive_a{i}"]
         kind, question = prompts["charxiv_questions"][number - 1]
         question = question if number in (18, 19) else f"For {place}, {question[0].lower()}{question[1:]}"
-        parts.append({"half": "descriptive", "rubric": f"descriptive_{kind}", "question": question, "answer": answer})
+        parts.append(dict(half="descriptive", rubric=f"descriptive_{kind}", reasoning_q=question, reasoning_a=answer))
     return parts
 
 
@@ -121,13 +171,35 @@ PREPARE = {f.__name__: f for f in (charxiv, mathvista, redux, multichallenge, bl
 
 def check_columns(entry: Benchmark, config: str, rows: datasets.Dataset) -> datasets.Dataset:
     """The rows, with columns of another case renamed. Raises DataError if a column is missing that the entry needs."""
-    options = [entry.options] if isinstance(entry.options, str) else entry.options
-    needed = {entry.question, *entry.answers, *options, *entry.needs, *entry.kind[:1], entry.video} - {""}
-    needed -= {"question", "answer"} if entry.name == "charxiv" else {"question"} if config == "vision" else set()
+    needed = {entry.question, *entry.answers, *entry.options, *entry.needs, *entry.kind[:1], entry.video} - {""}
+    needed -= {"question"} if config == "vision" else set()  # MMMU-Pro: it is in the picture
     there = {name.casefold(): name for name in rows.column_names}
     if missing := sorted(name for name in needed if name.casefold() not in there):
         raise DataError(f"expected columns {missing}, found {rows.column_names}")
     return rows.rename_columns({there[name.casefold()]: name for name in needed if name not in rows.column_names})
+
+
+def places_of(entry: Benchmark, folder: Path, limit: int | None) -> list[dict]:
+    """Where the rows to ask are: config, split, rows, number, scored_with (one value for rows scored together).
+
+    limit: about so many rows; what is scored together stays together, evenly spaced over the set.
+    """
+    places = []
+    for config in config_names(folder) if "*" in entry.configs else entry.configs:
+        splits = read_splits(folder, config, entry.splits, entry.every_split)
+        splits = {split: check_columns(entry, config, rows) for split, rows in splits.items()}
+        ids = [rows[entry.together] for rows in splits.values()] if entry.together else []
+        # Where ids differ from split to split, rows of the same number belong together.
+        by_id = ids and (not entry.every_split or len({frozenset(one) for one in ids}) == 1)
+        for i, (split, rows) in enumerate(splits.items()):
+            units = map(str, ids[i]) if by_id else (f"{config}/{number}" for number in range(len(rows)))
+            asked = [value.endswith(entry.where[1]) for value in rows[entry.where[0]]] if entry.where else None
+            places += [dict(config=config, split=split, rows=rows, number=number, scored_with=unit)
+                       for number, unit in enumerate(units) if asked is None or asked[number]]  # fmt: skip
+    units = list(dict.fromkeys(place["scored_with"] for place in places))
+    n = max(1, limit * len(units) // len(places)) if limit and limit < len(places) else len(units)
+    kept = {units[i * len(units) // n] for i in range(n)}
+    return [place for place in places if place["scored_with"] in kept]
 
 
 def media_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> tuple[tuple, str, dict]:
@@ -159,18 +231,16 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
         return MARKER.sub(lambda match: names[expect(match[1] or "1", names)], text) if names else text
 
     question = re.sub(entry.strip, "", str(row.get(entry.question) or "")).strip()
-    cell = row.get(entry.options) if isinstance(entry.options, str) else [row[name] for name in entry.options]
-    told = row.get(entry.judge_question) or ""
+    told = row.get(entry.judge_question)
+    cells = [row[name] for name in entry.options]
+    cell = cells[0] if len(cells) == 1 else cells or None
     options = [named(text) for text in option_texts(cell, entry.drawn, "" if entry.options else told or question)]
-    gold = row.get(entry.answers[0])
     if entry.kind:
-        column, with_options, without = entry.kind
-        if row[column] not in with_options:
-            if "*" not in without or options:
-                expect(row[column], (*with_options, *without))
-            options, gold = [], row.get(entry.answers[-1])
+        column, with_options, *without = entry.kind
+        options = options if expect(row[column], (with_options, *without)) == with_options else []
+    gold = row[entry.answers[0 if options else -1]]
     if gold in (None, "", []):
-        raise DataError(f"expected an answer, found {gold!r}" + (f" ({entry.withheld})" if entry.withheld else ""))
+        raise DataError(f"expected an answer, found {gold!r}")
     if entry.shuffled:
         random.Random(seed_of(uid)).shuffle(options)
     accepted = gold if isinstance(gold, list) else [gold]
@@ -180,41 +250,18 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
     if question and entry.options and any(options):
         text = "\n".join([text, *lettered(options)])
     answer = ", ".join(LETTERS[gold] for gold in golds) if options else golds[0]
-    kept = {name: row[name] for name in (*entry.needs, "scored_with", "rubric") if name in row}
+    kept = {name: row[name] for name in (*entry.needs, "rubric") if name in row}
     groups = {name: value for name, value in names_in(row).items() if name in entry.groups and value is not None}
-    return Item(uid, intro + text, images, answer, benchmark=entry.name, options=tuple(options), told=told,
-                golds=golds, turns=row.get("turns", ()), row=kept, groups=groups)  # fmt: skip
-
-
-def rows_of(entry: Benchmark, folder: Path, limit: int | None) -> list[dict]:
-    """The place of each row to ask: config, split, rows, number, scored_with (one value for rows scored together).
-
-    limit: about so many rows; what is scored together stays together, evenly spaced over the set.
-    """
-    found = []
-    for config in config_names(folder) if "*" in entry.configs else entry.configs:
-        splits = read_splits(folder, config, entry.splits, entry.every_split)
-        splits = {split: check_columns(entry, config, rows) for split, rows in splits.items()}
-        units = order = [[f"{config}/{i}" for i in range(len(rows))] for rows in splits.values()]
-        if entry.together:
-            units = [[str(one) for one in rows[entry.together]] for rows in splits.values()]
-        if entry.every_split and any(sorted(one) != sorted(set(units[0])) for one in units):
-            units = order  # the ids differ from split to split: rows of the same number belong together
-        for (split, rows), values in zip(splits.items(), units, strict=True):
-            chosen = [value.endswith(entry.where[1]) for value in rows[entry.where[0]]] if entry.where else None
-            found += [dict(config=config, split=split, rows=rows, number=i, scored_with=value)
-                      for i, value in enumerate(values) if chosen is None or chosen[i]]  # fmt: skip
-    units = list(dict.fromkeys(place["scored_with"] for place in found))
-    n = max(1, limit * len(units) // len(found)) if limit and limit < len(found) else len(units)
-    kept = {units[i * len(units) // n] for i in range(n)}
-    return [place for place in found if place["scored_with"] in kept]
+    text = intro + text
+    return Item(uid, text, images, answer, benchmark=entry.name, options=tuple(options), told=told or text, golds=golds,
+                turns=row.get("turns", ()), scored_with=row["scored_with"], row=kept, groups=groups)  # fmt: skip
 
 
 def load(entry: Benchmark, folder: Path, prompts: dict, frames: int = 32, limit: int | None = None) -> list[Item]:
     """The questions of a benchmark from the folder of its set. prompts: configs/judges.toml. Raises DataError."""
     items, uid = [], entry.name
     try:
-        for place in rows_of(entry, folder, limit):
+        for place in places_of(entry, folder, limit):
             split, number = place["split"] if entry.every_split else "", str(place["number"])
             uid = "/".join(filter(None, (entry.name, place["config"], split, number)))
             row = place["rows"][place["number"]] | place
@@ -222,6 +269,6 @@ def load(entry: Benchmark, folder: Path, prompts: dict, frames: int = 32, limit:
             parts = PREPARE[entry.prepare](row, prompts) if entry.prepare else [{}]
             items += [item_of(entry, uid + (f".{i}" if i else ""), row | part, *media) for i, part in enumerate(parts)]
     except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # DataError is a ValueError
-        withheld = f" ({entry.withheld})" if entry.withheld and uid == entry.name else ""
+        withheld = f" ({entry.withheld})" if entry.withheld else ""
         raise DataError(f"{uid}: {error}{withheld}") from error
     return items

@@ -3,7 +3,9 @@
 Decisions where the paper is silent:
 1. A rule sees only the final answer, the content of the last box. Without a box the judge is asked (the metrics of
    InfographicVQA and OCRBench v2, which have no judge, then take the text behind the thoughts).
-2. A rule settles a choice that is clear (engine/choices.py), and a number against a number.
+2. A rule settles a number against a number, and a choice that is clear: exactly one option, several options, or a
+   letter that no option has. Not clear are "2" among options that are no numbers, a letter whose text is another
+   option's, an answer that fits two options. So a wrong choice is never taken for a right one.
 3. Without a judge an unsettled answer counts as wrong, and the table says how many there are.
 4. The official judges are asked in words of ours (configs/judges.toml), which a file with the published ones replaces.
    A reply that does not keep to its form counts as wrong and is counted.
@@ -15,22 +17,80 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from engine.choices import WRAPPED, choose, distance, lettered, number
-from engine.questions import DataError, Question
-from rewards import extract_boxed, grade, judge
+from engine.answers import answers_match
+from engine.questions import DataError
+from rewards import extract_boxed, grade, judge_prompt, parse_verdict
 from suite.entries import BLIND_TASKS, BY_NAME
-from suite.rows import Item
+from suite.rows import LETTERS, Item, lettered
+
+WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+OPENING = r"(?i)^(the )?((correct|right|final) )*(answer|option|choice)s?\b( is| are)?[\s:]*"
 
 
 @dataclass
 class Score:
-    reward: float | None  # None: the metric cannot be computed here
+    reward: float | None  # None: a judge is needed, or the metric cannot be computed here
     method: str  # rule, judge, official judge, unsettled (no judge), unreadable (judge) or not scored
     why: str = ""  # a judge was needed
-    extra: dict = field(default_factory=dict)
+
+
+# ---- an answer against options, numbers, edit distances ------------------------------------------------------
+
+
+def letters_in(answer: str) -> set[int]:
+    """Numbers of the options that an answer of nothing but letters names: "B", "(b)", "option B", "A and C", "AC"."""
+    text = re.sub(OPENING, "", WRAPPED.sub(r"\1", answer).strip(" \n$*."))
+    parts = list(text) if re.fullmatch("[A-J]{2,5}", text) else re.split(r"[\s,;/&]+|\band\b|\bor\b", text)
+    found = [re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part]
+    return {LETTERS.index(match[1].upper()) for match in found} if all(found) else set()
+
+
+def same_text(answer: str, options: Sequence[str]) -> set[int]:
+    """The options with this text; else the one option that means the same, if there is exactly one."""
+    plain, *texts = (" ".join(text.casefold().split()) for text in (answer, *options))
+    if equal := {i for i, text in enumerate(texts) if text and text == plain}:
+        return equal
+    alike = {i for i, option in enumerate(options) if option and answers_match(answer, option)}
+    return alike if len(alike) == 1 else set()
+
+
+def choose(answer: str, options: Sequence[str]) -> set[int] | None:
+    """The options (0-based) that a final answer commits to; None if that is not clear. Never raises.
+
+    A number behind the last option stands for a letter that no option has. options: texts, "" where not known.
+    """
+    answer = answer.strip()
+    letters, texts = letters_in(answer), same_text(answer, options)
+    if letters:
+        if not texts or texts == letters:
+            return letters
+        return texts if len(letters) > 1 or max(letters) >= len(options) else None
+    plain = re.sub(OPENING, "", WRAPPED.sub(r"\1", answer))
+    if both := re.fullmatch(r"[(\[]?([A-Ja-j])[)\].:]+\s*(\S.*)", plain, re.DOTALL):  # "B. its text"
+        letter, texts = LETTERS.index(both[1].upper()), texts or same_text(both[2].strip(), options)
+        if not texts and letter < len(options) and not options[letter]:
+            return {letter}
+        return texts if texts == {letter} else None
+    return texts if len(texts) == 1 else None
+
+
+def number(text: str) -> float | None:
+    """The value of a plain decimal number, with thousands separators, dollar or percent signs; else None."""
+    text = WRAPPED.sub(r"\1", text).strip().strip("$%\\ ").replace(",", "")
+    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein's: the fewest insertions, deletions and changes of a sign that make b of a."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (left != right))
+    return row[-1]
 
 
 # ---- rules: (item, final answer) -> 1.0, 0.0, a share, or None where they cannot settle it ------------------
@@ -43,6 +103,12 @@ def answer_rule(item: Item, answer: str) -> float | None:
     if any(grade(f"\\boxed{{{answer}}}", gold) for gold in item.golds):
         return 1.0
     return 0.0 if number(answer) is not None and all(number(gold) is not None for gold in item.golds) else None
+
+
+def same_rounded(answer: str, gold: str, digits: int) -> float | None:
+    """Are two numbers equal when they are rounded? None if one of them is no number."""
+    numbers = number(answer), number(gold)
+    return None if None in numbers else float(round(numbers[0], digits) == round(numbers[1], digits))
 
 
 def dynamath(item: Item, answer: str) -> float | None:
@@ -60,19 +126,17 @@ def dynamath(item: Item, answer: str) -> float | None:
 
 def mathvista(item: Item, answer: str) -> float | None:
     """Its chain: letter or text of a choice, else the nearest one; integers are cut, floats rounded to `precision`."""
+    settled = answer_rule(item, answer)
     if item.options:
         far = [distance(answer.casefold(), option.casefold()) for option in item.options]
         one_is_nearest = far.count(min(far)) == 1
-        settled = answer_rule(item, answer)
         return float(far.index(min(far)) in item.golds) if settled is None and one_is_nearest else settled
-    kind, (gold,), value = item.row["answer_type"], item.golds, number(answer)
-    if kind == "integer" and value is not None:
-        return float(int(value) == int(float(gold)))
-    if kind == "float" and value is not None:
-        digits = item.row["precision"]
-        digits = len(gold.partition(".")[2]) if digits is None else int(digits)
-        return float(round(value, digits) == round(float(gold), digits))
-    return 1.0 if answer.strip() == gold.strip() or answer_rule(item, answer) else None
+    (gold,), kind, digits = item.golds, item.row["answer_type"], item.row.get("precision")
+    if kind == "integer" and number(answer) is not None:
+        return float(int(number(answer)) == int(float(gold)))
+    if kind == "float" and number(answer) is not None:
+        return same_rounded(answer, gold, len(gold.partition(".")[2]) if digits is None else int(digits))
+    return 1.0 if settled or answer.strip() == gold.strip() else None
 
 
 def blind(item: Item, answer: str) -> float | None:
@@ -90,13 +154,13 @@ def blind(item: Item, answer: str) -> float | None:
 
 def videommmu(item: Item, answer: str) -> float | None:
     """Open answers: numbers rounded to two decimals, or the gold's words inside the answer."""
-    if item.options or answer_rule(item, answer):
-        return answer_rule(item, answer)
-    value, gold = number(answer), number(item.golds[0])
-    if value is not None and gold is not None:
-        return float(round(value, 2) == round(gold, 2))
-    words = re.escape(item.golds[0].strip().casefold())
-    return 1.0 if gold is None and re.search(rf"(?<!\w){words}(?!\w)", answer.casefold()) else None
+    settled, (gold, *_) = answer_rule(item, answer), item.golds
+    if item.options or settled:
+        return settled
+    if number(gold) is not None:
+        return same_rounded(answer, gold, 2)
+    words = re.escape(gold.strip().casefold())
+    return 1.0 if re.search(rf"(?<!\w){words}(?!\w)", answer.casefold()) else None
 
 
 def anls(item: Item, answer: str) -> float:
@@ -112,8 +176,7 @@ def ocrbench(item: Item, answer: str) -> float | None:
         from lmms_eval.tasks.ocrbench_v2.utils import ocrbench_v2_process_results
     except ImportError:
         return None
-    row = {name: item.row[name] for name in ("type", "eval", "bbox", "bbox_list", "content")}
-    row |= {"question": item.text, "answers": list(item.golds)}
+    row = item.row | {"question": item.text, "answers": list(item.golds)}
     return float(ocrbench_v2_process_results(row, [answer])["ocrbench_v2_accuracy"]["score"])
 
 
@@ -136,12 +199,10 @@ def read_official(item: Item, reply: str) -> Score:
         reward = round(float(VERDICTS.get(str(verdict).casefold(), verdict)), 2)
         if not (0 <= reward <= 1 if item.benchmark == "mmvet" else reward in (0, 1)):
             raise ValueError(verdict)
-        if item.benchmark == "multichallenge" and item.golds[0].upper() == "NO":
-            reward = 1 - reward
-        extra = {"confidence": float(said.get("confidence", 100))} if item.benchmark == "hle" else {}
-        return Score(reward, "official judge", extra=extra)
     except (ValueError, TypeError, AttributeError, StopIteration):
         return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
+    wanted_no = item.benchmark == "multichallenge" and item.golds[0].upper() == "NO"
+    return Score(1 - reward if wanted_no else reward, "official judge")
 
 
 def official_prompt(item: Item, response: str, prompts: dict) -> str:
@@ -166,45 +227,38 @@ def read_prompts(path: str = "") -> dict:
 # ---- all together ------------------------------------------------------------------------------------------
 
 
-def by_rule(question: Question, response: str) -> Score:
-    """What can be settled without a judge; reward None and method "judge" where a judge is needed."""
-    answer = extract_boxed(response)
-    if not isinstance(question, Item):
-        reward = None if question.free_form else grade(response, question.answer)
-        return Score(reward, "judge", "free-form gold") if reward is None else Score(reward, "rule")
-    scorer = BY_NAME[question.benchmark].scorer
-    if scorer in METRICS:
-        reward = METRICS[scorer](question, response.rpartition("</think>")[2].strip() if answer is None else answer)
-        return Score(reward, "rule") if reward is not None else Score(None, "not scored", "pip install lmms-eval")
+def by_rule(item: Item, response: str) -> Score:
+    """What can be settled without a judge; reward None and method "judge" or "official judge" where one is needed."""
+    scorer, answer = BY_NAME[item.benchmark].scorer, extract_boxed(response)
     if scorer in JUDGES:
         return Score(None, "official judge")
-    if answer is None:
-        return Score(None, "judge", "no box")
-    reward = RULES[scorer](question, answer)
-    return Score(None, "judge", "not settled by the rule") if reward is None else Score(reward, "rule")
+    if scorer in METRICS:
+        reward = METRICS[scorer](item, response.rpartition("</think>")[2].strip() if answer is None else answer)
+        return Score(None, "not scored", "pip install lmms-eval") if reward is None else Score(reward, "rule")
+    reward = None if answer is None else RULES[scorer](item, answer)
+    if reward is None:
+        return Score(None, "judge", "no box" if answer is None else "not settled by the rule")
+    return Score(reward, "rule")
 
 
-def score(asked: Sequence[tuple[Question, str]], ask: Callable | None, prompts: dict) -> list[Score]:
-    """The score of each (question, response). ask: texts for prompts, from the judge; None: no judge.
+def score(asked: Sequence[tuple[Item, str]], ask: Callable | None, prompts: dict) -> list[Score]:
+    """The score of each (item, response). ask: texts for prompts, from the judge; None: no judge (decision 3).
 
-    prompts: configs/judges.toml. Raises DataError where an official judge or a free-form gold needs `ask`.
+    prompts: configs/judges.toml. Raises DataError where an official judge needs `ask`.
     """
-    scores = [by_rule(*one) for one in asked]
-    shared = [i for i, one in enumerate(scores) if one.method == "judge"]
-    official = [i for i, one in enumerate(scores) if one.method == "official judge"]
+    scores, texts = [by_rule(*one) for one in asked], {}
+    for i, (item, response) in enumerate(asked):
+        if scores[i].method == "official judge":
+            texts[i] = official_prompt(item, response, prompts)
+        elif scores[i].method == "judge":  # the shared one (Fig. 9)
+            texts[i] = judge_prompt(item.told, response, item.answer, lettered(item.options))
     if ask is None:
-        if official or not all(isinstance(asked[i][0], Item) for i in shared):
+        if any(one.method == "official judge" for one in scores):
             raise DataError("these questions need a judge: give one (--judge), or leave their sets out")
-        for i in shared:
-            scores[i] = Score(0.0, "unsettled", scores[i].why)
-        return scores
-    compared = []  # by the shared judge (Fig. 9): question, response, gold, options
-    for question, response in (asked[i] for i in shared):
-        text, options = getattr(question, "told", "") or question.text, lettered(getattr(question, "options", ()))
-        compared.append((text, response, question.answer, options))
-    for i, reward in zip(shared, judge(compared, ask), strict=True):
-        scores[i].reward = reward
-    texts = [official_prompt(*asked[i], prompts) for i in official]
-    for i, reply in zip(official, ask(texts) if texts else [], strict=True):
-        scores[i] = read_official(asked[i][0], reply)
+        return [Score(0.0, "unsettled", one.why) if one.method == "judge" else one for one in scores]
+    for i, reply in zip(texts, ask([*texts.values()]) if texts else [], strict=True):
+        if scores[i].method == "judge":
+            scores[i].reward = float(parse_verdict(reply))
+        else:
+            scores[i] = read_official(asked[i][0], reply)
     return scores

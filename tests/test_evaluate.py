@@ -1,6 +1,7 @@
 """evaluate.py: decoding, records on disk, the suite over stand-ins on one and two processes, kills, served models."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from runs import torchrun
 
 import evaluate
 from engine.options import parse
-from engine.questions import DataError, Question
+from engine.questions import Question
 from evaluate import DECODING, accuracies
 from suite.entries import BENCHMARKS
 
@@ -32,11 +34,6 @@ SMALL = "--min_pixels 256 --max_pixels 1024 --frames 3 --max_new_tokens 8".split
 
 def command(*args: str, processes: int = 1) -> list[str]:
     return [sys.executable, *torchrun(processes), f"{ROOT}/evaluate.py", *args]
-
-
-def run(folder: Path, *args: str, processes: int = 1) -> subprocess.CompletedProcess:
-    line = command(*args, processes=processes)
-    return subprocess.run(line, cwd=folder, env=ENV, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -70,13 +67,13 @@ def test_decoding_is_the_papers():
     )
 
 
-def test_command_line_writes_a_record_per_question(tmp_path):
-    done = run(tmp_path, "--model", STUDENT, "--out", "out/results.jsonl")
-    assert done.returncode == 0, done.stderr
+def test_the_embedded_world_is_a_record_per_question(tmp_path, here):
+    status, said = here("--model", STUDENT, "--out", "out/results.jsonl")
+    assert status == 0, said
     records = read(tmp_path / "out" / "results.jsonl")
     assert len(records) == 480 == len({record["uid"] for record in records})
     for family, accuracy in accuracies(records).items():
-        assert f"{family:<14} {accuracy:5.1f}%" in done.stdout
+        assert f"{family:<14} {accuracy:5.1f}%" in said
         assert (accuracy < 15) == family.endswith("hard")
     assert json.loads((tmp_path / "out/results.summary.json").read_text())["scores"] == accuracies(records)
 
@@ -102,117 +99,11 @@ def test_free_form_golds_go_to_the_judge_and_no_others():
     records = evaluate.evaluate(scripted("\\boxed{2}", "\\boxed{2}"), questions, judge=judge)
     assert accuracies(records) == {"essay": 100.0, "sum": 100.0}
     assert set(records[0]) == {"family", "uid", "response", "gold", "reward", "finished"}
-    with pytest.raises(DataError, match="--judge"):
+    with pytest.raises(ValueError, match="need a judge"):
         evaluate.evaluate(scripted("\\boxed{2}"), {"essay": [essay]})
 
 
-# ---- the suite -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def exams(root, tmp_path_factory) -> dict[int, tuple[Path, str]]:
-    """The whole suite on the embedded student, which judges itself, on one process and on two: (folder, output)."""
-    found = {}
-    for processes in (1, 2):
-        folder = tmp_path_factory.mktemp(f"exam{processes}")
-        done = run(folder, "--suite", "all", "--root", root, "--judge", STUDENT, *SMALL, processes=processes)
-        assert done.returncode == 0, done.stderr
-        found[processes] = folder, done.stdout
-    return found
-
-
-def test_the_whole_suite(exams):
-    folder, said = exams[1]
-    records = read(folder / "results.jsonl")
-    assert list(dict.fromkeys(record["family"] for record in records)) == [entry.name for entry in BENCHMARKS]
-    summary = json.loads((folder / "results.summary.json").read_text())["scores"]
-    for entry in BENCHMARKS:
-        assert re.search(rf"^{entry.name} ", said, re.MULTILINE)
-        assert summary[entry.name]["counts"]["rows"] == len(standins.RIGHT[entry.name])
-    scored = {name for name, one in summary.items() if one["score"] is not None}
-    assert len(scored) == 31 - len(UNSCORED) and not scored & UNSCORED
-    assert "vlm, ours" in said and ("(partial: 14 of 16 benchmarks)" in said) == bool(UNSCORED)
-    assert "not the published number of rows: ai2d, " in said
-    judged = read(folder / "results.judged.jsonl")
-    assert judged == [record for record in records if record["method"] != "rule"] and all(
-        record["why"] for record in judged if record["method"] == "judge"
-    )
-    assert all(record["tokens"] <= 8 for record in records)
-
-
-def test_two_processes_give_the_same_results(exams):
-    (one, said_one), (two, said_two) = exams[1], exams[2]
-    assert read(two / "results.jsonl") == read(one / "results.jsonl")
-    assert said_two == said_one
-
-
-def test_a_killed_run_goes_on(root, exams, tmp_path, here):
-    args = ["--suite", "llm", "--root", root, "--judge", STUDENT, *SMALL, "--rows", "1"]  # rounds of 4 questions
-    process = subprocess.Popen(command(*args), cwd=tmp_path, env=ENV, stderr=subprocess.DEVNULL)
-    out = tmp_path / "results.jsonl"
-    while not out.exists() or len(out.read_text().splitlines()) < 8:
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = out.read_text().splitlines()
-    with open(out, "a") as file:
-        file.write('{"family": "mm')  # a line cut short
-    status, said = here(*args, "--seed", "1")
-    assert status == 2 and "--seed 0 (now 1)" in said
-    done = run(tmp_path, *args)
-    assert done.returncode == 0, done.stderr
-    assert out.read_text().splitlines()[: len(before)] == before
-    llm = {entry.name for entry in BENCHMARKS if entry.family == "llm"}
-    whole = [record for record in read(exams[1][0] / "results.jsonl") if record["family"] in llm]
-    assert read(out) == whole  # as if it had never been killed
-
-
-def test_limit_and_ids(tmp_path, here):
-    rows = [{"problem_idx": i, "problem": f"{i} + 1?", "answer": i + 1} for i in range(20)]
-    standins.write_json(rows, tmp_path / "moved/else/where/data/train.jsonl")
-    args = ["--benchmarks", "aime26", "--ids", "aime26=else/where", "--root", str(tmp_path / "moved"), *SMALL]
-    status, said = here(*args, "--limit", "5")
-    assert status == 0, said
-    assert [record["uid"] for record in read(tmp_path / "results.jsonl")] == [f"aime26/{i}" for i in (0, 4, 8, 12, 16)]
-
-
-def test_what_cannot_be_asked(root, tmp_path, here):
-    status, said = here("--benchmarks", "mmlu,gpqa,aime26", "--root", str(tmp_path))
-    for name in ("mmlu: expected a folder cais/mmlu", "gpqa: expected a folder Idavidrein/gpqa", "aime26: expected"):
-        assert status == 2 and name in said  # all that is missing at once
-    status, said = here("--suite", "vlm", "--root", root)
-    assert status == 2 and "charxiv, mmvet: scored by a judge alone; give --judge" in said
-    status, said = here("--benchmarks", "mnist")
-    assert status == 2 and "no benchmark is called mnist; there are ai2d, " in said
-    status, said = here("--benchmarks", "mmlu", "--root", root, "--model", "http://127.0.0.1:1/v1")
-    assert status == 2 and "no server" in said
-    assert not (tmp_path / "results.summary.json").exists()
-
-
-def test_list_and_compare(exams, here):
-    _, said = here("--list")
-    assert all(entry.name in said and entry.source in said and str(entry.size) in said for entry in BENCHMARKS)
-    assert "gated" in said and "cc-by-nc-sa" in said
-    results = str(exams[1][0] / "results.jsonl")
-    status, said = here("--compare", "paper:0.8B/grpo_replay", results, "paper:0.8B/zppo")
-    assert status == 0 and f"vlm, {16 - len(UNSCORED)} in all results" in said and "llm, 10 in all" in said
-    _, said = here("--compare", "paper:0.8B/grpo_replay", "paper:0.8B/zppo")
-    assert re.search(r"paper:0.8B/zppo +\+50.25 +\+4.79 +\+3.4\d +\+6.1\d +\+?16", said)
-    assert "nowhere.jsonl: no such file of results" in here("--compare", results, "nowhere.jsonl")[1]
-
-
-def test_own_data(tmp_path, here):
-    rows = [{"question": "Start at 10. Where are you?", "answer": "10"},
-            {"question": "Why so?", "answer": "since it rains a lot"}]  # fmt: skip
-    standins.write_json(rows, tmp_path / "mine.jsonl")
-    status, said = here("--data", "mine.jsonl", *SMALL)
-    assert status == 2 and "1 golds are no short answers: give --judge" in said
-    status, said = here("--data", "mine.jsonl", "--judge", STUDENT, *SMALL)
-    assert status == 0 and "data " in said and len(read(tmp_path / "results.jsonl")) == 2
-
-
-# ---- served models -----------------------------------------------------------------------------------------
+# ---- a served model ----------------------------------------------------------------------------------------
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -235,17 +126,126 @@ class Handler(BaseHTTPRequestHandler):
         text = json.dumps(body["messages"], ensure_ascii=False)
         if self.server.broken and "Suggest a cake" in text:
             return self.send({"error": "no"}, 400)
-        answer = '{"verdict": "YES"}' if "very strict" in text else "<think>hm</think>\\boxed{B}"
+        answer = "<think>hm</think>\\boxed{B}"
+        if "very strict" in text:  # MultiChallenge's judge
+            answer = '{"verdict": "YES"}'
+        elif "expert judge" in text:  # the shared one
+            answer = json.dumps({"verdict": "correct" if len(text) % 2 else "wrong"})
         self.send({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": answer}}]})
 
 
-@pytest.fixture
-def server():
+def serve():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.seen, server.broken = [], False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
+
+
+server = pytest.fixture(serve)
+judge = pytest.fixture(serve, scope="module")
+
+
+# ---- the suite -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exam(root, judge, tmp_path_factory) -> tuple[Path, str, list[str]]:
+    """The whole suite on the embedded student and a served judge, in this process: (folder, output, options)."""
+    folder, said = tmp_path_factory.mktemp("exam"), io.StringIO()
+    args = ["--suite", "all", "--root", root, "--judge", f"http://127.0.0.1:{judge.server_port}/v1", *SMALL]
+    with redirect_stdout(said):
+        evaluate.main(*parse([evaluate.Arguments], [*args, "--out", str(folder / "results.jsonl")], ""))
+    return folder, said.getvalue(), args
+
+
+def test_the_whole_suite(exam):
+    folder, said, _ = exam
+    records = read(folder / "results.jsonl")
+    assert list(dict.fromkeys(record["family"] for record in records)) == [entry.name for entry in BENCHMARKS]
+    summary = json.loads((folder / "results.summary.json").read_text())["scores"]
+    for entry in BENCHMARKS:
+        assert re.search(rf"^{entry.name} ", said, re.MULTILINE)
+        assert summary[entry.name]["counts"]["rows"] == len(standins.RIGHT[entry.name])
+    scored = {name for name, one in summary.items() if one["score"] is not None}
+    assert len(scored) == 31 - len(UNSCORED) and not scored & UNSCORED
+    assert "vlm, ours" in said and ("(partial: 14 of 16 benchmarks)" in said) == bool(UNSCORED)
+    assert "not the published number of rows: ai2d, " in said
+    judged = read(folder / "results.judged.jsonl")
+    assert judged == [record for record in records if record["method"] != "rule"] and all(
+        record["why"] for record in judged if record["method"] == "judge"
+    )
+    assert {record["reward"] for record in judged if record["method"] == "judge"} == {0.0, 1.0}
+    assert all(record["tokens"] <= 8 for record in records)
+
+
+def test_killed_on_one_process_it_goes_on_on_two(exam, tmp_path, here):
+    folder, said_whole, args = exam
+    small_rounds = command(*args, "--rows", "1")  # of 4 questions
+    process = subprocess.Popen(small_rounds, cwd=tmp_path, env=ENV, stderr=subprocess.DEVNULL)
+    out = tmp_path / "results.jsonl"
+    while not out.exists() or len(out.read_text().splitlines()) < 8:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = out.read_text().splitlines()
+    with open(out, "a") as file:
+        file.write('{"family": "mm')  # a line cut short
+    status, said = here(*args, "--seed", "1")
+    assert status == 2 and "--seed 0 (now 1)" in said
+    two = command(*args, processes=2)
+    done = subprocess.run(two, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().splitlines()[: len(before)] == before
+    assert read(out) == read(folder / "results.jsonl")  # as if it had never been killed, on one process
+    assert done.stdout.splitlines()[:-1] == said_whole.splitlines()[:-1]  # the last line names the file
+
+
+def test_limit_and_ids(tmp_path, here):
+    rows = [{"problem_idx": i, "problem": f"{i} + 1?", "answer": i + 1} for i in range(20)]
+    standins.write_json(rows, tmp_path / "moved/else/where/data/train.jsonl")
+    args = ["--benchmarks", "aime26", "--ids", "aime26=else/where", "--root", str(tmp_path / "moved"), *SMALL]
+    status, said = here(*args, "--limit", "5")
+    assert status == 0, said
+    assert [record["uid"] for record in read(tmp_path / "results.jsonl")] == [f"aime26/{i}" for i in (0, 4, 8, 12, 16)]
+
+
+def test_what_cannot_be_asked(root, tmp_path, here):
+    status, said = here("--benchmarks", "mmlu,gpqa,aime26", "--root", str(tmp_path))
+    for name in ("mmlu: expected a folder cais/mmlu", "gpqa: expected a folder Idavidrein/gpqa", "aime26: expected"):
+        assert status == 2 and name in said  # all that is missing at once
+    status, said = here("--suite", "vlm", "--root", root)
+    assert status == 2 and "charxiv, mmvet: scored by a judge alone; give --judge" in said
+    status, said = here("--benchmarks", "mnist")
+    assert status == 2 and "no benchmark is called mnist; there are ai2d, " in said
+    status, said = here("--benchmarks", "mmlu", "--root", root, "--model", "http://127.0.0.1:1/v1")
+    assert status == 2 and "no server" in said
+    status, said = here("--benchmarks", "mmlu", "--root", root, "--paper", "7B/zppo")
+    assert status == 2 and "no row '7B/zppo'" in said  # before anything is asked
+    assert not (tmp_path / "results.summary.json").exists()
+
+
+def test_list_and_compare(exam, here):
+    _, said = here("--list")
+    assert all(entry.name in said and entry.sources[0] in said and str(entry.size) in said for entry in BENCHMARKS)
+    assert "gated" in said and "cc-by-nc-sa" in said
+    results = str(exam[0] / "results.jsonl")
+    status, said = here("--compare", "paper:0.8B/grpo_replay", results, "paper:0.8B/zppo")
+    assert status == 0 and f"vlm, {16 - len(UNSCORED)} in all results" in said and "llm, 10 in all" in said
+    _, said = here("--compare", "paper:0.8B/grpo_replay", "paper:0.8B/zppo")
+    assert re.search(r"paper:0.8B/zppo +\+50.25 +\+4.79 +\+3.4\d +\+6.1\d +\+?16", said)
+    assert "nowhere.jsonl: no such file of results" in here("--compare", results, "nowhere.jsonl")[1]
+
+
+def test_own_data(tmp_path, here):
+    rows = [{"question": "Start at 10. Where are you?", "answer": "10"},
+            {"question": "Why so?", "answer": "since it rains a lot"}]  # fmt: skip
+    standins.write_json(rows, tmp_path / "mine.jsonl")
+    status, said = here("--data", "mine.jsonl", *SMALL)
+    assert status == 2 and "1 golds are no short answers: give --judge" in said
+    status, said = here("--data", "mine.jsonl", "--judge", STUDENT, *SMALL)
+    assert status == 0 and "data " in said and len(read(tmp_path / "results.jsonl")) == 2
 
 
 def test_a_served_model_and_judge(root, server, tmp_path, here):

@@ -11,14 +11,24 @@ import pandas as pd
 import pytest
 import standins
 
-from engine.choices import choose
 from engine.questions import DataError, open_images
-from engine.snapshots import find_snapshot, read_splits
 from extras.analysis import cluster_bootstrap
 from suite import compare
-from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
+from suite.entries import BENCHMARKS, BY_NAME, FAMILIES, find, read_splits
 from suite.rows import Item, load
-from suite.scorers import JUDGES, RULES, anls, blind, by_rule, dynamath, mathvista, official_prompt, read_prompts, score
+from suite.scorers import (
+    JUDGES,
+    RULES,
+    anls,
+    blind,
+    by_rule,
+    choose,
+    dynamath,
+    mathvista,
+    official_prompt,
+    read_prompts,
+    score,
+)
 
 PROMPTS = read_prompts()
 NAMES = [entry.name for entry in BENCHMARKS]
@@ -31,7 +41,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def items(root) -> dict[str, list[Item]]:
-    return {entry.name: load(entry, find_snapshot(entry.ids, str(root)), PROMPTS, frames=3) for entry in BENCHMARKS}
+    return {entry.name: load(entry, find(entry, str(root)), PROMPTS, frames=3) for entry in BENCHMARKS}
 
 
 def boxed(answer: str) -> str:
@@ -118,7 +128,6 @@ def test_what_official_judges_see(items):
     assert PROMPTS["rubrics"]["reasoning_4"] in kinds[0] and PROMPTS["rubrics"]["descriptive_title"] in kinds[1]
     assert "oil" in official_prompt(items["mmvu"][0], "x", PROMPTS)
     assert "technique or concept" in official_prompt(items["mmvu"][1], "x", PROMPTS)
-    assert score([(items["hle"][0], "x")], always(REPLIES["hle"][0]), PROMPTS)[0].extra == {"confidence": 80.0}
     assert score([(items["mmvet"][0], "x")], always('{"score": 0.3}'), PROMPTS)[0].reward == 0.3
 
 
@@ -191,6 +200,7 @@ CHOICES = [  # answer, options, what it commits to
     ("I", ANIMALS, {8}), ("I do not know", ANIMALS, None), ("", ANIMALS, None), ("?", ANIMALS, None),
     ("none", ANIMALS, None), ("unicorn", ANIMALS, None), ("a", ANIMALS, {0}), ("A dog", ANIMALS, {1}),
     ("1", NUMBERS, {1}), ("2.0", NUMBERS, {2}), ("option 1", NUMBERS, None), ("C", NUMBERS, {2}), ("5", NUMBERS, None),
+    ("A. cat", ("cat", "A"), None), ("A. cow", ("cat", "dog", "A"), None), ("b. 3", ("2", "3"), {1}),
     ("B", ("C", "A", "B", "D"), None), ("D", ("C", "A", "B", "D"), {3}), ("E", ("E", "F", "G", "H"), {0}),
     ("x", ("y", "x"), {1}), ("B", ("A and B", "B"), {1}), ("A and B", ("A and B", "B"), {0}),
     ("\\frac{1}{2}", ("$0.5$", "$2$"), {0}), ("0.5", ("\\frac{1}{2}", "0.5"), {1}), ("5", ("5 cm", "5 m"), None),
@@ -297,9 +307,8 @@ def test_numbers_in_the_thoughts_do_not_count():
 
 def a_record(name: str, reward, uid="", unit="", finished=True, **groups) -> dict:
     method = groups.pop("method", "rule")
-    extra = {"confidence": groups.pop("confidence")} if "confidence" in groups else {}
     return {"family": name, "uid": uid, "reward": reward, "finished": finished, "method": method, "scored_with": unit,
-            "groups": groups, **extra}  # fmt: skip
+            "groups": groups}  # fmt: skip
 
 
 def test_dynamath_average_and_worst_case():
@@ -355,14 +364,6 @@ def test_mmlu_redux_corrections(items):
     records = [a_record("mmlu_redux", reward, error_type=error) for error, reward in (("ok", 1.0), ("expert", 0.0))]
     summary = compare.summarise(records)["mmlu_redux"]
     assert (summary["score"], summary["beside"]) == (50.0, {"rows without an error": 100.0})
-
-
-def test_calibration_error():
-    records = [a_record("hle", 1.0, confidence=80.0), a_record("hle", 0.0, confidence=60.0)]
-    assert compare.calibration_error(records) == pytest.approx(20.0)  # one bin: 70 against 50
-    assert compare.calibration_error(records, size=1) == pytest.approx(np.sqrt((20**2 + 60**2) / 2))
-    many = [a_record("hle", 0.0, confidence=10.0)] * 100 + [a_record("hle", 1.0, confidence=90.0)] * 150
-    assert compare.calibration_error(many) == pytest.approx(10.0)  # two bins, of 100 and 150
 
 
 def test_bootstrap_reproduces_table_14():
@@ -431,7 +432,7 @@ def test_images_and_frames_are_read_late(items):
 
 def test_a_real_video(tmp_path):
     av = pytest.importorskip("av")
-    from engine.media import sample
+    from suite.media import sample
 
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -448,16 +449,16 @@ def test_a_real_video(tmp_path):
 
 
 def test_gpqa_is_shuffled_the_same_every_time(root, items):
-    again = load(BY_NAME["gpqa"], find_snapshot(BY_NAME["gpqa"].ids, str(root)), PROMPTS)
+    again = load(BY_NAME["gpqa"], find(BY_NAME["gpqa"], str(root)), PROMPTS)
     assert [item.options for item in again] == [item.options for item in items["gpqa"]]
     assert [item.options[item.golds[0]] for item in again] == ["a muon", "3 kg"]
 
 
 def test_limit_keeps_what_is_scored_together(root):
     def take(name, limit):
-        return load(BY_NAME[name], find_snapshot(BY_NAME[name].ids, str(root)), PROMPTS, limit=limit)
+        return load(BY_NAME[name], find(BY_NAME[name], str(root)), PROMPTS, limit=limit)
 
-    assert len(take("dynamath", 10)) == 10 == sum(item.row["scored_with"] == "1" for item in take("dynamath", 10))
+    assert len(take("dynamath", 10)) == 10 == sum(item.scored_with == "1" for item in take("dynamath", 10))
     assert len(take("wemath", 1)) == 3 and len(take("mvbench", 5)) == 5 and len(take("ai2d", 99)) == 2
 
 
@@ -465,7 +466,7 @@ def test_limit_keeps_what_is_scored_together(root):
 
 
 def copy(root, tmp_path, name: str):
-    source = find_snapshot(BY_NAME[name].ids, str(root))
+    source = find(BY_NAME[name], str(root))
     return shutil.copytree(source, tmp_path / name)
 
 
@@ -547,7 +548,7 @@ def test_dynamath_ids_that_do_not_line_up(tmp_path):
         row["decoded_image"] = PIXEL
         standins.write_json([row], tmp_path / f"set/data/sample_variant{variant}.jsonl")
     items = load(BY_NAME["dynamath"], tmp_path / "set", PROMPTS)
-    assert len({item.row["scored_with"] for item in items}) == 1 and len(items) == 10  # by the order of the rows
+    assert len({item.scored_with for item in items}) == 1 and len(items) == 10  # by the order of the rows
 
 
 def test_layouts(tmp_path):
@@ -571,7 +572,17 @@ def test_layouts(tmp_path):
     with pytest.raises(DataError, match="expected split validation, found test"):
         read_splits(tmp_path / "a", "", ("validation",))
     with pytest.raises(DataError, match="expected a folder x/y or z/y"):
-        find_snapshot(("x/y", "z/y"), str(tmp_path))
+        find(replace(BY_NAME["ai2d"], sources=("x/y", "z/y")), str(tmp_path))
+
+
+def test_the_header_of_a_card_says_more_than_names(tmp_path):
+    standins.write_json([{"question": "new", "answer": "1"}], tmp_path / "odd.jsonl")
+    standins.write_json([{"question": "old", "answer": "1"}], tmp_path / "old/test.jsonl")
+    assert read_splits(tmp_path, "", ("test",))["test"]["question"] == ["old"]
+    standins.readme(tmp_path, {"now": {"test": "odd.jsonl"}})
+    assert read_splits(tmp_path, "", ("test",))["test"]["question"] == ["new"]
+    assert read_splits(tmp_path, "now", ("test",))["test"]["question"] == ["new"]
+    assert read_splits(tmp_path, "old", ("test",))["test"]["question"] == ["old"]  # a config that it does not name
 
 
 def test_columns_of_another_case(tmp_path):

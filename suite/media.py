@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
+import pandas as pd
 from PIL import Image, ImageSequence
 from transformers import video_utils
 
@@ -43,21 +44,23 @@ class Frame(LazyImage):
     indices: tuple[int, ...] = ()
 
     def read(self) -> bytes:
-        return decode(self.folder, self.indices)[self.position]
+        frames, _, _ = read_frames(self.folder, self.indices)
+        frames[self.position].save(file := io.BytesIO(), "PNG", compress_level=1)  # nothing is lost
+        return file.getvalue()
 
 
 @lru_cache(maxsize=8)
-def index(folder: Path) -> dict[str, list[Path]]:
+def index(folder: Path) -> dict[str, set[Path]]:
     """{name without ending: paths} of videos, frame folders and subtitles; a member of a zip is path.zip/member."""
-    found = defaultdict(dict)  # dicts, because a frame folder comes once for each of its pictures
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    found = defaultdict(set)
+    for file in folder.rglob("*"):
         members = [file / name for name in zipfile.ZipFile(file).namelist()] if file.suffix == ".zip" else [file]
         for path in members:
             if path.suffix.lower() in FILES:
-                found[path.stem][path] = True
+                found[path.stem].add(path)
         if file.suffix.lower() in PICTURES:
-            found[file.parent.name][file.parent] = True
-    return {name: list(paths) for name, paths in found.items()}
+            found[file.parent.name].add(file.parent)
+    return found
 
 
 def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Path | None:
@@ -67,18 +70,23 @@ def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Pat
     """
     wanted = Path(name.split("/resolve/main/")[-1])
     wanted = wanted.with_suffix("") if wanted.suffix.lower() in FILES else wanted
-    hits = [hit for hit in index(folder).get(wanted.name, []) if (hit.suffix == ".srt") == srt]
+    hits = [hit for hit in sorted(index(folder).get(wanted.name, ())) if (hit.suffix == ".srt") == srt]
     hits = [hit for hit in hits if hit.with_name(wanted.name).parts[-len(wanted.parts) :] == wanted.parts]
     if len(hits) > 1 and hint:
         hits = [hit for hit in hits if re.search(rf"/{hint}(?![a-z])", str(hit))]
     if len(hits) > 1:
         raise DataError(f"{name}: expected one file in {folder}, found {[str(hit) for hit in hits]}")
-    archive = next((path for hit in hits for path in hit.parents if path.suffix == ".zip" and path.is_file()), None)
+    return unzipped(hits[0]) if hits else None
+
+
+def unzipped(file: Path) -> Path:
+    """The file, or its copy in the cache of `datasets` if it is a member of a zip."""
+    archive = next((path for path in file.parents if path.suffix == ".zip"), None)
     if archive is None:
-        return hits[0] if hits else None
-    member = str(hits[0].relative_to(archive))
+        return file
+    member = file.relative_to(archive).as_posix()
     cache = Path(datasets.config.EXTRACTED_DATASETS_PATH, f"{archive.stem}-{archive.stat().st_mtime_ns}")
-    if not (target := cache / member.replace("/", "_")).exists():  # whole at once: another process may read it
+    if not (target := cache / member.replace("/", "_")).exists():  # it appears whole: another process may read it
         cache.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{os.getpid()}-{target.name}")
         partial.write_bytes(zipfile.ZipFile(archive).read(member))
@@ -86,6 +94,7 @@ def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Pat
     return target
 
 
+@lru_cache(maxsize=2)  # a question's frames are read one after another
 def read_frames(path: str, indices: Sequence[int]) -> tuple[list[Image.Image], int, float]:
     """(the frames at `indices`, how many there are in all, frames per second). Raises DataError."""
     file = Path(path)
@@ -93,17 +102,14 @@ def read_frames(path: str, indices: Sequence[int]) -> tuple[list[Image.Image], i
         names = sorted(name for name in file.iterdir() if name.suffix.lower() in PICTURES)
         images, count, fps = [Image.open(names[i]) for i in indices], len(names), FOLDER_FPS
     elif file.suffix.lower() == ".gif":
-        movie = Image.open(file)
-        shown = [frame.convert("RGB") for frame in ImageSequence.Iterator(movie)]
+        shown = ImageSequence.all_frames(movie := Image.open(file))
         images, count, fps = [shown[i] for i in indices], len(shown), 1000 / (movie.info.get("duration") or 100)
     else:
-        backend = next((name for name, package in BACKENDS.items() if find_spec(package)), None)
-        if backend is None:
-            raise DataError(f"{path}: no video decoder is installed: pip install torchcodec (or av, decord)")
+        backend = next((name for name, package in BACKENDS.items() if find_spec(package)), "torchcodec")
         try:
             # The indices go in as a function of the metadata: the library has no other way to ask for them.
             video, data = video_utils.load_video(path, backend=backend, sample_indices_fn=lambda **_: list(indices))
-        except Exception as error:  # every decoder has errors of its own
+        except Exception as error:  # every decoder has errors of its own; without any of them an ImportError
             raise DataError(f"{path}: {backend} cannot decode it ({type(error).__name__}: {error})") from error
         if video.shape[-1] != 3:  # torchcodec puts the channels first
             video = video.permute(0, 2, 3, 1).numpy()
@@ -111,19 +117,9 @@ def read_frames(path: str, indices: Sequence[int]) -> tuple[list[Image.Image], i
     return [fit_pixels(image.convert("RGB"), 1, MIN_PIXELS) for image in images], count, fps
 
 
-@lru_cache(maxsize=2)
-def decode(path: str, indices: tuple[int, ...]) -> list[bytes]:
-    """The frames of one video, encoded without loss: a question's frames are read one after another."""
-    encoded = []
-    for image in read_frames(path, indices)[0]:
-        image.save(file := io.BytesIO(), "PNG", compress_level=1)
-        encoded.append(file.getvalue())
-    return encoded
-
-
 def sample(file: Path, frames: int, start: float | None, end: float | None) -> tuple[tuple[Frame, ...], list[float]]:
     """(frames between `start` and `end` seconds, from the middles of as many equal parts; their times)."""
-    (image,), count, fps = read_frames(str(file), [0])
+    (image,), count, fps = read_frames(str(file), (0,))
     if not count:
         raise DataError(f"{file}: the decoder finds no number of frames: pip install torchcodec")
     first, last = 0, count
@@ -132,16 +128,14 @@ def sample(file: Path, frames: int, start: float | None, end: float | None) -> t
         last = max(first + 1, min(count, int(end * fps) + 1))
     n = min(frames, last - first)
     indices = tuple(first + int((i + 0.5) * (last - first) / n) for i in range(n))
-    shown = tuple(Frame(None, 0, "", i, str(file), image.size, indices) for i in range(n))
-    return shown, [i / fps for i in indices]
+    return tuple(Frame(None, 0, "", i, str(file), image.size, indices) for i in range(n)), [i / fps for i in indices]
 
 
 def subtitles(file: Path | None, times: Sequence[float]) -> str:
     """The lines of an .srt file that are shown at one of `times` (seconds), without font tags."""
-    text, lines = file.read_text(encoding="utf-8-sig").replace("\r", "") if file else "", []
+    text, shown = file.read_text(encoding="utf-8-sig") if file else "", []
     for start, end, words in re.findall(r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text):
-        start, end = (sum(60**i * float(part) for i, part in enumerate(stamp.replace(",", ".").split(":")[::-1]))
-                      for stamp in (start, end))  # fmt: skip
+        start, end = (pd.Timedelta(stamp.replace(",", ".")).total_seconds() for stamp in (start, end))
         if any(start <= time <= end for time in times):
-            lines.append(re.sub(r"<[^>]+>", "", words).strip())
-    return "\n".join(lines) or "No subtitles available"
+            shown.append(re.sub(r"<[^>]+>", "", words).strip())
+    return "\n".join(shown) or "No subtitles available"
