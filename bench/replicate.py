@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from engine.run import read_records  # noqa: E402
 from extras import analysis  # noqa: E402
-from extras.analysis import ROWS, SMOOTH, markdown  # noqa: E402
+from extras.analysis import ROWS, SMOOTH  # noqa: E402
 
 REFERENCE = "grpo_replay"
 PAPER = {  # macro averages over 16 VLM benchmarks at 0.8B and 2B: Tables 1-3, 10-13, 19-21
@@ -112,8 +112,10 @@ def gather(folder: Path) -> tuple[dict, pd.DataFrame]:
     finished = [path for path in sorted(folder.iterdir()) if is_finished(path)]
     if not finished:
         raise SystemExit(f"{folder} holds no finished run")
-    runs = analysis.read_runs(finished)
-    shared = {key: {k: value for k, value in args.items() if k not in OWN} for key, args in runs.args.items()}
+    runs, shared = analysis.read_runs(finished), {}
+    for key, path in runs.paths.items():
+        args = json.loads((path / "args.json").read_text(encoding="utf-8"))
+        shared[key] = {name: value for name, value in args.items() if name not in OWN}
     first, *_ = shared
     for key, arguments in shared.items():
         if names := [k for k in {**arguments, **shared[first]} if arguments.get(k) != shared[first].get(k)]:
@@ -174,6 +176,16 @@ def graduations(results: dict, method: str) -> pd.DataFrame:
     tables = [run["graduation"].items() for run in results["runs"] if run["method"] == method]
     lines = [(float(accuracy), *counts) for table in tables for accuracy, counts in table]
     return analysis.graduation(pd.DataFrame(lines, columns=["accuracy", "graduated", "admitted"]))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """An aligned Markdown table of the columns; floats with one decimal, NaN as a dash."""
+    rows = table.itertuples(index=False)
+    texts = [["–" if x != x else f"{x:.1f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    first, *rest = (max(map(len, column)) for column in zip(table.columns, *texts))
+    form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"
+    rule = "|".join([f"|{'-' * (first + 2)}", *(f"{'-' * (width + 1)}:" for width in rest)]) + "|"
+    return "\n".join([form.format(*table.columns), rule, *(form.format(*row) for row in texts)])
 
 
 def plus_minus(mean: float, half: float, sign: str = "") -> str:
