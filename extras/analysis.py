@@ -3,16 +3,12 @@
     python -m extras.analysis runs/a runs/b --out figures     tables on the screen, figures into a folder
 
 Decisions:
-1. An interval over seeds is the 95% t-interval of the mean; two rows are compared by their differences at equal seeds.
-   It covers what another seed would change (order of questions, sampling), not other held-out questions.
-2. "hard", "known" and "all" are macro means over held-out families, as the paper averages benchmarks.
-3. Graduation pools all seeds. Wilson's interval takes admissions as independent, which those of one question are not.
-4. Plain accuracy counts replayed questions too, as in the paper: a row with the buffer is measured on harder ones.
+1. Graduation pools all seeds. Wilson's interval takes admissions as independent, which those of one question are not.
+2. Plain accuracy counts replayed questions too, as in the paper: a row with the buffer is measured on harder ones.
 """
 
 import argparse
 import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -122,33 +118,6 @@ def audit(records: Iterable[dict]) -> Iterator[tuple[str, str]]:
                 yield "ncq", "correct" if rollout["reward"] == 1 else "repeats" if any(same) else "new wrong"
 
 
-def mean_interval(values: pd.Series) -> tuple[float, float, float]:
-    """(mean, sample standard deviation, half width of the 95% t-interval of the mean); NaN where values are too few."""
-    n = max(len(values) - 1, 0)  # degrees of freedom; the 97.5% quantile of Student's t is a table, then a series
-    table = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
-    quantile = table[n] if n < len(table) else 1.960 + 2.372 / n + 2.822 / n**2
-    return values.mean(), values.std(), quantile * values.std() / math.sqrt(n + 1)
-
-
-def measures(families: pd.DataFrame) -> pd.DataFrame:
-    """Columns hard, known and all (decision 2), then the families. families: a line per run, a column per family."""
-    ends = {"hard": "/hard$", "known": "/known$", "all": "."}
-    means = pd.DataFrame({name: families.filter(regex=end).mean(axis=1) for name, end in ends.items()})
-    return means.dropna(axis=1, how="all").join(families)
-
-
-def compare(values: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """`mean_interval` of each row over seeds, and of its difference to the reference row at the seeds that both have.
-    values: a line per (method, seed), a column per measure. Returns a line per (measure, method)."""
-    lines = []
-    for measure in values:
-        for method, column in values[measure].groupby("method", sort=False):
-            difference = (column.loc[method] - values[measure].get(reference, math.nan)).dropna()
-            lines.append((measure, method, len(column), *mean_interval(column), *mean_interval(difference)[::2]))
-    header = ["held-out", "method", "seeds", "mean", "std", "half", "difference", "difference_half"]
-    return pd.DataFrame(lines, columns=header).set_index(["held-out", "method"])
-
-
 def cluster_bootstrap(scores: pd.DataFrame, reference: str, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """F.6, on one (scale, family) block: macro-average difference (delta) of each method to the reference, with its 95%
     percentile interval. scores: accuracies in percent, a line per benchmark, a column per method. Benchmarks are
@@ -159,11 +128,11 @@ def cluster_bootstrap(scores: pd.DataFrame, reference: str, resamples: int = 10_
     return pd.DataFrame(dict(mean=scores.mean(), delta=deltas.mean(), low=low, high=high, wins=(deltas > 0).sum()))
 
 
-def print_tables(runs: Runs, reference: str, dumps: int) -> None:
+def print_tables(runs: Runs, dumps: int) -> None:
     """Held-out accuracy, graduation, fates, and the audit of the newest dumps of each run."""
-    before, after = (measures(runs.held_out[name].dropna().unstack(sort=False)) for name in ("before", "after"))
-    compared, admissions = compare(after, reference), runs.admissions.groupby("method", sort=False)
-    compared.insert(1, "before", before.groupby("method").mean().T.stack())
+    held_out = runs.held_out.groupby(["method", "family"], sort=False)
+    accuracy = held_out.mean().assign(std=held_out.after.std(), seeds=held_out.size())
+    admissions = runs.admissions.groupby("method", sort=False)
     audited, kinds = [], ["method", "prompt"]
     for (method, _), path in runs.paths.items():
         for file in sorted(path.glob("dumps/*.jsonl"))[-dumps:]:
@@ -171,7 +140,7 @@ def print_tables(runs: Runs, reference: str, dumps: int) -> None:
     audited = pd.DataFrame(audited, columns=[*kinds, "answer"]).value_counts(sort=False).to_frame("rollouts")
     audited["percent"] = 100 * audited / audited.groupby(kinds).transform("sum")
     tables = {
-        f"Held-out accuracy (%), difference to {reference} at equal seeds; half: half width of 95% interval": compared,
+        "Held-out accuracy (%), mean over seeds; std: over seeds, after training": accuracy,
         "Graduation by plain accuracy at admission (Fig. 4)": admissions.apply(graduation),
         "Fates of admissions by number of visits (Figs. 20-24)": admissions.apply(fates_by_visits),
         "BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)": audited,
@@ -229,10 +198,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of train.py; grouped by method, then seed")
     parser.add_argument("--out", type=Path, help="folder for the figures (needs matplotlib); none: tables only")
     parser.add_argument("--dumps", type=int, default=3, help="newest dumps of each run that are audited (default 3)")
-    parser.add_argument("--reference", default="grpo_replay", help="method to compare with (default grpo_replay)")
     args = parser.parse_args(argv)
     runs = read_runs(args.runs)
-    print_tables(runs, args.reference, args.dumps)
+    print_tables(runs, args.dumps)
     if args.out:
         draw(runs, args.out)
 
