@@ -39,9 +39,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.figures import SMOOTH, panels  # noqa: E402
 from engine.run import read_records  # noqa: E402
 from extras import analysis  # noqa: E402
-from extras.analysis import ROWS, SMOOTH  # noqa: E402
+from extras.analysis import ROWS  # noqa: E402
 
 REFERENCE = "grpo_replay"
 PAPER = {  # macro averages over 16 VLM benchmarks at 0.8B and 2B: Tables 1-3, 10-13, 19-21
@@ -349,7 +350,7 @@ def draw_graduation(axes, results: dict, methods: Iterable[str]) -> None:
 def draw_zppo_and_grpo(results: dict, path: Path) -> None:
     """What does ZPPO do that GRPO cannot? Hard questions that are held out, and hard questions in the buffer."""
     methods = [method for method in PAPER_GRADUATION if any(run["method"] == method for run in results["runs"])]
-    figure, (left, right) = analysis.panels(1, 2, width=3.8, height=3.2, width_ratios=[1, 1.6])
+    figure, (left, right) = panels(1, 2, width=3.8, height=3.2, width_ratios=[1, 1.6])
     draw_slopes(left, results, methods)
     draw_graduation(right, results, methods)
     figure.savefig(path)
@@ -360,7 +361,7 @@ def draw_held_out(results: dict, path: Path) -> None:
     before, after = (measured(results, when) for when in ("before", "after"))
     methods = list(after.index.unique("method"))
     outside = sum(method not in PAPER for method in methods)
-    figure, grid = analysis.panels(1, 2, width=3.2, height=1.2 + 0.23 * len(methods), sharey=True)
+    figure, grid = panels(1, 2, width=3.2, height=1.2 + 0.23 * len(methods), sharey=True)
     for axes, measure in zip(grid, ("hard", "known")):
         axes.axvline(before[measure].mean(), color="black", linestyle=":", linewidth=0.8, label="before training")
         for y, method in enumerate(methods):
@@ -381,7 +382,7 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
     methods = list(curves.index.unique("method"))
     columns = min(len(methods), 4)
     size = {"width": 1.8, "height": 1.6, "sharex": True, "sharey": True}
-    figure, grid = analysis.panels(-(-len(methods) // columns), columns, **size)
+    figure, grid = panels(-(-len(methods) // columns), columns, **size)
     for axes in grid[len(methods) :]:
         axes.set_axis_off()
     for axes in grid[len(methods) - columns : len(methods)]:  # the lowest panel of each column

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench import replicate
+from bench import figures, replicate
 from buffer import ReplayBuffer
 from extras import analysis
 from zppo import METHODS
@@ -92,7 +92,7 @@ def test_buffer_tables(tmp_path):
     more = pd.DataFrame([(0.375, 1, 1)], columns=["accuracy", "graduated", "admitted"])
     assert analysis.graduation(pd.concat([admissions, more])).loc["all", "percent"] == pytest.approx(300 / 7)
     assert analysis.graduation(admissions[:0]).admitted.sum() == 0
-    buffer = analysis.buffer_composition(admissions)
+    buffer = figures.buffer_composition(admissions)
     assert {x: column.tolist() for x, column in buffer.items()} == {0.0: [2, 2, 2], 0.25: [1, 1, 1]}
     assert analysis.fates_by_visits(admissions).to_dict("index") == {
         0: {"graduated": 0, "evicted": 0, "in the buffer": 3},
@@ -115,14 +115,14 @@ def test_wilson_interval(graduated, admitted, low, high):
 
 def test_composition_and_curves(tmp_path):
     metrics = analysis.read_runs([write_run(tmp_path / "run")]).metrics.loc["zppo", 0]
-    shares = analysis.composition(metrics)
+    shares = figures.composition(metrics)
     assert list(shares) == ["easy", "hard, BCQ possible", "hard, NCQ only", "not asked"]
     assert shares.to_numpy().tolist() == [[0.25] * 4, [0.5, 0.5, 0, 0], [1, 0, 0, 0]]
-    assert analysis.composition(metrics.assign(teacher_questions=2)).isna().all(axis=1).tolist() == [False, False, True]
+    assert figures.composition(metrics.assign(teacher_questions=2)).isna().all(axis=1).tolist() == [False, False, True]
     none = pd.DataFrame({"plain_prompts": [0.0], "hard_share": [np.nan]})
-    assert analysis.composition(none).isna().all(axis=None)
-    assert analysis.composition(metrics[["plain_prompts", "hard_share"]]).iloc[0].tolist() == [0.25, 0, 0, 0.75]
-    window = {**analysis.SMOOTH, "window": 3}
+    assert figures.composition(none).isna().all(axis=None)
+    assert figures.composition(metrics[["plain_prompts", "hard_share"]]).iloc[0].tolist() == [0.25, 0, 0, 0.75]
+    window = {**figures.SMOOTH, "window": 3}
     assert pd.Series([0, 3, None, 6]).rolling(**window).mean().tolist() == [1.5, 1.5, 4.5, 6]
     assert pd.Series([None, None, 1.0]).rolling(**window).mean()[1:].tolist() == [1, 1]
 
@@ -195,7 +195,8 @@ def test_tables_without_matplotlib(tmp_path, capsys, monkeypatch):
     runs = [write_run(tmp_path / f"{m}-{s}", m, s) for m in ("zppo", "grpo_replay") for s in (0, 1)]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit, match="pip install matplotlib"):
-        analysis.main([*map(str, runs), "--out", str(tmp_path / "figures")])
+        figures.main([*map(str, runs), "--out", str(tmp_path / "figures")])
+    analysis.main([*map(str, runs)])
     screen = capsys.readouterr().out
     hard = [line.split() for line in screen.splitlines() if "text/hard" in line]
     assert [line[-5:] for line in hard] == 2 * [["text/hard", "0.0", "25.0", "0.0", "2"]]  # before, after, std, seeds
@@ -203,7 +204,7 @@ def test_tables_without_matplotlib(tmp_path, capsys, monkeypatch):
     assert [line[-2:] for line in bcq] == 2 * [["6", "37.5"]]  # rollouts of both seeds, percent of 16
     (runs[0] / "eval_before.jsonl").unlink()
     (runs[0] / "eval_after.jsonl").unlink()
-    analysis.main([str(runs[0])])  # no figures asked for: nothing missing
+    analysis.main([str(runs[0])])
     assert "Held-out" not in (screen := capsys.readouterr().out) and "Graduation" in screen
 
 
@@ -216,7 +217,7 @@ def test_no_two_rows_look_alike():
 def test_figures(tmp_path):
     pytest.importorskip("matplotlib")
     folders = [str(write_run(tmp_path / method, method)) for method in ("zppo", "grpo", "off_distill")]
-    analysis.main([*folders, "--out", str(tmp_path / "figures")])
+    figures.main([*folders, "--out", str(tmp_path / "figures")])
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {"dynamics.png", "questions.png"}
 
 
