@@ -96,7 +96,7 @@ class Arguments:
     keep_checkpoints: int = option(2, "older checkpoints are deleted; 0: none is", least=0)
     dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", least=0)
     eval_questions: int = option(160, "held-out questions per family, known and hard, at most; 0: none", least=0)
-    log_with: str = option("", "installed tracker of accelerate", choices=["all", *get_available_trackers()])
+    log_with: str = option("", "installed tracker of accelerate", choices=["all", *map(str, get_available_trackers())])
     print_samples: int = option(0, "prompts shown on the screen each step, with a rollout and its reward", least=0)
     preview: int = option(0, "look at this many questions and stop: prompts, rewards, time; trains nothing", least=0)
 

@@ -222,6 +222,20 @@ def test_a_teacher_known_by_its_name_may_move_to_another_server(tmp_path):
     Small(tmp_path, teacher="http://b/v1", teacher_model="27B", resume=True).load()
 
 
+def test_trackers_that_accelerate_finds_can_be_named():
+    """accelerate names them by members of an enumeration, which are no strings."""
+    code = "from accelerate.tracking import LoggerType, get_available_trackers as all; all()[:] = [LoggerType.WANDB]"
+    code += "\nimport train; print([train.read_options(['--log_with', name])[0].log_with for name in ('wandb', 'all')])"
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    assert done.stdout == "['wandb', 'all']\n", done.stderr
+
+
+def test_a_tracker_gets_the_metrics(tmp_path):
+    pytest.importorskip("tensorboard")
+    train(tmp_path / "run", "--log_with", "tensorboard", "--steps", "1", "--eval_questions", "0")
+    assert list(tmp_path.glob("run/zppo/**/events.out.tfevents.*"))
+
+
 def test_a_run_whose_data_lost_a_row_goes_on_when_told_to(tmp_path):
     rows = [{"problem": f"{i}+1", "answer": str(i + 1)} for i in range(10)]
     data = tmp_path / "sums.jsonl"
