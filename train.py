@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from tqdm import tqdm
 
 import baselines
@@ -39,7 +40,7 @@ from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
 from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, fingerprint, intact, load_questions
-from engine.run import LEGEND, Output, Stop, check_tracker, closing_tables, leave, print_samples, read_records, say
+from engine.run import LEGEND, Output, Stop, closing_tables, leave, print_samples, read_records, say
 from engine.update import check_head, make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.preview import preview, routes
@@ -95,7 +96,7 @@ class Arguments:
     keep_checkpoints: int = option(2, "older checkpoints are deleted; 0: none is", least=0)
     dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", least=0)
     eval_questions: int = option(160, "held-out questions per family, known and hard, at most; 0: none", least=0)
-    log_with: str = option("", "tracker of accelerate: tensorboard, wandb, ...")
+    log_with: str = option("", "installed tracker of accelerate", choices=["all", *map(str, get_available_trackers())])
     print_samples: int = option(0, "prompts shown on the screen each step, with a rollout and its reward", least=0)
     preview: int = option(0, "look at this many questions and stop: prompts, rewards, time; trains nothing", least=0)
 
@@ -209,7 +210,6 @@ def main(argv: list[str]) -> None:
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-    check_tracker(args.log_with)
     accelerator = make_accelerator(log_with=args.log_with or None, project_dir=args.output)
     if not args.preview:
         output = Output(Path(args.output), accelerator, {**asdict(args), **asdict(recipe)})

@@ -14,10 +14,14 @@ Decisions:
 3. Claims are judged on the held-out questions that the base student gets wrong ("hard") and on all of them ("all").
    The paper's numbers beside them are macro averages over its 16 VLM benchmarks.
 4. What is not a row of the paper stands below a line, and no claim is about it.
+5. An interval over seeds is the 95% t-interval of the mean; two rows are compared by their differences at equal seeds.
+   It covers what another seed would change (order of questions, sampling), not other held-out questions.
+6. "hard", "known" and "all" are macro means over held-out families, as the paper averages benchmarks.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -35,9 +39,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.figures import SMOOTH, panels  # noqa: E402
 from engine.run import read_records  # noqa: E402
 from extras import analysis  # noqa: E402
-from extras.analysis import ROWS, SMOOTH, markdown  # noqa: E402
+from extras.analysis import ROWS  # noqa: E402
 
 REFERENCE = "grpo_replay"
 PAPER = {  # macro averages over 16 VLM benchmarks at 0.8B and 2B: Tables 1-3, 10-13, 19-21
@@ -113,8 +118,10 @@ def gather(folder: Path) -> tuple[dict, pd.DataFrame]:
     finished = [path for path in sorted(folder.iterdir()) if is_finished(path)]
     if not finished:
         raise SystemExit(f"{folder} holds no finished run")
-    runs = analysis.read_runs(finished)
-    shared = {key: {k: value for k, value in args.items() if k not in OWN} for key, args in runs.args.items()}
+    runs, shared = analysis.read_runs(finished), {}
+    for key, path in runs.paths.items():
+        args = json.loads((path / "args.json").read_text(encoding="utf-8"))
+        shared[key] = {name: value for name, value in args.items() if name not in OWN}
     first, *_ = shared
     for key, arguments in shared.items():
         if names := [k for k in {**arguments, **shared[first]} if arguments.get(k) != shared[first].get(k)]:
@@ -164,10 +171,37 @@ def read_results(out: Path) -> tuple[dict, pd.DataFrame]:
     return results, pd.concat(curves, names=["method", "seed", ""])
 
 
+def mean_interval(values: pd.Series) -> tuple[float, float, float]:
+    """(mean, sample standard deviation, half width of the 95% t-interval of the mean); NaN where values are too few."""
+    n = max(len(values) - 1, 0)  # degrees of freedom; the 97.5% quantile of Student's t is a table, then a series
+    table = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+    quantile = table[n] if n < len(table) else 1.960 + 2.372 / n + 2.822 / n**2
+    return values.mean(), values.std(), quantile * values.std() / math.sqrt(n + 1)
+
+
+def measures(families: pd.DataFrame) -> pd.DataFrame:
+    """Columns hard, known and all (decision 6), then the families. families: a line per run, a column per family."""
+    ends = {"hard": "/hard$", "known": "/known$", "all": "."}
+    means = pd.DataFrame({name: families.filter(regex=end).mean(axis=1) for name, end in ends.items()})
+    return means.dropna(axis=1, how="all").join(families)
+
+
+def compare(values: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """`mean_interval` of each row over seeds, and of its difference to the reference row at the seeds that both have.
+    values: a line per (method, seed), a column per measure. Returns a line per (measure, method)."""
+    lines = []
+    for measure in values:
+        for method, column in values[measure].groupby("method", sort=False):
+            difference = (column.loc[method] - values[measure].get(reference, math.nan)).dropna()
+            lines.append((measure, method, len(column), *mean_interval(column), *mean_interval(difference)[::2]))
+    header = ["held-out", "method", "seeds", "mean", "std", "half", "difference", "difference_half"]
+    return pd.DataFrame(lines, columns=header).set_index(["held-out", "method"])
+
+
 def measured(results: dict, when: str) -> pd.DataFrame:
     """Held-out accuracy in percent "before" or "after": a line per (method, seed), a column per measure and family."""
     families = pd.DataFrame({(run["method"], run["seed"]): run[when] for run in results["runs"]}).T
-    return analysis.measures(families.rename_axis(["method", "seed"]))
+    return measures(families.rename_axis(["method", "seed"]))
 
 
 def graduations(results: dict, method: str) -> pd.DataFrame:
@@ -175,6 +209,16 @@ def graduations(results: dict, method: str) -> pd.DataFrame:
     tables = [run["graduation"].items() for run in results["runs"] if run["method"] == method]
     lines = [(float(accuracy), *counts) for table in tables for accuracy, counts in table]
     return analysis.graduation(pd.DataFrame(lines, columns=["accuracy", "graduated", "admitted"]))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """An aligned Markdown table of the columns; floats with one decimal, NaN as a dash."""
+    rows = table.itertuples(index=False)
+    texts = [["–" if x != x else f"{x:.1f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    first, *rest = (max(map(len, column)) for column in zip(table.columns, *texts))
+    form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"
+    rule = "|".join([f"|{'-' * (first + 2)}", *(f"{'-' * (width + 1)}:" for width in rest)]) + "|"
+    return "\n".join([form.format(*table.columns), rule, *(form.format(*row) for row in texts)])
 
 
 def plus_minus(mean: float, half: float, sign: str = "") -> str:
@@ -192,9 +236,9 @@ def verdict(difference: float, half: float) -> str:
 def rows_table(results: dict) -> str:
     """A line per row of the paper, the base student first; then, below a line, what is not in the paper."""
     base, after = measured(results, "before").groupby("seed").first(), measured(results, "after")
-    compared, name = analysis.compare(after, REFERENCE), ROWS[REFERENCE].label
+    compared, name = compare(after, REFERENCE), ROWS[REFERENCE].label
     header = ["row", "seeds", *MEASURES, f"hard: minus {name}", "paper 0.8B", "paper 2B"]
-    means = [plus_minus(*analysis.mean_interval(base[measure])[::2]) for measure in MEASURES]
+    means = [plus_minus(*mean_interval(base[measure])[::2]) for measure in MEASURES]
     lines, others = [("base", len(base), *means, "–", *PAPER["base"])], []
     for method in after.index.unique("method"):
         found = [compared.loc[measure, method] for measure in MEASURES]
@@ -213,7 +257,7 @@ def claims_table(results: dict) -> str:
     after, lines = measured(results, "after"), []
     for first, second in CLAIMS:
         if {first, second} <= set(after.index.unique("method")):
-            compared = analysis.compare(after, second)
+            compared = compare(after, second)
             found = [compared.loc[measure, first] for measure in ("hard", "all")]
             pairs = [(cell.difference, cell.difference_half) for cell in found]
             paper = [f"{a - b:+.1f}" for a, b in zip(PAPER[first], PAPER[second])]
@@ -270,7 +314,7 @@ def draw_slopes(axes, results: dict, methods: Iterable[str]) -> None:
         label, colour, line, marker = ROWS[method]
         for start, end in zip(before.loc[method], after.loc[method]):
             axes.plot([0, 1], [start, end], line, color=colour, linewidth=0.8, marker=marker, ms=3)
-        mean, _, half = analysis.mean_interval(after.loc[method])
+        mean, _, half = mean_interval(after.loc[method])
         axes.errorbar(1.13, mean, half, fmt=marker, color=colour, ms=6, capsize=3)
         axes.text(1.22, mean, f"{label}\n{plus_minus(mean, half)}", color=colour, va="center")
     axes.set_xticks([0, 1], ["before", f"after {results['arguments']['steps']} steps"])
@@ -307,7 +351,7 @@ def draw_graduation(axes, results: dict, methods: Iterable[str]) -> None:
 def draw_zppo_and_grpo(results: dict, path: Path) -> None:
     """What does ZPPO do that GRPO cannot? Hard questions that are held out, and hard questions in the buffer."""
     methods = [method for method in PAPER_GRADUATION if any(run["method"] == method for run in results["runs"])]
-    figure, (left, right) = analysis.panels(1, 2, width=3.8, height=3.2, width_ratios=[1, 1.6])
+    figure, (left, right) = panels(1, 2, width=3.8, height=3.2, width_ratios=[1, 1.6])
     draw_slopes(left, results, methods)
     draw_graduation(right, results, methods)
     figure.savefig(path)
@@ -318,12 +362,12 @@ def draw_held_out(results: dict, path: Path) -> None:
     before, after = (measured(results, when) for when in ("before", "after"))
     methods = list(after.index.unique("method"))
     outside = sum(method not in PAPER for method in methods)
-    figure, grid = analysis.panels(1, 2, width=3.2, height=1.2 + 0.23 * len(methods), sharey=True)
+    figure, grid = panels(1, 2, width=3.2, height=1.2 + 0.23 * len(methods), sharey=True)
     for axes, measure in zip(grid, ("hard", "known")):
         axes.axvline(before[measure].mean(), color="black", linestyle=":", linewidth=0.8, label="before training")
         for y, method in enumerate(methods):
             values, look = after.loc[method][measure], ROWS[method]
-            mean, _, half = analysis.mean_interval(values)
+            mean, _, half = mean_interval(values)
             axes.plot(values, [y + 0.3] * len(values), "o", color=look.colour, mfc="none", ms=3)
             axes.errorbar(mean, y, xerr=half, fmt=look.marker, color=look.colour, ms=5, capsize=2.5, elinewidth=1.2)
         if outside:
@@ -339,7 +383,7 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
     methods = list(curves.index.unique("method"))
     columns = min(len(methods), 4)
     size = {"width": 1.8, "height": 1.6, "sharex": True, "sharey": True}
-    figure, grid = analysis.panels(-(-len(methods) // columns), columns, **size)
+    figure, grid = panels(-(-len(methods) // columns), columns, **size)
     for axes in grid[len(methods) :]:
         axes.set_axis_off()
     for axes in grid[len(methods) - columns : len(methods)]:  # the lowest panel of each column

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import psutil
 from accelerate import Accelerator, PartialState
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -163,20 +162,19 @@ def any_of(problem: str | None) -> str | None:
     return next(filter(None, gather_object([problem])), None)
 
 
-def check_tracker(name: str) -> None:
-    """Refuse a tracker that is not there; "": none is asked for. Before Accelerator(), which raises or drops it."""
-    if name not in ("", "all", *get_available_trackers()):
-        there = ", ".join(get_available_trackers()) or "none"
-        leave(f"--log_with {name} is not installed, or unknown to accelerate: install it, or take another ({there})", 2)
+def refuse_changes(path: Path, old: dict, new: dict, fix: str) -> None:
+    """Refuse to go on under other arguments than those that a run was started with."""
+    if changed := [name for name in new if name in old and new[name] != old[name]]:
+        was = ", ".join(f"--{name} {old[name]} (now {new[name]})" for name in changed)
+        leave(f"{path} was started with {was}: {fix}", 2)
 
 
 def check_same_run(folder: Path, new: dict) -> None:
     """Refuse to resume under arguments that would change the results."""
     old = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-    changed = [name for name in new if name in old and new[name] != old[name] and name not in MAY_CHANGE]
-    if changed and not (changed == ["teacher"] and new["teacher_model"]):  # a named model may move to another server
-        was = ", ".join(f"--{name} {old[name]} (now {new[name]})" for name in changed)
-        leave(f"{folder} was started with {was}: resume with that, or start anew in another --output", 2)
+    free = [*MAY_CHANGE, "teacher"] if new["teacher_model"] else MAY_CHANGE  # a named one may move to another server
+    fixed = {name: value for name, value in new.items() if name not in free}
+    refuse_changes(folder, old, fixed, "resume with that, or start anew in another --output")
     if new["student"] != old["student"]:
         say(f"--student was {old['student']}: its trained weights go on, with the processor of {new['student']}")
 

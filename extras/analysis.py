@@ -1,22 +1,16 @@
-"""What runs leave on disk, as the tables and figures of the paper. Only figures need matplotlib.
+"""What runs leave on disk, as tables of the paper: `python -m extras.analysis runs/a runs/b`.
 
-    python -m extras.analysis runs/a runs/b --out figures     tables on the screen, figures into a folder
-    python -m extras.analysis --bootstrap accuracies.csv      cluster bootstrap of benchmark accuracies (F.6)
+Figures: `python -m bench.figures`. Comparisons of rows over seeds: bench/replicate.py.
 
 Decisions:
-1. An interval over seeds is the 95% t-interval of the mean; two rows are compared by their differences at equal seeds.
-   It covers what another seed would change (order of questions, sampling), not other held-out questions.
-2. "hard", "known" and "all" are macro means over held-out families, as the paper averages benchmarks.
-3. Graduation pools all seeds. Wilson's interval takes admissions as independent, which those of one question are not.
-4. Plain accuracy counts replayed questions too, as in the paper: a row with the buffer is measured on harder ones.
+1. Graduation pools all seeds. Wilson's interval takes admissions as independent, which those of one question are not.
 """
 
 import argparse
 import json
-import math
-from collections import Counter, namedtuple
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd  # comes with datasets
@@ -27,40 +21,49 @@ from rewards import answers_match
 # The rows of the paper's tables in its order, then what is not in the paper. No two share a colour or a marker.
 LOOKS = pd.read_csv(Path(__file__).with_name("rows.csv"), index_col="method")
 ROWS = dict(zip(LOOKS.index, LOOKS.itertuples(index=False)))  # by method: label, colour, line, marker
-DYNAMICS = "plain_accuracy positive_share entropy loss bcq_accuracy ncq_accuracy graduated evicted".split()
-SMOOTH = {"window": 9, "center": True, "min_periods": 1}  # a moving average over steps, for `rolling`
-COMPOSITION = {"easy": "#FFF3B0", "hard, BCQ possible": "#2C7FB8", "hard, NCQ only": "#4A1500", "not asked": "#BFBFBF"}
-FATES = {"graduated": "#00634A", "evicted": "#E69F00", "in the buffer": "#DDDDDD"}  # neighbours differ in lightness
+FATES = ["graduated", "evicted", "in the buffer"]
 
-# paths and args are by (method, seed). The others are tables, indexed by method, seed and line. metrics: a step a line.
-# held_out: a family a line, accuracy in percent before and after. admissions (to the buffer, up to the newest
-# checkpoint): the fields of `buffer.Entry`, and graduated and admitted as 0 or 1.
-Runs = namedtuple("Runs", "paths args metrics held_out admissions")
+
+class Runs(NamedTuple):
+    """Runs in the order of ROWS, then of seeds. The tables are indexed by method and seed."""
+
+    paths: dict[tuple[str, int], Path]
+    metrics: pd.DataFrame  # a line per step
+    held_out: pd.DataFrame  # a line per family: accuracy in percent before and after
+    admissions: pd.DataFrame  # to the buffer: fields of `buffer.Entry`; graduated and admitted are 0 or 1
 
 
 def read_runs(paths: Iterable[Path]) -> Runs:
-    """Runs in the order of ROWS, then of seeds. Raises SystemExit where a folder is no run or two are alike."""
-    runs = {}
+    """What runs have left, admissions up to the newest checkpoint. Raises SystemExit where a folder holds no run or two
+    are alike."""
+    found = {}
     for path in paths:
-        if not (path / "args.json").exists():
-            raise SystemExit(f"{path} is not the output of train.py: it has no args.json")
+        if not all((path / name).exists() for name in ("args.json", "metrics.jsonl")):
+            raise SystemExit(f"{path} holds no step of train.py: args.json or metrics.jsonl is missing")
         args = json.loads((path / "args.json").read_text(encoding="utf-8"))
-        if (key := (args["method"], args["seed"])) in runs:
-            raise SystemExit(f"{path} and {runs[key][0]} are the same method with the same seed")
-        metrics, held_out = pd.DataFrame(read_records(path / "metrics.jsonl"), dtype=float), {}
-        for name in ("before", "after"):
-            records = pd.DataFrame(read_records(path / f"eval_{name}.jsonl"), columns=["family", "reward"])
-            held_out[name] = 100 * records.groupby("family", sort=False).reward.mean()
-        entries = []
+        if (key := (args["method"], args["seed"])) in found:
+            raise SystemExit(f"{path} and {found[key]} are the same method with the same seed")
+        found[key] = path
+    found = {key: found[key] for key in sorted(found, key=lambda key: (list(ROWS).index(key[0]), key[1]))}
+    metrics, answers, entries, keys = [], [], [], ["method", "seed"]
+    for key, path in found.items():
+        run = dict(zip(keys, key))
+        metrics += [run | line for line in read_records(path / "metrics.jsonl")]
+        for when in ("before", "after"):
+            answers += [run | {"when": when} | record for record in read_records(path / f"eval_{when}.jsonl")]
         for state in sorted(path.glob("checkpoints/step_*/state.json"))[-1:]:
             buffer = json.loads(state.read_text(encoding="utf-8"))["buffer"]
-            entries = buffer["history"] + buffer["entries"]
-        table = pd.DataFrame(entries, columns="uid accuracy step visits fate fate_step".split())
-        table = table.assign(visits=table.visits.map(len), fate=table.fate.fillna("in the buffer"), admitted=1)
-        runs[key] = path, args, metrics, pd.DataFrame(held_out), table.assign(graduated=table.fate == "graduated")
-    order = sorted(runs, key=lambda key: (list(ROWS).index(key[0]), key[1]))
-    found, args, *tables = ({key: runs[key][i] for key in order} for i in range(5))
-    return Runs(found, args, *(pd.concat(table, names=["method", "seed", ""]) for table in tables))
+            entries += [run | entry for entry in buffer["history"] + buffer["entries"]]
+    held_out = pd.DataFrame(answers, columns=[*keys, "family", "when", "reward"])
+    held_out = 100 * held_out.pivot_table("reward", [*keys, "family"], "when", sort=False)
+    table = pd.DataFrame(entries, columns=[*keys, *"uid accuracy step visits fate fate_step".split()]).set_index(keys)
+    table = table.assign(visits=table.visits.map(len), fate=table.fate.fillna("in the buffer"), admitted=1)
+    return Runs(
+        paths=found,
+        metrics=pd.DataFrame(metrics).set_index(keys).astype(float),
+        held_out=held_out.reindex(columns=["before", "after"]),
+        admissions=table.assign(graduated=table.fate == "graduated"),
+    )
 
 
 def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
@@ -75,70 +78,24 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
     return table.assign(percent=100 * share, low=100 * (centre - reach), high=100 * (centre + reach))
 
 
-def composition(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Fig. 5a: the questions of each step before the cap, as shares that sum to 1 (columns: COMPOSITION); NaN for
-    distillation. Only with --teacher_on_all_hard the teacher is asked about all hard ones."""
-    questions, hard = metrics.plain_prompts, (metrics.hard_share * metrics.plain_prompts).round()
-    asked, right = (metrics.get(name, 0 * questions).fillna(0) for name in ("teacher_questions", "bcq_possible"))
-    layers = (questions - hard, right, asked - right, hard - asked)
-    return pd.DataFrame(dict(zip(COMPOSITION, layers))).div(questions, axis=0).where(asked <= hard)
-
-
-def buffer_composition(admissions: pd.DataFrame) -> pd.DataFrame:
-    """Figs. 20-24: questions in the buffer after each step, a column per accuracy at admission."""
-    entered, left = (pd.crosstab(admissions[name], admissions.accuracy) for name in ("step", "fate_step"))
-    moves = entered.sub(left, fill_value=0)
-    return moves.reindex(range(int(moves.index.max()) + 1)).fillna(0).cumsum()
-
-
 def fates_by_visits(admissions: pd.DataFrame) -> pd.DataFrame:
     """Figs. 20-24: how many admissions met which fate (columns: FATES), a line per number of replays."""
-    return pd.crosstab(admissions.visits, admissions.fate).reindex(columns=list(FATES), fill_value=0)
+    return pd.crosstab(admissions.visits, admissions.fate).reindex(columns=FATES, fill_value=0)
 
 
-def audit(records: Iterable[dict]) -> Counter[tuple[str, str]]:
-    """Tables 16-17: (kind of prompt, what the answer has to do with the candidates in the prompt) -> rollouts. records:
-    lines of dumps/. The first candidate of a BCQ is the positive one. All candidates of an NCQ are wrong."""
-    counts = Counter()
+def audit(records: Iterable[dict]) -> Iterator[tuple[str, str]]:
+    """Tables 16-17, for each rollout: (kind of prompt, what the answer has to do with the candidates in the prompt).
+    records: lines of dumps/. The first candidate of a BCQ is the positive one. All candidates of an NCQ are wrong."""
     for record in (record for record in records if record["kind"] in ("bcq", "ncq")):
         for rollout in record["rollouts"]:
             answer, given = rollout["answer"], record["candidates"]["answers"]
             same = [None not in (answer, other) and answers_match(answer, other) for other in given]
             if answer is None:
-                name = "no answer"
+                yield record["kind"], "no answer"
             elif record["kind"] == "bcq":
-                name = "positive" if same[0] else "negative" if same[1] else "neither"
+                yield "bcq", "positive" if same[0] else "negative" if same[1] else "neither"
             else:
-                name = "correct" if rollout["reward"] == 1 else "repeats" if any(same) else "new wrong"
-            counts[record["kind"], name] += 1
-    return counts
-
-
-def mean_interval(values: pd.Series) -> tuple[float, float, float]:
-    """(mean, sample standard deviation, half width of the 95% t-interval of the mean); NaN where values are too few."""
-    n = max(len(values) - 1, 0)  # degrees of freedom; the 97.5% quantile of Student's t is a table, then a series
-    table = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
-    quantile = table[n] if n < len(table) else 1.960 + 2.372 / n + 2.822 / n**2
-    return values.mean(), values.std(), quantile * values.std() / math.sqrt(n + 1)
-
-
-def measures(families: pd.DataFrame) -> pd.DataFrame:
-    """Columns hard, known and all (decision 2), then the families. families: a line per run, a column per family."""
-    ends = {"hard": "/hard$", "known": "/known$", "all": "."}
-    means = pd.DataFrame({name: families.filter(regex=end).mean(axis=1) for name, end in ends.items()})
-    return means.dropna(axis=1, how="all").join(families)
-
-
-def compare(values: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """`mean_interval` of each row over seeds, and of its difference to the reference row at the seeds that both have.
-    values: a line per (method, seed), a column per measure. Returns a line per (measure, method)."""
-    lines = []
-    for measure in values:
-        for method, column in values[measure].groupby("method", sort=False):
-            difference = (column.loc[method] - values[measure].get(reference, math.nan)).dropna()
-            lines.append((measure, method, len(column), *mean_interval(column), *mean_interval(difference)[::2]))
-    header = ["held-out", "method", "seeds", "mean", "std", "half", "difference", "difference_half"]
-    return pd.DataFrame(lines, columns=header).set_index(["held-out", "method"])
+                yield "ncq", "correct" if rollout["reward"] == 1 else "repeats" if any(same) else "new wrong"
 
 
 def cluster_bootstrap(scores: pd.DataFrame, reference: str, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
@@ -151,114 +108,35 @@ def cluster_bootstrap(scores: pd.DataFrame, reference: str, resamples: int = 10_
     return pd.DataFrame(dict(mean=scores.mean(), delta=deltas.mean(), low=low, high=high, wins=(deltas > 0).sum()))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """An aligned Markdown table of the columns; floats with one decimal, NaN as a dash."""
-    rows = table.itertuples(index=False)
-    texts = [["–" if x != x else f"{x:.1f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
-    first, *rest = (max(map(len, column)) for column in zip(table.columns, *texts))
-    form = " | ".join([f"| {{:<{first}}}", *(f"{{:>{width}}}" for width in rest)]) + " |"
-    rule = "|".join([f"|{'-' * (first + 2)}", *(f"{'-' * (width + 1)}:" for width in rest)]) + "|"
-    return "\n".join([form.format(*table.columns), rule, *(form.format(*row) for row in texts)])
-
-
-def print_tables(runs: Runs, reference: str, dumps: int) -> None:
+def print_tables(runs: Runs, dumps: int) -> None:
     """Held-out accuracy, graduation, fates, and the audit of the newest dumps of each run."""
-    before, after = (measures(runs.held_out[name].dropna().unstack(sort=False)) for name in ("before", "after"))
-    compared, admissions = compare(after, reference), runs.admissions.groupby("method", sort=False)
-    compared.insert(1, "before", before.groupby("method").mean().T.stack())
-    audits, kinds = [], ["method", "prompt", "answer"]
-    for key, path in runs.paths.items():
-        records = [record for file in sorted(path.glob("dumps/*.jsonl"))[-dumps:] for record in read_records(file)]
-        audits += [(key[0], *kind, count) for kind, count in sorted(audit(records).items())]
-    audits = pd.DataFrame(audits, columns=[*kinds, "rollouts"]).groupby(kinds, sort=False).sum()
-    audits["percent"] = 100 * audits.rollouts / audits.rollouts.groupby(kinds[:2]).transform("sum")
+    held_out = runs.held_out.groupby(["method", "family"], sort=False)
+    accuracy = held_out.mean().assign(std=held_out.after.std(), seeds=held_out.size())
+    admissions = runs.admissions.groupby("method", sort=False)
+    audited, kinds = [], ["method", "prompt"]
+    for (method, _), path in runs.paths.items():
+        for file in sorted(path.glob("dumps/*.jsonl"))[-dumps:]:
+            audited += [(method, *pair) for pair in audit(read_records(file))]
+    audited = pd.DataFrame(audited, columns=[*kinds, "answer"]).value_counts(sort=False).to_frame("rollouts")
+    audited["percent"] = 100 * audited / audited.groupby(kinds).transform("sum")
     tables = {
-        f"Held-out accuracy (%), difference to {reference} at equal seeds; half: half width of 95% interval": compared,
+        "Held-out accuracy (%), mean over seeds; std: over seeds, after training": accuracy,
         "Graduation by plain accuracy at admission (Fig. 4)": admissions.apply(graduation),
         "Fates of admissions by number of visits (Figs. 20-24)": admissions.apply(fates_by_visits),
-        "BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)": audits,
+        "BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)": audited,
     }
-    for title, table in ((title, table.reset_index()) for title, table in tables.items() if len(table)):
-        print(f"{title}\n\n{markdown(table.assign(method=[ROWS[method].label for method in table.method]))}\n")
-
-
-def print_bootstrap(path: Path, reference: str) -> None:
-    """path: CSV with columns scale, family, method, benchmark, accuracy. Raises SystemExit where one lacks a number."""
-    rows = []
-    for block, lines in pd.read_csv(path).groupby(["scale", "family"], sort=False):
-        scores = lines.pivot(index="benchmark", columns="method", values="accuracy")[lines.method.unique()]
-        for method in scores:
-            if missing := list(scores.index[scores[method].isna()]):
-                raise SystemExit(f"{path}: {' '.join(block)}: {method} has no accuracy on {', '.join(missing)}")
-        if reference not in scores:
-            print(f"{' '.join(block)}: no {reference}, left out")
-            continue
-        for r in cluster_bootstrap(scores, reference).itertuples():
-            texts = f"{r.delta:+.2f}", f"[{r.low:+.2f}, {r.high:+.2f}]", f"{r.wins}/{len(scores)}"
-            rows.append((*block, r.Index, r.mean, *texts))
-    header = ["scale", "family", "method", "mean", f"minus {reference}", "95% interval", "wins"]
-    print(markdown(pd.DataFrame(rows, columns=header)))
-
-
-def panels(rows: int, columns: int, width: float = 2.6, height: float = 2.2, **options):
-    """A figure and its axes, row by row. width, height: of a panel, in inches."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise SystemExit(f"figures need matplotlib ({error}): pip install matplotlib") from None
-    plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 200})
-    plt.rcParams.update({"legend.fontsize": 7, "figure.constrained_layout.use": True})
-    figure, grid = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
-    return figure, list(grid.flat)
-
-
-def draw(runs: Runs, out: Path) -> None:
-    """dynamics.png: Figs. 5, 22 and 25. questions.png: Figs. 4, 5 and 20-24, a line of panels per row of the tables."""
-    out.mkdir(parents=True, exist_ok=True)
-    methods = list(dict.fromkeys(method for method, _ in runs.paths))
-    curves = {m: runs.metrics.loc[m].groupby("step").mean().rolling(**SMOOTH).mean() for m in methods}
-    figure, grid = panels(2, 4)
-    for axes, name in zip(grid, DYNAMICS):
-        for method in (m for m in methods if name in curves[m] and (name != "loss" or "distill" not in m)):
-            label, colour, line, marker = ROWS[method]  # the loss of distillation, a divergence, has another scale
-            axes.plot(curves[method][name], line, color=colour, marker=marker, markevery=20, ms=4, label=label)
-        axes.set(xlabel="rollout step", ylabel=name)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(out / "dynamics.png")
-
-    figure, grid = panels(len(methods), 4)
-    for method, (batch, stock, fates, shares) in zip(methods, np.reshape(grid, (-1, 4))):
-        metrics, title = runs.metrics.loc[method], ROWS[method].label.replace(" (", "\n(")
-        layers = 100 * composition(metrics).groupby(metrics.step).mean().rolling(**SMOOTH).mean()
-        layers.plot.area(ax=batch, color=COMPOSITION, lw=0, title=title, ylabel="questions (%)")
-        if method in runs.admissions.index:
-            admissions, seeds = runs.admissions.loc[method], len(metrics.index.unique(0))
-            (buffer_composition(admissions) / seeds).plot.area(ax=stock, cmap="cividis", lw=0, ylabel="in the buffer")
-            (fates_by_visits(admissions) / seeds).plot.bar(ax=fates, color=FATES, stacked=True, ylabel="admissions")
-            table = graduation(admissions)
-            shares.plot(table.percent, "ko")
-            shares.vlines(table.index, table.low, table.high, "black")
-            shares.set(xlabel="accuracy at admission", ylabel="graduated (%)", ylim=(0, 100))
-    figure.savefig(out / "questions.png")
+    for title, table in tables.items():
+        if len(table):
+            table = table.rename({method: ROWS[method].label for method in ROWS}, level="method")
+            print(f"{title}\n\n{table.to_string(float_format='{:.1f}'.format, na_rep='-')}\n")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="output folders of train.py; grouped by method, then seed")
-    parser.add_argument("--out", type=Path, help="folder for the figures (needs matplotlib); none: tables only")
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of train.py; grouped by method, then seed")
     parser.add_argument("--dumps", type=int, default=3, help="newest dumps of each run that are audited (default 3)")
-    parser.add_argument("--bootstrap", type=Path, help="CSV with columns scale, method, family, benchmark, accuracy")
-    parser.add_argument("--reference", default="grpo_replay", help="method to compare with (default grpo_replay)")
     args = parser.parse_args(argv)
-    if args.bootstrap:
-        print_bootstrap(args.bootstrap, args.reference)
-    elif not args.runs:
-        parser.error("give the output folders of runs, or --bootstrap with a CSV file")
-    if args.runs:
-        runs = read_runs(args.runs)
-        print_tables(runs, args.reference, args.dumps)
-        if args.out:
-            draw(runs, args.out)
+    print_tables(read_runs(args.runs), args.dumps)
 
 
 if __name__ == "__main__":

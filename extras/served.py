@@ -33,7 +33,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from engine.models import break_tokens, harmless, special_tokens, tokenizer_of
+from engine.images import chat
+from engine.models import break_tokens, special_tokens, tokenizer_of
 from engine.questions import open_images
 from engine.run import say
 from generate import Actor, Reply, Request, Sampling, seed_of
@@ -42,7 +43,6 @@ from rewards import grade
 MAX_DELAY, LOOK = 60.0, 0.5  # seconds, at most: between two tries; between two looks at the requests under way
 CHARACTERS, SPARE_TOKENS = 16, 16  # of a reply: for each token that was asked for; beyond these tokens (decision 5)
 ENVELOPE, CHARACTER_BYTES = 2**20, 12  # of an answer, at most: bytes around the reply; bytes of a character as JSON
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # raised by an answer of another form
 LOST, CUT, GIVEN_UP = Reply("", [], finished=False), "longer than asked for", "given up: the server is silent"
 Rows = list[list[Reply]]  # the replies to each request
 
@@ -53,7 +53,7 @@ def heard(cause: str) -> bool:
 
 
 def read_reply(answer: bytes, thinking: bool, most: int) -> Reply:
-    """At most `most` characters of a chat completion (thinking: decision 6). Raises UNREADABLE if it has no text."""
+    """At most `most` characters of a chat completion (thinking: decision 6). Raises some error if it has no text."""
     choice = json.loads(answer)["choices"][0]
     message, reason = choice["message"], choice.get("finish_reason")
     text, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
@@ -101,7 +101,7 @@ class ServedActor:
             models = [entry["id"] for entry in response.json()["data"]]
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise ConnectionError(f"{self.url}: no server ({type(error).__name__}: {error})") from error
-        except UNREADABLE:  # some servers list only what they have downloaded, or fail at it
+        except Exception:  # some servers list only what they have downloaded, or fail at it
             models = f"no list at {self.url}/models (HTTP {response.status_code})"
         if self.model is None and (isinstance(models, str) or len(models) != 1):
             raise ConnectionError(f"{self.url}: name the model with --teacher_model; models served: {models}")
@@ -116,23 +116,22 @@ class ServedActor:
 
     def body(self, request: Request, sampling: Sampling) -> dict:
         """What is sent for a request, all but the seed (decisions 2 and 6)."""
-        question, parts, turns = request.question, [], []
+        question, parts = request.question, []
+        messages = chat(request.text, (), question.system, question.turns) if question else chat(request.text)
+        for message in messages:
+            message["content"] = break_tokens(message["content"], self.special_tokens)
         for image in open_images(question, *self.pixels) if request.images else ():
             image.save(file := io.BytesIO(), "PNG", compress_level=1)  # nothing is lost
             url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
             parts.append({"type": "image_url", "image_url": {"url": url}})
-        text = break_tokens(request.text, self.special_tokens)
-        if question:
-            turns = [*([("system", question.system)] if question.system else []), *question.turns]
-        said = [{"role": role, "content": words} for role, words in harmless(turns, self.special_tokens)]
-        said.append({"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text})
-        body = dict(model=self.model, messages=said, max_tokens=sampling.max_new_tokens, top_p=sampling.top_p)
+        if parts:
+            messages[-1]["content"] = [*parts, {"type": "text", "text": messages[-1]["content"]}]
+        body = dict(model=self.model, messages=messages, max_tokens=sampling.max_new_tokens, top_p=sampling.top_p)
         body |= dict(temperature=sampling.temperature, presence_penalty=sampling.presence_penalty)
         more = dict(top_k=sampling.top_k, min_p=sampling.min_p, repetition_penalty=1.0)
         config = {"generation_config": json.dumps({"do_sample": sampling.temperature > 0, **more})}
         body |= more | {"top_k": sampling.top_k or -1} if self.takes_top_k else config
-        off = {"enable_thinking": False} if self.takes_no_thinking and not question else {}
-        template = self.template | off
+        template = self.template | ({} if question or not self.takes_no_thinking else {"enable_thinking": False})
         return body | ({"chat_template_kwargs": template} if template else {})
 
     async def ask(self, body: Callable[[], dict], seed: int, thinking: bool) -> tuple[Reply, str]:
@@ -155,7 +154,7 @@ class ServedActor:
                     if response.status_code < 500 and response.status_code not in (408, 429):
                         break
                     after = response.headers.get("retry-after", "")
-                except (httpx.RequestError, *UNREADABLE) as error:
+                except Exception as error:  # no connection, or an answer of another form
                     cause = f"{type(error).__name__}: {error}"
         return LOST, f"{cause}: {answer[:200].decode(errors='replace')}"
 
