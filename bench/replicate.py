@@ -4,8 +4,10 @@
     python bench/replicate.py --methods zppo grpo_replay --seeds 0        one pair, one seed
     python bench/replicate.py --figures_only                              table and figures again from what is on disk
 
+    python bench/replicate.py --rare --steps 180 ...                      hard questions made rare: bench/rare.py
+
 Options that this script does not know go to every run of train.py. Stopped at any time, the same command goes on where
-it was.
+it was. bench/miniature/preregistration.md says what was fixed before the runs.
 
 Decisions:
 1. All runs share every argument but method, seed and output. Runs that do not are refused.
@@ -75,7 +77,8 @@ def train_command(run: Path, method: str, seed: int, extra: list[str]) -> list[s
     """train.py for one run, going on from its checkpoint if it was interrupted."""
     own = ["--method", method, "--seed", str(seed), "--output", str(run)]
     resume = ["--resume"] if (run / "metrics.jsonl").exists() else []
-    return [sys.executable, str(ROOT / "train.py"), *extra, *own, *resume]
+    script = ROOT / ("bench/rare.py" if "--rare" in extra else "train.py")
+    return [sys.executable, str(script), *[word for word in extra if word != "--rare"], *own, *resume]
 
 
 def train(command: list[str], log: Path) -> None:
@@ -406,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds (default: 0 to 4)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one core each (default 1)")
     parser.add_argument("--runs", type=Path, default=Path("runs/replicate"), help="where the runs go, one folder each")
-    parser.add_argument("--out", type=Path, default=Path("bench/replication"), help="where the results go")
+    parser.add_argument("--out", type=Path, default=Path("bench/miniature"), help="where the results go")
     parser.add_argument("--figures_only", action="store_true", help="table and figures again from results.json")
     args, extra = parser.parse_known_args(argv)
     if clash := [word for word in extra if word.split("=")[0].lstrip("-") in OWN]:
