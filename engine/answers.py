@@ -28,7 +28,6 @@ import functools
 import math
 import random
 import re
-import threading
 import unicodedata
 from fractions import Fraction
 
@@ -37,9 +36,10 @@ import mpmath
 MAX_CHARS = 2000  # of an answer that is read as mathematics
 MAX_DEPTH = 80  # of nested expressions
 MAX_BITS = 10_000  # of an exact number
-MAX_MAGNITUDE = 800  # of any other number: from 2^-800 to 2^800
+MAX_MAGNITUDE = 800  # of any other number: from 2^-800 to 2^800, about 1e-241 to 1e241
 MAX_STEPS = 4000  # evaluations of a node per comparison
-DIGITS = 300  # of any other number; two are equal that differ by less than 1e-250 of the sizes on the way
+DIGITS = 500  # of any other number: rounding errors stay far below the tolerance
+TOLERANCE = Fraction(1, 10**250)  # two other numbers that differ by less are equal
 
 
 def answers_match(given: str, gold: str) -> bool:
@@ -393,24 +393,26 @@ def label(node):
 
 NUMERIC = {name: name for name in ("e", "ln", "exp", "floor", "ceil", "binomial", *TRIG, *ARCS.values())}  # in mpmath
 NUMERIC |= {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial"}
-CONTEXT = functools.cache(lambda thread: mpmath.MPContext())  # not mpmath.mp: threads share its precision
 SCALES = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # of the points: every variable lies between 0 and the scale
 
 
 def decimal_slack(node):
     """One unit in the last place of a decimal with at least 10 places and 10 significant digits; else 0."""
     x = node[1] if node[0] == "num" else Fraction(0)
-    twos = (x.denominator & -x.denominator).bit_length() - 1
-    places = max(twos, round(math.log(x.denominator >> twos, 5)))  # the denominator of a decimal is 2^a * 5^b
-    long = places >= 10 and abs(x) * 10**places >= 10**9 and 10**places % x.denominator == 0
-    return Fraction(1, 10**places) if long else Fraction(0)
+    most = x.denominator.bit_length()  # of places: the denominator divides 10^places
+    if 10**most % x.denominator:
+        return 0
+    places = next(places for places in range(most + 1) if 10**places % x.denominator == 0)
+    return Fraction(1, 10**places) if places >= 10 and abs(x) * 10**places >= 10**9 else 0
 
 
 class Comparison:
     """One comparison of two trees, with a budget of evaluations."""
 
     def __init__(self):
-        self.left, self.at = MAX_STEPS, functools.cache(self.at)  # a tree is evaluated once at a point
+        self.mp = mpmath.MPContext()  # not mpmath.mp: threads share its precision
+        self.mp.dps = DIGITS
+        self.steps, self.at = 0, functools.cache(self.at)  # a tree is evaluated once at a point
 
     def same(self, a, b):
         """True if two trees mean the same answer."""
@@ -473,48 +475,47 @@ class Comparison:
         return None, node
 
     def agree(self, a, b):
-        """True if two values are equal wherever both are real, or defined if they hardly ever are real."""
+        """True if two values are equal at all points where both are real; if there are hardly any, at all points."""
         slack = max(decimal_slack(a), decimal_slack(b))
         if a[0] == b[0] == "num":
             return a[1] == b[1] or abs(a[1] - b[1]) < slack
-        self.mp = CONTEXT(threading.get_ident())
-        self.mp.dps = DIGITS
-        pairs = [(x, y) for x, y in ((self.at(a, scale), self.at(b, scale)) for scale in SCALES) if x and y]
-        real = [(x, y) for x, y in pairs if x[1] and y[1]]
-        pairs = real if len(real) >= 2 else pairs
-        slack = self.mp.mpf(slack.numerator) / slack.denominator
-        return len(pairs) >= 2 and all(
-            abs(x[0] - y[0]) <= max(slack, max(x[2], y[2]) * self.mp.mpf(10) ** (50 - DIGITS)) for x, y in pairs)
+        slack = self.mp.convert(max(slack - TOLERANCE, TOLERANCE))  # less than one unit in the last place
+        for real in (True, False):
+            pairs = [(self.at(a, scale, real), self.at(b, scale, real)) for scale in SCALES]
+            pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
+            if len(pairs) >= 2:
+                return all(abs(x - y) <= slack for x, y in pairs)
+        return False
 
-    def at(self, node, scale):
-        """(value, whether all on the way was real, largest size on the way) at a point; None if undefined."""
-        self.real, self.size = True, 0
+    def at(self, node, scale, real):
+        """Value of a tree at a point; None where it is undefined or, if it has to be real, leaves the real numbers."""
         try:
-            return self.value(node, scale), self.real, self.size
+            return self.value(node, scale, real)
         except (ArithmeticError, TypeError):
             return None
 
-    def value(self, node, scale):
-        self.left -= 50 if node[0] in ("!", "binomial") else 1
-        if self.left < 0:
-            raise ValueError("too much work")
+    def value(self, node, scale, real):
         (kind, *parts), mp = node, self.mp
+        self.steps += 50 if kind in ("!", "binomial") else 1
+        if self.steps > MAX_STEPS:
+            raise ValueError("too much work")
         if kind == "num":
-            return mp.mpf(parts[0].numerator) / parts[0].denominator
+            return mp.convert(parts[0])
+        if kind == "sym" and parts[0] in NUMERIC:
+            return +getattr(mp, NUMERIC[parts[0]])
         if kind == "sym":
-            point = random.Random(f"{scale}{parts[0]}").random() * scale
-            return +getattr(mp, NUMERIC[parts[0]]) if parts[0] in NUMERIC else mp.mpf(point)
-        arguments = [self.value(part, scale) for part in parts]
-        real = all(isinstance(argument, mp.mpf) for argument in arguments)
+            return mp.mpf(random.Random(f"{scale}{parts[0]}").random() * scale)
+        arguments = [self.value(part, scale, real) for part in parts]
+        complex_before = any(isinstance(argument, mp.mpc) for argument in arguments)
         if kind in ("!", "binomial") and max(map(abs, arguments)) > 100 or kind == "^" and abs(arguments[1]) > 10_000:
             raise ArithmeticError("out of range")
-        if kind == "^" and real and arguments[0] < 0 and parts[1][0] == "num" and parts[1][1].denominator % 2:
-            value = mp.power(-arguments[0], arguments[1]) * (-1) ** parts[1][1].numerator  # the real root of -8 is -2
+        odd_root = kind == "^" and parts[1][0] == "num" and parts[1][1].denominator % 2
+        if odd_root and not complex_before and arguments[0] < 0:  # the real root of -8 is -2
+            value = mp.power(-arguments[0], arguments[1]) * (-1) ** parts[1][1].numerator
         else:
             operation = getattr(mp, NUMERIC[kind])
             value = operation(arguments) if kind in "+*" else operation(*arguments)
-        if not mp.isfinite(value) or value and abs(mp.mag(value)) > MAX_MAGNITUDE:
-            raise ArithmeticError("out of range")
-        self.real &= isinstance(value, mp.mpf) or not real
-        self.size = max(self.size, abs(value))
+        leaves_the_reals = real and isinstance(value, mp.mpc) and not complex_before
+        if leaves_the_reals or value and not abs(mp.mag(value)) <= MAX_MAGNITUDE:  # nan is not <= anything
+            raise ArithmeticError("not real, infinite, or out of range")
         return value
