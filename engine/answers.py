@@ -76,11 +76,10 @@ SPELLINGS = r"""- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times 
 ; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ° º \degree \degrees; ∞ \infty; ∈ \in
 ; ∪ \cup; ∩ \cap; ∖ \setminus \backslash; ∅ \emptyset \varnothing; ± \pm; ∓ \mp; | \lvert \rvert \vert \mid; ⌊ \lfloor
 ; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro
-; £ \pounds; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi; \theta \vartheta"""
-PLAIN = {name: names.split()[0] for names in SPELLINGS.split(";") for name in names.split()[1:]}
-PLAIN |= {"√": "\\root{2}", "∛": "\\root{3}", "ℝ": "\\mathbb R ", **dict.fromkeys(["\\land", "\\wedge"], " and ")}
-PLAIN |= dict.fromkeys(["\\lor", "\\vee"], " or ") | dict.fromkeys(r"\quad \qquad \rm \bf \it \hfill".split(), " ")
-PLAIN |= dict.fromkeys(r"\vec \limits \displaystyle \textstyle".split(), "") | {"\\colon": ":"}
+; £ \pounds; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi; \theta \vartheta
+; : \colon; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ; _and_ \land \wedge; _or_ \lor \vee
+; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""  # in the first of each, _ is a space
+PLAIN = {name: names.split()[0].replace("_", " ") for names in SPELLINGS.split(";") for name in names.split()[1:]}
 PLAIN |= {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
 SIGNS = {ord(sign): plain for sign, plain in PLAIN.items() if len(sign) == 1}
 RAISED = [("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}"), ("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}"), ("[¼-¾⅐-⅞]", r" \g<0>")]
@@ -153,9 +152,10 @@ K kelvin; N newton; J joule; kJ; cal calorie; W watt; kW; V volt; A amp; Hz hert
 ＄ $ dollar USD; ¢ cent; € euro EUR; £ GBP; ¥ yen; ₹ rupee; unit; way; time; point; person people"""
 UNITS = {name + plural: names.split()[0] for names in UNIT_NAMES.split(";") for name in names.split()
          for plural in ("", "s" if len(name) > 2 else "")}
-ONE = rf"(?:{'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![A-Za-z])"
-ONE = rf"(?:(?:square|sq\.?|cubic|cu\.?) )?{ONE}(?: ?\^ ?(?:\{{-?\d\}}|-?\d)| squared| cubed)?"
-UNIT = re.compile(rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE}(?: ?(?:/|\*| per | ) ?{ONE}){{0,3}}$")
+POWERS = [(r"\b(?:square|sq\.?) (\w+)", r"\1^2"), (r"\b(?:cubic|cu\.?) (\w+)", r"\1^3"), (r" squared\b", "^2"),
+          (r" cubed\b", "^3"), (" per ", "/")]
+ONE_UNIT = rf"(?:{'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![A-Za-z])(?: ?\^ ?\{{?-?\d\}}?)?"
+UNIT = re.compile(rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE_UNIT}(?: ?[/* ] ?{ONE_UNIT}){{0,3}}$")
 NO_NOUNS = ("less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens|hundreds|thousands"
             "|remainders|millions|billions|halves|thirds|quarters|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths")
 NOUNS = re.compile(rf"([+-]?[\d,.]+) (?!.*\b(?:{NO_NOUNS})\b)((?:[a-z]+ ){{0,2}}[a-z]{{3,}}s)")
@@ -165,13 +165,15 @@ def split_unit(text):
     """(value, unit) of "5 cm", "\\$5", "3 red apples"; the unit is "" if there is none."""
     if match := re.match(r"([+-]?) ?([＄€£¥₹]) ?", text):
         return match[1] + text[match.end():], match[2]
-    if match := UNIT.search(text):
-        value, unit = text[: match.start()], match[0]
+    spelled = text
+    for pattern, replacement in POWERS:
+        spelled = re.sub(pattern, replacement, spelled)
+    if match := UNIT.search(spelled):
+        value, unit = spelled[: match.start()], match[0]
         letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1]))
-        if len(unit) > 1 and not (letters and re.fullmatch(" [A-Za-z]", unit)):  # 5m, 3x + 5 m: variable
-            unit = re.sub(r"[°＄¢€£¥₹]?[A-Za-z]+|\$", lambda match: UNITS.get(match[0], match[0]), unit)
-            unit = re.sub(r"(?:square|sq\.?) (\w+)| squared", r"\1^2", unit.replace(" per ", "/"))
-            return value, re.sub("[ {}]", "", re.sub(r"(?:cubic|cu\.?) (\w+)| cubed", r"\1^3", unit))
+        if len(unit.strip()) > 1 or unit[0] == " " and not letters:  # "5m" and "3x + 5 m" end with a variable
+            unit = re.sub(r"[°＄¢€£¥₹]?[A-Za-z]+|\$", lambda match: UNITS[match[0]], unit)
+            return value, re.sub("[ {}]", "", unit)
     match = NOUNS.fullmatch(text)
     return match.groups() if match else (text, "")
 

@@ -95,16 +95,19 @@ def clean_text(text: str, images: int) -> str:
     return strip_directives(question)
 
 
-def last_box(text: str) -> str | None:
-    """Content of the last \\boxed{...} whose braces balance, stripped; None without one. Linear time."""
+def extract_boxed(text: str) -> str | None:
+    """Content of the last \\boxed{...} whose braces balance, stripped; None without one. Linear time.
+
+    "Last" is by where the box opens: of two nested boxes the inner one. Escaped braces do not count.
+    """
     starts, last, content = [], -1, None  # starts: where the open boxes' contents begin, -1 for other open braces
-    for token in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+    for token in re.finditer(r"(\\boxed\s*)?\{|\\.|\}", text if isinstance(text, str) else "", re.DOTALL):
         if token[0] == "}":
             start = starts.pop() if starts else -1
             if start > last:
                 last, content = start, text[start : token.start()].strip()
-        elif token[0][-1] == "{" and token[0] != "\\{":
-            starts.append(token.end() if len(token[0]) > 1 else -1)
+        elif token[1] or token[0] == "{":
+            starts.append(token.end() if token[1] else -1)
     return content
 
 
@@ -112,7 +115,7 @@ def worked_answer(text: str) -> tuple[str, str]:
     """(short answer, "####" or "boxed") of a worked solution; (text, "column") of any other text (decision 4)."""
     if closing := re.search(r"####[ \t]*([^\n#]+)\s*\Z", text):
         return closing[1].strip(), "####"
-    box = last_box(text)
+    box = extract_boxed(text)
     return (box, "boxed") if box else (text, "column")
 
 
