@@ -24,10 +24,10 @@ from the rest of the project: copy what you need. Decisions and deviations:
 12. One letter is a variable, so b is not B; in the brackets of an option, (b), it is. Words ignore case.
 """
 
-import functools
 import math
 import random
 import re
+import threading
 import unicodedata
 from fractions import Fraction
 
@@ -35,9 +35,10 @@ import mpmath
 
 MAX_CHARS = 2000  # of an answer that is read as mathematics
 MAX_DEPTH = 80  # of nested expressions
+MAX_TERMS = 200  # names, powers, marks and factorials of an answer
 MAX_BITS = 10_000  # of an exact number
+MAX_EXPONENT = 10_000
 MAX_MAGNITUDE = 800  # of any other number: from 2^-800 to 2^800, about 1e-241 to 1e241
-MAX_STEPS = 4000  # evaluations of a node per comparison
 DIGITS = 500  # of any other number: rounding errors stay far below the tolerance
 TOLERANCE = Fraction(1, 10**250)  # two other numbers that differ by less are equal
 
@@ -61,7 +62,7 @@ def answers_match(given: str, gold: str) -> bool:
         return given != ""
     try:
         (first, unit), (second, other) = read(given), read(gold)
-        return (not unit or not other or unit == other) and Comparison().same(first, second)
+        return (not unit or not other or unit == other) and same(first, second)
     except (ArithmeticError, ValueError, RecursionError):
         return False
 
@@ -178,42 +179,82 @@ def split_unit(text):
     return match.groups() if match else (text, "")
 
 
-# Trees. Values are ("num", Fraction), ("sym", name) and (operation, *values). All else is a shape: ("list", ...),
-# ("set", ...), ("∪", "∩" or "∖", ...), ("seq", brackets, ...), ("rel", signs, ...), ("ratio", ...).
+# Trees. A value is ("num", Fraction), ("sym", name) or ("at", *entries): what an expression is at the fixed points.
+# All else is a shape: ("list", ...), ("set", ...), ("∪", "∩" or "∖", ...), ("seq", brackets, ...),
+# ("rel", signs, ...), ("ratio", ...).
 SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
+POINTS = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # at each of them, every variable lies between 0 and this number
+IN_MPMATH = {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial", **ARCS}
+
+
+class Mpmath(threading.local):
+    """An mpmath for each thread: its functions change the precision for a moment."""
+
+    def __init__(self):
+        self.mp = mpmath.MPContext()
+        self.mp.dps = DIGITS
+
+
+LOCAL = Mpmath()
 
 
 def number(value):
     return ("num", Fraction(value))
 
 
-EXACT = {  # operations on Fractions; None where the result is not small
-    "+": lambda *xs: sum(xs), "*": lambda *xs: math.prod(xs), "^": lambda x, y: x ** y.numerator, "abs": abs,
-    "floor": math.floor, "ceil": math.ceil, "!": lambda n: math.factorial(int(n)) if n in range(1001) else None,
-    "binomial": lambda n, k: math.comb(int(n), int(k)) if n in range(1001) and k in range(1001) else None,
-}
+def entries(value):
+    """At each point (number, whether all on the way to it was real), or None where the value is undefined."""
+    (kind, *parts), mp = value, LOCAL.mp
+    if kind == "at":
+        return parts
+    if kind == "num":
+        return [(mp.convert(parts[0]), True)] * len(POINTS)
+    if parts[0] in ("\\pi", "e", "i"):
+        return [(+getattr(mp, IN_MPMATH.get(parts[0], "e")), True)] * len(POINTS)
+    return [(mp.mpf(random.Random(f"{point}{parts[0]}").random() * point), True) for point in POINTS]
 
 
 def build(operation, *parts):
-    """Tree of an operation on values, computed at once if all of them are numbers and the result is small."""
+    """Value of an operation on values: a number if all of them are numbers and the result is small."""
     if any(part[0] in SHAPES for part in parts):
         raise ValueError("arithmetic on something that is no value")
-    if operation not in EXACT or any(part[0] != "num" for part in parts):
-        return (operation, *parts)
-    numbers = [part[1] for part in parts]
-    bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
-    if sum(bits) > MAX_BITS or operation == "^" and not any(numbers):
-        raise ValueError("too large a number, or zero to the power of zero")
-    if operation == "^" and (numbers[1].denominator > 1 or abs(numbers[1]) * bits[0] > MAX_BITS):
-        return (operation, *parts)
-    exact = EXACT[operation](*numbers)
-    return (operation, *parts) if exact is None else number(exact)
+    if operation in "+*^" and all(part[0] == "num" for part in parts):
+        numbers = [part[1] for part in parts]
+        bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
+        if sum(bits) > MAX_BITS or operation == "^" and not any(numbers):
+            raise ValueError("too large a number, or zero to the power of zero")
+        if operation != "^":
+            return number(sum(numbers) if operation == "+" else math.prod(numbers))
+        if numbers[1].denominator == 1 and abs(numbers[1]) * bits[0] <= MAX_BITS:
+            return number(numbers[0] ** numbers[1].numerator)
+    exponent = parts[1][1] if operation == "^" and parts[1][0] == "num" else None
+    rows = [None if None in row else at_point(operation, row, exponent) for row in zip(*map(entries, parts))]
+    if not any(rows):
+        raise ValueError("too large, or undefined at every point")
+    return ("at", *rows)
+
+
+def at_point(operation, arguments, exponent):
+    """Entry of an operation on entries. exponent: of a power, if it is an exact number."""
+    mp, numbers = LOCAL.mp, [number for number, _ in arguments]
+    real = not any(isinstance(number, mp.mpc) for number in numbers)
+    if operation == "^" and abs(numbers[1]) > MAX_EXPONENT:
+        return None
+    try:
+        if exponent and exponent.denominator % 2 and real and numbers[0] < 0:  # the real root of -8 is -2
+            result = mp.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
+        else:
+            function = getattr(mp, IN_MPMATH.get(operation, operation))
+            result = function(numbers) if operation in "+*" else function(*numbers)
+    except (ArithmeticError, TypeError, ValueError):
+        return None
+    if result and not abs(mp.mag(result)) <= MAX_MAGNITUDE:  # true for nan, too
+        return None
+    return result, all(flag for _, flag in arguments) and not (real and isinstance(result, mp.mpc))
 
 
 MINUS_ONE, PI, INF = number(-1), ("sym", "\\pi"), ("sym", "∞")
-MINUS_INF = build("*", MINUS_ONE, INF)
-MARKED = {"%": number("1/100"), "°": build("*", number("1/180"), PI)}
-LOGS = {"log": ("sym", "\\log"), "lg": build("^", build("ln", number(10)), MINUS_ONE)}  # by base: the factor of ln
+MARKS = {"%": [number("1/100")], "°": [number("1/180"), PI]}  # the factors that a mark stands for
 
 
 class Parser:
@@ -257,7 +298,7 @@ class Parser:
         else:
             left = self.atom()
             while mark := self.take("!(?![!=])|%|°"):
-                left = build("!", left) if mark == "!" else build("*", left, MARKED[mark])
+                left = build("!", left) if mark == "!" else build("*", left, *MARKS[mark])
         while infix := self.look(self.INFIX):
             sign, strength = infix[1], self.OPERATORS[infix[1]][0]
             if strength < rank or rank == 7 and not sign and self.look(self.FUNCTION):
@@ -278,8 +319,9 @@ class Parser:
             return ("rel", left[1] + sign, *left[2:], right) if left[0] == "rel" else ("rel", sign, left, right)
         if sign in ("-", "/"):
             right = build("*", MINUS_ONE, right) if sign == "-" else build("^", right, MINUS_ONE)
-        parts = *(left[1:] if left[0] == kind != "^" else (left,)), right
-        return build(kind, *parts) if kind in ("+", "*", "^", "ratio") else (kind, *parts)
+        if kind in ("+", "*", "^"):
+            return build(kind, left, right)
+        return (kind, *(left[1:] if left[0] == kind else [left]), right)
 
     def argument(self):
         return number(self.take(r"\d")) if self.look(r"\d") else self.atom()  # \frac12 is 1/2
@@ -345,17 +387,19 @@ class Parser:
         raise ValueError("a command that is not in the list")
 
     def function(self, name):
-        factor, exponent = LOGS.get(name), None
-        if name == "log" and self.take("_"):
-            factor = build("^", build("ln", self.argument()), MINUS_ONE)
-        if self.take(r"\^"):
-            exponent = self.argument()
-            name, exponent = ("a" + name, None) if exponent == MINUS_ONE else (name, exponent)
+        base = self.argument() if name == "log" and self.take("_") else number(10) if name == "lg" else None
+        exponent = self.argument() if self.take(r"\^") else number(1)
+        if exponent == MINUS_ONE:
+            name, exponent = "a" + name, number(1)
         if name not in FUNCTIONS:
             raise ValueError("an inverse without a name")
         argument = self.atom() if self.look(r"[({]") else self.expression(7)
-        value = build("*", build("ln", argument), factor) if factor else build(ARCS.get(name, name), argument)
-        return build("^", value, exponent) if exponent else value
+        value = build("ln" if name in ("log", "lg") else name, argument)
+        if base:
+            value = build("*", value, build("^", build("ln", base), MINUS_ONE))
+        elif name == "log":
+            value = build("*", value, ("sym", "\\log"))  # the factor that the unknown base stands for
+        return build("^", value, exponent)
 
 
 NO_DIFFERENCE = re.compile(r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)")
@@ -365,6 +409,8 @@ SET_BUILDER = re.compile(r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*
 
 def read(text):
     """(tree, unit) of a cleaned answer. Raises ValueError where the text is no mathematics or exceeds a bound."""
+    if len(re.findall(r"\\?[A-Za-z]+|[\^!%°]", text)) > MAX_TERMS:
+        raise ValueError("too long")
     match = NO_DIFFERENCE.fullmatch(text)
     if match and not (match[1] and int(match[1]) >= int(match[2])):
         raise ValueError("a date, a time or a range")
@@ -393,10 +439,6 @@ def label(node):
     return node[1] if node[0] == "sym" and node[1] not in ("\\pi", "e", "i", "∞") else None
 
 
-NUMERIC = {name: name for name in ("e", "ln", "exp", "floor", "ceil", "binomial", *TRIG, *ARCS.values())}  # in mpmath
-NUMERIC |= {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial"}
-SCALES = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # of the points: every variable lies between 0 and the scale
-
 
 def decimal_slack(node):
     """One unit in the last place of a decimal with at least 10 places and 10 significant digits; else 0."""
@@ -408,116 +450,78 @@ def decimal_slack(node):
     return Fraction(1, 10**places) if places >= 10 and abs(x) * 10**places >= 10**9 else 0
 
 
-class Comparison:
-    """One comparison of two trees, with a budget of evaluations."""
+def same(a, b):
+    """True if two trees mean the same answer."""
+    kinds = {a[0], b[0]}
+    relations = kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:])
+    if a == b or kinds == {"rel"} and same_relation(a, b) or relations and same_members(a, b):
+        return True
+    (name, x), (other, y) = named(a), named(b)
+    if x is not a or y is not b:  # at most one name, and it is gone
+        return len({name, other, None}) < 3 and x[0] != "rel" != y[0] and same(x, y)
+    if not kinds & SHAPES:
+        return agree(a, b)
+    if kinds <= {"list", "set", "∪"}:
+        return same_members(a, b)
+    if kinds == {"ratio", "num"}:
+        (_, x), ratio = sorted((a, b))
+        return x.denominator > 1 and ratio[1:] == (number(x.numerator), number(x.denominator))
+    return a[0] == b[0] and len(a) == len(b) and all(
+        p == q or isinstance(p, tuple) and isinstance(q, tuple) and same(p, q) for p, q in zip(a, b))
 
-    def __init__(self):
-        self.mp = mpmath.MPContext()  # not mpmath.mp: threads share its precision
-        self.mp.dps = DIGITS
-        self.steps, self.at = 0, functools.cache(self.at)  # a tree is evaluated once at a point
 
-    def same(self, a, b):
-        """True if two trees mean the same answer."""
-        kinds = {a[0], b[0]}
-        relations = kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:])
-        if a == b or kinds == {"rel"} and self.same_relation(a, b) or relations and self.same_members(a, b):
-            return True
-        (name, x), (other, y) = self.named(a), self.named(b)
-        if x is not a or y is not b:  # at most one name, and it is gone
-            return len({name, other, None}) < 3 and x[0] != "rel" != y[0] and self.same(x, y)
-        if not kinds & SHAPES:
-            return self.agree(a, b)
-        if kinds <= {"list", "set", "∪"}:
-            return self.same_members(a, b)
-        if kinds == {"ratio", "num"}:
-            (_, x), ratio = sorted((a, b))
-            return x.denominator > 1 and ratio[1:] == (number(x.numerator), number(x.denominator))
-        return a[0] == b[0] and len(a) == len(b) and all(
-            p == q or isinstance(p, tuple) and isinstance(q, tuple) and self.same(p, q) for p, q in zip(a, b))
-
-    def same_members(self, a, b):
-        rest = list(b[1:])
-        for x in a[1:]:
-            found = next((k for k, y in enumerate(rest) if self.same(x, y)), None)
-            if found is None:
-                return False
-            rest.pop(found)
-        return not rest
-
-    def same_relation(self, a, b):
-        """True if left minus right is equal, up to its sign for an equation."""
-        if len(a) != 4 or len(b) != 4 or a[1] != b[1] or a[1] not in "=≠<≤":
+def same_members(a, b):
+    rest = list(b[1:])
+    for x in a[1:]:
+        found = next((k for k, y in enumerate(rest) if same(x, y)), None)
+        if found is None:
             return False
-        left, right, other = (build("+", x, build("*", MINUS_ONE, y)) for x, y in (a[2:], b[2:], b[:1:-1]))
-        return self.agree(left, right) or a[1] in "=≠" and self.agree(left, other)
+        rest.pop(found)
+    return not rest
 
-    def named(self, node):
-        """(name, value) of "x = 5", "x > 5", "x ∈ ..." or a list of them; (None, value) without a name."""
-        if node[0] == "list":
-            names, found = zip(*map(self.named, node[1:]))
-            if all(names) and sorted({*names}) == [*names]:
-                return ",".join(names), ("seq", "()", *found)
-        if node[0] != "rel":
-            return None, node
-        signs, sides = node[1], node[2:]
-        if set(signs) <= {"=", "≈"}:
-            if label(sides[-1]) and not label(sides[0]):
-                signs, sides = signs[::-1], sides[::-1]
-            if name := label(sides[0]):
-                signs, sides = signs[1:], sides[1:]
-            if all(sign == "≈" or self.same(sides[0], side) for sign, side in zip(signs, sides[1:])):
-                return name, sides[0]
-        if signs == "∈" and label(sides[0]):
-            return label(sides[0]), sides[1]
-        if signs in ("<", "≤"):
-            signs, sides = ("<" + signs, (MINUS_INF, *sides)) if label(sides[0]) else (signs + "<", (*sides, INF))
-        if set(signs) <= {"<", "≤"} and len(sides) == 3 and label(sides[1]):
-            brackets = "(["[signs[0] == "≤"] + ")]"[signs[1] == "≤"]
-            return label(sides[1]), ("seq", brackets, sides[0], sides[2])
-        return None, node
 
-    def agree(self, a, b):
-        """True if two values are equal at all points where both are real; if there are hardly any, at all points."""
-        slack = max(decimal_slack(a), decimal_slack(b))
-        if a[0] == b[0] == "num":
-            return a[1] == b[1] or abs(a[1] - b[1]) < slack
-        slack = self.mp.convert(max(slack - TOLERANCE, TOLERANCE))  # less than one unit in the last place
-        for real in (True, False):
-            pairs = [(self.at(a, scale, real), self.at(b, scale, real)) for scale in SCALES]
-            pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
-            if len(pairs) >= 2:
-                return all(abs(x - y) <= slack for x, y in pairs)
+def same_relation(a, b):
+    """True if left minus right is equal, up to its sign for an equation."""
+    if len(a) != 4 or len(b) != 4 or a[1] != b[1] or a[1] not in "=≠<≤":
         return False
+    left, right, other = (build("+", x, build("*", MINUS_ONE, y)) for x, y in (a[2:], b[2:], b[:1:-1]))
+    return agree(left, right) or a[1] in "=≠" and agree(left, other)
 
-    def at(self, node, scale, real):
-        """Value of a tree at a point; None where it is undefined or, if it has to be real, leaves the real numbers."""
-        try:
-            return self.value(node, scale, real)
-        except (ArithmeticError, TypeError):
-            return None
 
-    def value(self, node, scale, real):
-        (kind, *parts), mp = node, self.mp
-        self.steps += 50 if kind in ("!", "binomial") else 1
-        if self.steps > MAX_STEPS:
-            raise ValueError("too much work")
-        if kind == "num":
-            return mp.convert(parts[0])
-        if kind == "sym" and parts[0] in NUMERIC:
-            return +getattr(mp, NUMERIC[parts[0]])
-        if kind == "sym":
-            return mp.mpf(random.Random(f"{scale}{parts[0]}").random() * scale)
-        arguments = [self.value(part, scale, real) for part in parts]
-        complex_before = any(isinstance(argument, mp.mpc) for argument in arguments)
-        if kind in ("!", "binomial") and max(map(abs, arguments)) > 100 or kind == "^" and abs(arguments[1]) > 10_000:
-            raise ArithmeticError("out of range")
-        odd_root = kind == "^" and parts[1][0] == "num" and parts[1][1].denominator % 2
-        if odd_root and not complex_before and arguments[0] < 0:  # the real root of -8 is -2
-            value = mp.power(-arguments[0], arguments[1]) * (-1) ** parts[1][1].numerator
-        else:
-            operation = getattr(mp, NUMERIC[kind])
-            value = operation(arguments) if kind in "+*" else operation(*arguments)
-        leaves_the_reals = real and isinstance(value, mp.mpc) and not complex_before
-        if leaves_the_reals or value and not abs(mp.mag(value)) <= MAX_MAGNITUDE:  # nan is not <= anything
-            raise ArithmeticError("not real, infinite, or out of range")
-        return value
+def named(node):
+    """(name, value) of "x = 5", "x > 5", "x ∈ ..." or a list of them; (None, value) without a name."""
+    if node[0] == "list":
+        names, found = zip(*map(named, node[1:]))
+        if all(names) and sorted({*names}) == [*names]:
+            return ",".join(names), ("seq", "()", *found)
+    if node[0] != "rel":
+        return None, node
+    signs, sides = node[1], node[2:]
+    if set(signs) <= {"=", "≈"}:
+        if label(sides[-1]) and not label(sides[0]):
+            signs, sides = signs[::-1], sides[::-1]
+        if name := label(sides[0]):
+            signs, sides = signs[1:], sides[1:]
+        if all(sign == "≈" or same(sides[0], side) for sign, side in zip(signs, sides[1:])):
+            return name, sides[0]
+    if signs == "∈" and label(sides[0]):
+        return label(sides[0]), sides[1]
+    if signs in ("<", "≤"):
+        low, high = [build("*", MINUS_ONE, INF)], [INF]
+        signs, sides = ("<" + signs, (*low, *sides)) if label(sides[0]) else (signs + "<", (*sides, *high))
+    if set(signs) <= {"<", "≤"} and len(sides) == 3 and label(sides[1]):
+        brackets = "(["[signs[0] == "≤"] + ")]"[signs[1] == "≤"]
+        return label(sides[1]), ("seq", brackets, sides[0], sides[2])
+    return None, node
+
+
+def agree(a, b):
+    """True if two values are equal at all points where both are real; if there are hardly any, at all points."""
+    slack = max(decimal_slack(a), decimal_slack(b))
+    if a[0] == b[0] == "num":
+        return a[1] == b[1] or abs(a[1] - b[1]) < slack
+    slack = LOCAL.mp.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
+    pairs = [(x, y) for x, y in zip(entries(a), entries(b)) if x and y]
+    real = [(x, y) for x, y in pairs if x[1] and y[1]]
+    pairs = real if len(real) >= 2 else pairs
+    return len(pairs) >= 2 and all(abs(x - y) <= slack for (x, _), (y, _) in pairs)
