@@ -1,16 +1,17 @@
 """Comparison of two short answers: LaTeX, numbers, units, sets, intervals, words and options.
 
-The reward of ZPPO (arXiv 2606.18216, App. D.1) calls mathruler here; we compare ourselves. This file imports nothing
-from the rest of the project: copy what you need. Decisions and deviations:
+The reward of ZPPO (arXiv 2606.18216, App. D.1) calls mathruler here; we compare ourselves, in three stages: `clean`
+gives one spelling to equal signs, `Parser` computes values and builds shapes, `same` compares. This file imports
+nothing from the rest of the project: copy what you need. Decisions and deviations:
 
  1. What is ambiguous is refused: a false positive trains a wrong model, a miss costs one reward.
- 2. Nothing is run as code: a parser with fixed lists of commands and functions builds nested tuples. Text that the
-    parser cannot read is compared as text. sympy is not used, because its simplifier has no bound; mpmath is.
- 3. Work is bounded by counting characters, nesting, bits and evaluations, not by signals, threads or clocks: the
-    answer is the same in every thread, on every machine. Beyond a bound only identical text is equal.
+ 2. Nothing is run as code: the parser has fixed lists of commands and functions. Text that the parser cannot read is
+    compared as text. sympy is not used, because its simplifier has no bound; mpmath is.
+ 3. Work is bounded by counting characters, names, nesting and bits, not by signals, threads or clocks: the answer is
+    the same in every thread, on every machine. Beyond a bound only identical text is equal.
  4. Numbers are exact: 0.333 is not 1/3, 3.14 is not pi, 2/4 is 1/2. Only a decimal of 10 digits or more stands for
-    the number it is cut or rounded from. Expressions are equal if 250 digits agree at fixed points wherever both
-    are real: (sqrt x)^2 is x; sqrt(x^2) is |x|, not x.
+    the number it is cut or rounded from. Expressions are equal if they differ by less than 1e-250 at fixed points,
+    wherever both are real: (sqrt x)^2 is x; sqrt(x^2) is |x|, not x.
  5. A percent mark divides by 100, a degree mark multiplies by pi/180.
  6. 1,000 is a number and "1, 000" is not. Inside brackets of any kind a comma always separates.
  7. Sets and lists without brackets have no order; tuples, intervals and matrices have one, and the brackets count:
@@ -86,29 +87,39 @@ SIGNS = {ord(sign): plain for sign, plain in PLAIN.items() if len(sign) == 1}
 RAISED = [("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}"), ("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}"), ("[¼-¾⅐-⅞]", r" \g<0>")]
 WRAPPED = (r"\\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)|[mh]box|emph|boldsymbol|bm|boxed"
            r"|underline|operatorname\*?) *\{([^{}]*)\}")
+MATRIX = (r"([(\[] *)?\\begin *\{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?"
+          r"(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}(?(1) *[)\]])")
+WHOLE, INTEGER = r"(?<![\w.^_}])(\d+) ?", r"(?:\{ ?(\d+) ?\}|(\d)) ?"
 REWRITES = [
+    # signs with a backslash, wrappers, spaces
     (r"\\\\(?: ?\[[\d.]+[a-z]{2}\])?", "⏎"), (r"\\\$", "＄"), (r"\\([%#&])", r"\1"), (r"\\[()\[\]]", " "),
     (r"(?<=\d)(?:, ?\\! ?|\{,\}|\\[,;:! ])(?=\d{3}(?!\d))", ""),  # explicit thousands separators
     (r"\\!", ""), (r"\\[,;: ]|(?<=.)~", " "), (r"^([^$]*)\$([^$]*)$", r"\1＄\2"), (r"\$", " "),
     *[(WRAPPED, r" \1 ")] * 3, (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.?", ""),
-    (r"\\[A-Za-z]+", lambda match: PLAIN.get(match[0], match[0])), (r"([,;]) *(?:and|or)\b", r"\1"),
-    (r"\\\{ *\\\}", "∅"), (r"∈ *\\\{([^,;{}\\]*)\\\}", r"=\1"), (r"_ *(\d+)", r"_{\1}"), (r"_ *\{ *[±∓] *\}", ""),
-    (r"([(\[] *)?\\begin *\{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}"
-     r"(?(1) *[)\]])", lambda match:  # [[1,2],[3,4]]
-     "[[" + re.sub(r",(?=\d{3})", "", match[2]).replace("&", ",").replace("⏎", "],[") + "]]"),
-    (r"\\sqrt *\[([^\[\]]*)\]", r"\\root{\1}"), (r"\\?(?<![A-Za-z])sqrt", r"\\root{2}"),
-    (r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\{([^{}]*)\\choose\b([^{}]*)\}", r"\\binom{\1}{\2}"),
-    (r"\^ *(?:\\circ\b|°|\{ *(?:\\circ|°) *\})", "°"), (r"\^ *(?:\{ *('+) *\}|('))", r"\1\2"),
-    (r"\\not *=", "≠"), ("<=", "≤"), (">=", "≥"), ("==", "="), (" !=", "≠"), (r"(?<=[\w)}]) *\*\* *(?=[\w({\\-])", "^"),
-    (r"(?<=\d) *thousand\b", "*10^3"), (r"(?<=\d) *million\b", "*10^6"), (r"(?<=\d) *billion\b", "*10^9"),
+    (r"\\[A-Za-z]+", lambda match: PLAIN.get(match[0], match[0])),
+    # operators and relations
+    ("<=", "≤"), (">=", "≥"), ("==", "="), (" !=", "≠"), (r"(?<=[\w)}]) *\*\* *(?=[\w({\\-])", "^"),
+    (r"([,;]) *(?:and|or)\b", r"\1"), (r"\\\{ *\\\}", "∅"), (r"∈ *\\\{([^,;{}\\]*)\\\}", r"=\1"),
+    (r"_ *(\d+)", r"_{\1}"), (r"_ *\{ *[±∓] *\}", ""), (r"\^ *(')", r"\1"),
     (r"(?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z])", "∞"), (r"\( *- *∞ *, *\+? *∞ *\)", r"\\mathbb R"),
-    (r"(\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}", lambda match:  # 0.1\overline{6} is 0.1 + 6/90
+    # matrices become [[1,2],[3,4]], all roots \root{3}{x}
+    (MATRIX, lambda match: f"[[{re.sub(',(?=[0-9]{3})', '', match[2]).replace('&', ',').replace('⏎', '],[')}]]"),
+    (r"\\sqrt *\[([^\[\]]*)\]", r"\\root{\1}"), (r"\\?(?<![A-Za-z])sqrt", r"\\root{2}"),
+    (r"\{([^{}]*)\\(over|choose)\b([^{}]*)\}", r"\\\2{\1}{\3}"),
+    # numbers: 0.1\overline{6} is 0.1 + 6/90, 1\frac12 is 1 1/2, 1 1/2 is 1 + 1/2 (2 3/2 stays: mixed or a product?)
+    (r"(\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}", lambda match:
      f"({match[1] or 0}.{match[2] or 0}+{match[3]}/{'9' * len(match[3]) + '0' * len(match[2])})"),
-    (r"(?<![\w.^_}])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))(?![\d.])", r"\1 \2\3/\4\5"),
-    (r"(?<![\w.^_}])(\d+) (\d+) ?/ ?(\d+)(?![\d.])", lambda match:  # 2 3/2 stays: mixed or a product?
+    (rf"{WHOLE}\\frac ?{INTEGER}{INTEGER}(?![\d.])", r"\1 \2\3/\4\5"),
+    (rf"{WHOLE}(?<= )(\d+) ?/ ?(\d+)(?![\d.])", lambda match:
      f"({match[1]}+{match[2]}/{match[3]})" if 0 < int(match[2]) < int(match[3]) else match[0]),
-    (r"(?<=\d) *[xX] *(?=10 *\^)", "*"), (r"\bm *(?=\\angle)", ""), (r"(?<=[\d)}]) *per ?cent\b", "%"),
-    (r"(?<=[\d)}]) *deg(?:rees?)?\b", "°"), (r"° *([CF])(?:elsius|ahrenheit)?\b", r" °\1"),
+    (r"(?<=\d) *thousand\b", "*10^3"), (r"(?<=\d) *million\b", "*10^6"), (r"(?<=\d) *billion\b", "*10^9"),
+    (r"(?<=\d) *[xX] *(?=10 *\^)", "*"),
+    # units and angles
+    (r"(?<=[\d)}i]) +(?:square|sq\.?) (\w+)", r" \1^2"), (r"(?<=[\d)}i]) +(?:cubic|cu\.?) (\w+)", r" \1^3"),
+    (r"(?<=[a-z]) +squared\b", "^2"), (r"(?<=[a-z]) +cubed\b", "^3"), (r"(?<=[a-z]) +per +(?=[a-z])", "/"),
+    (r"\^ *(?:\\circ\b|°|\{ *(?:\\circ|°) *\})", "°"), (r"(?<=[\d)}]) *per ?cent\b", "%"),
+    (r"(?<=[\d)}]) *deg(?:rees?)?\b", "°"), (r"° *([CF])(?:elsius|ahrenheit)?\b", r" °\1"), (r"\bm *(?=\\angle)", ""),
+    # what stands around the answer
     (r"(?i)^ *(?:the )?(?:final )?answer(?: is|:)(?=[ :])", ""), (" +", " "), (r"^[ :]+|[ :]+$", ""),
     (r"^(\*+|[`\"_]+)([^*`\"]+)\1$", r"\2"), (r"^[=≈ ]+|[.,; ]+$", ""),
 ]
@@ -153,8 +164,6 @@ K kelvin; N newton; J joule; kJ; cal calorie; W watt; kW; V volt; A amp; Hz hert
 ＄ $ dollar USD; ¢ cent; € euro EUR; £ GBP; ¥ yen; ₹ rupee; unit; way; time; point; person people"""
 UNITS = {name + plural: names.split()[0] for names in UNIT_NAMES.split(";") for name in names.split()
          for plural in ("", "s" if len(name) > 2 else "")}
-POWERS = [(r"\b(?:square|sq\.?) (\w+)", r"\1^2"), (r"\b(?:cubic|cu\.?) (\w+)", r"\1^3"), (r" squared\b", "^2"),
-          (r" cubed\b", "^3"), (" per ", "/")]
 ONE_UNIT = rf"(?:{'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![A-Za-z])(?: ?\^ ?\{{?-?\d\}}?)?"
 UNIT = re.compile(rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE_UNIT}(?: ?[/* ] ?{ONE_UNIT}){{0,3}}$")
 NO_NOUNS = ("less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens|hundreds|thousands"
@@ -166,11 +175,8 @@ def split_unit(text):
     """(value, unit) of "5 cm", "\\$5", "3 red apples"; the unit is "" if there is none."""
     if match := re.match(r"([+-]?) ?([＄€£¥₹]) ?", text):
         return match[1] + text[match.end():], match[2]
-    spelled = text
-    for pattern, replacement in POWERS:
-        spelled = re.sub(pattern, replacement, spelled)
-    if match := UNIT.search(spelled):
-        value, unit = spelled[: match.start()], match[0]
+    if match := UNIT.search(text):
+        value, unit = text[: match.start()], match[0]
         letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1]))
         if len(unit.strip()) > 1 or unit[0] == " " and not letters:  # "5m" and "3x + 5 m" end with a variable
             unit = re.sub(r"[°＄¢€£¥₹]?[A-Za-z]+|\$", lambda match: UNITS[match[0]], unit)
@@ -271,7 +277,7 @@ class Parser:
     ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
 
     def __init__(self, text):
-        self.text, self.at, self.depth, self.brackets = text, 0, 0, 0
+        self.text, self.at, self.depth = text, 0, 0
 
     def look(self, pattern):
         return re.compile(f" ?({pattern})").match(self.text, self.at)
@@ -347,7 +353,10 @@ class Parser:
         return ("sym", name + (self.take("'(?: ?')*") or "").replace(" ", ""))
 
     def number(self):
-        thousands = "" if self.brackets else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
+        """A number as it is written. A comma separates thousands only outside of brackets."""
+        before = self.text[: self.at]
+        bracketed = sum(map(before.count, "([{⟨")) > sum(map(before.count, ")]}⟩"))
+        thousands = "" if bracketed else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
         match = self.look(rf"({thousands}\d*)((?:\.\d+)?)(?:[eE]([-+]?\d{{1,4}}))?")
         self.at, digits = match.end(), match[2].replace(",", "")
         if re.match(r"0\d", digits) or self.look(r"[\d._]"):
@@ -355,9 +364,7 @@ class Parser:
         return build("*", number(digits + match[3]), build("^", number(10), number(match[4] or 0)))
 
     def enclosed(self, opening):
-        self.brackets += opening not in self.ROUNDING  # between those a comma can only be part of a number
         inner = self.expression(5 if opening in self.ROUNDING else 1)
-        self.brackets -= opening not in self.ROUNDING
         brackets = opening + self.take(self.CLOSING[opening], True)
         if opening in self.ROUNDING:
             return build(self.ROUNDING[opening], inner)
@@ -371,9 +378,9 @@ class Parser:
         return ("seq", "()" if opening == "⟨" else brackets, *items)
 
     def command(self, name):
-        if name in ("frac", "binom"):
+        if name in ("frac", "over", "binom", "choose"):
             a, b = self.argument(), self.argument()
-            return build("binomial", a, b) if name == "binom" else build("*", a, build("^", b, MINUS_ONE))
+            return build("*", a, build("^", b, MINUS_ONE)) if name in ("frac", "over") else build("binomial", a, b)
         if name == "root":
             power = build("^", self.argument(), MINUS_ONE)
             return build("^", self.atom(), power)
@@ -402,20 +409,17 @@ class Parser:
         return build("^", value, exponent)
 
 
-NO_DIFFERENCE = re.compile(r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)")
+TERM = re.compile(r"\\?[A-Za-z]+|[\^!%°]")
+DATES = re.compile(r"(?i)\d+(?:-\d+)+|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?")  # times and ranges, too
 WORDS = re.compile(r"(?![b-df-hj-np-tv-z]{2,3}$)[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 SET_BUILDER = re.compile(r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*[<>≤≥≠=].*)\\\}")
 
 
 def read(text):
     """(tree, unit) of a cleaned answer. Raises ValueError where the text is no mathematics or exceeds a bound."""
-    if len(re.findall(r"\\?[A-Za-z]+|[\^!%°]", text)) > MAX_TERMS:
-        raise ValueError("too long")
-    match = NO_DIFFERENCE.fullmatch(text)
-    if match and not (match[1] and int(match[1]) >= int(match[2])):
-        raise ValueError("a date, a time or a range")
-    if WORDS.fullmatch(text) and FUNCTIONS.union(GREEK).isdisjoint(text.split()):
-        raise ValueError("words")
+    words = WORDS.fullmatch(text) and FUNCTIONS.union(GREEK).isdisjoint(text.split())
+    if words or DATES.fullmatch(text) or len(TERM.findall(text)) > MAX_TERMS:
+        raise ValueError("words, a date, a time, a range, or too long")
     text, unit = split_unit(SET_BUILDER.sub(r"\1", text))
     items, both = [], "±" in text or "∓" in text
     for plus, minus in ("+-", "-+") if both else ("+-",):
@@ -439,22 +443,17 @@ def label(node):
     return node[1] if node[0] == "sym" and node[1] not in ("\\pi", "e", "i", "∞") else None
 
 
-
 def decimal_slack(node):
     """One unit in the last place of a decimal with at least 10 places and 10 significant digits; else 0."""
     x = node[1] if node[0] == "num" else Fraction(0)
-    most = x.denominator.bit_length()  # of places: the denominator divides 10^places
-    if 10**most % x.denominator:
-        return 0
-    places = next(places for places in range(most + 1) if 10**places % x.denominator == 0)
+    places = next((places for places in range(100) if 10**places % x.denominator == 0), 0)
     return Fraction(1, 10**places) if places >= 10 and abs(x) * 10**places >= 10**9 else 0
 
 
 def same(a, b):
     """True if two trees mean the same answer."""
     kinds = {a[0], b[0]}
-    relations = kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:])
-    if a == b or kinds == {"rel"} and same_relation(a, b) or relations and same_members(a, b):
+    if a == b or kinds == {"rel"} and same_relation(a, b):
         return True
     (name, x), (other, y) = named(a), named(b)
     if x is not a or y is not b:  # at most one name, and it is gone
@@ -471,29 +470,31 @@ def same(a, b):
 
 
 def same_members(a, b):
+    """True if each member of one means the same as a member of the other, in any order."""
     rest = list(b[1:])
     for x in a[1:]:
-        found = next((k for k, y in enumerate(rest) if same(x, y)), None)
-        if found is None:
+        equal = [y for y in rest if same(x, y)]
+        if not equal:
             return False
-        rest.pop(found)
+        rest.remove(equal[0])
     return not rest
 
 
 def same_relation(a, b):
     """True if left minus right is equal, up to its sign for an equation."""
-    if len(a) != 4 or len(b) != 4 or a[1] != b[1] or a[1] not in "=≠<≤":
+    if a[1] != b[1] or a[1] not in ("=", "≠", "<", "≤"):
         return False
-    left, right, other = (build("+", x, build("*", MINUS_ONE, y)) for x, y in (a[2:], b[2:], b[:1:-1]))
-    return agree(left, right) or a[1] in "=≠" and agree(left, other)
+    first, second, turned = (build("+", x, build("*", MINUS_ONE, y)) for x, y in (a[2:], b[2:], b[:1:-1]))
+    return agree(first, second) or a[1] in ("=", "≠") and agree(first, turned)
 
 
 def named(node):
     """(name, value) of "x = 5", "x > 5", "x ∈ ..." or a list of them; (None, value) without a name."""
     if node[0] == "list":
-        names, found = zip(*map(named, node[1:]))
-        if all(names) and sorted({*names}) == [*names]:
-            return ",".join(names), ("seq", "()", *found)
+        values = dict(map(named, node[1:]))
+        if None not in values and len(values) == len(node) - 1:
+            names = sorted(values)
+            return ",".join(names), ("seq", "()", *(values[name] for name in names))
     if node[0] != "rel":
         return None, node
     signs, sides = node[1], node[2:]
