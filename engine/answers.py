@@ -62,8 +62,9 @@ def answers_match(given: str, gold: str) -> bool:
     if as_words(given) == as_words(gold):
         return given != ""
     try:
-        (first, unit), (second, other) = read(given), read(gold)
-        return (not unit or not other or unit == other) and same(first, second)
+        with LOCK:
+            (first, unit), (second, other) = read(given), read(gold)
+            return (not unit or not other or unit == other) and same(first, second)
     except (ArithmeticError, ValueError, RecursionError):
         return False
 
@@ -84,7 +85,6 @@ SPELLINGS = r"""- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times 
 PLAIN = {name: names.split()[0].replace("_", " ") for names in SPELLINGS.split(";") for name in names.split()[1:]}
 PLAIN |= {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
 SIGNS = {ord(sign): plain for sign, plain in PLAIN.items() if len(sign) == 1}
-RAISED = [("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}"), ("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}"), ("[¼-¾⅐-⅞]", r" \g<0>")]
 WRAPPED = (r"\\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)|[mh]box|emph|boldsymbol|bm|boxed"
            r"|underline|operatorname\*?) *\{([^{}]*)\}")
 MATRIX = (r"([(\[] *)?\\begin *\{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?"
@@ -127,8 +127,9 @@ REWRITES = [
 
 def clean(text):
     """One spelling for the many ways to write the same signs; wrappers, delimiters and spacing go."""
-    for pattern, replacement in RAISED:
-        text = re.sub(pattern, replacement, text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}", text)
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
     text = "".join(sign if sign.isprintable() else " " for sign in text if unicodedata.category(sign) != "Cf")
     text = re.sub(r"[^\x00-\x7f]", lambda match: str(unicodedata.digit(match[0], match[0])), text)
@@ -191,17 +192,8 @@ def split_unit(text):
 SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
 POINTS = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # at each of them, every variable lies between 0 and this number
 IN_MPMATH = {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial", **ARCS}
-
-
-class Mpmath(threading.local):
-    """An mpmath for each thread: its functions change the precision for a moment."""
-
-    def __init__(self):
-        self.mp = mpmath.MPContext()
-        self.mp.dps = DIGITS
-
-
-LOCAL = Mpmath()
+LOCK, MP = threading.Lock(), mpmath.MPContext()  # mpmath's functions change the precision of their context for a moment
+MP.dps = DIGITS
 
 
 def number(value):
@@ -210,14 +202,14 @@ def number(value):
 
 def entries(value):
     """At each point (number, whether all on the way to it was real), or None where the value is undefined."""
-    (kind, *parts), mp = value, LOCAL.mp
+    kind, *parts = value
     if kind == "at":
         return parts
     if kind == "num":
-        return [(mp.convert(parts[0]), True)] * len(POINTS)
+        return [(MP.convert(parts[0]), True)] * len(POINTS)
     if parts[0] in ("\\pi", "e", "i"):
-        return [(+getattr(mp, IN_MPMATH.get(parts[0], "e")), True)] * len(POINTS)
-    return [(mp.mpf(random.Random(f"{point}{parts[0]}").random() * point), True) for point in POINTS]
+        return [(+getattr(MP, IN_MPMATH.get(parts[0], "e")), True)] * len(POINTS)
+    return [(MP.mpf(random.Random(f"{point}{parts[0]}").random() * point), True) for point in POINTS]
 
 
 def build(operation, *parts):
@@ -242,25 +234,27 @@ def build(operation, *parts):
 
 def at_point(operation, arguments, exponent):
     """Entry of an operation on entries. exponent: of a power, if it is an exact number."""
-    mp, numbers = LOCAL.mp, [number for number, _ in arguments]
-    real = not any(isinstance(number, mp.mpc) for number in numbers)
+    numbers = [number for number, _ in arguments]
+    real = not any(isinstance(number, MP.mpc) for number in numbers)
     if operation == "^" and abs(numbers[1]) > MAX_EXPONENT:
         return None
     try:
         if exponent and exponent.denominator % 2 and real and numbers[0] < 0:  # the real root of -8 is -2
-            result = mp.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
+            result = MP.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
         else:
-            function = getattr(mp, IN_MPMATH.get(operation, operation))
+            function = getattr(MP, IN_MPMATH.get(operation, operation))
             result = function(numbers) if operation in "+*" else function(*numbers)
     except (ArithmeticError, TypeError, ValueError):
         return None
-    if result and not abs(mp.mag(result)) <= MAX_MAGNITUDE:  # true for nan, too
+    if result and not abs(MP.mag(result)) <= MAX_MAGNITUDE:  # true for nan, too
         return None
-    return result, all(flag for _, flag in arguments) and not (real and isinstance(result, mp.mpc))
+    return result, all(flag for _, flag in arguments) and not (real and isinstance(result, MP.mpc))
 
 
 MINUS_ONE, PI, INF = number(-1), ("sym", "\\pi"), ("sym", "∞")
-MARKS = {"%": [number("1/100")], "°": [number("1/180"), PI]}  # the factors that a mark stands for
+MINUS_INF = build("*", MINUS_ONE, INF)
+MARKS = {"%": number("1/100"), "°": build("*", number("1/180"), PI)}
+LOGS = {"lg": build("^", build("ln", number(10)), MINUS_ONE), "log": ("sym", "\\log")}  # by base: the factor of ln
 
 
 class Parser:
@@ -304,7 +298,7 @@ class Parser:
         else:
             left = self.atom()
             while mark := self.take("!(?![!=])|%|°"):
-                left = build("!", left) if mark == "!" else build("*", left, *MARKS[mark])
+                left = build("!", left) if mark == "!" else build("*", left, MARKS[mark])
         while infix := self.look(self.INFIX):
             sign, strength = infix[1], self.OPERATORS[infix[1]][0]
             if strength < rank or rank == 7 and not sign and self.look(self.FUNCTION):
@@ -394,22 +388,20 @@ class Parser:
         raise ValueError("a command that is not in the list")
 
     def function(self, name):
-        base = self.argument() if name == "log" and self.take("_") else number(10) if name == "lg" else None
-        exponent = self.argument() if self.take(r"\^") else number(1)
+        factor, exponent = LOGS.get(name), number(1)
+        if name == "log" and self.take("_"):
+            factor = build("^", build("ln", self.argument()), MINUS_ONE)
+        if self.take(r"\^"):
+            exponent = self.argument()
         if exponent == MINUS_ONE:
             name, exponent = "a" + name, number(1)
         if name not in FUNCTIONS:
             raise ValueError("an inverse without a name")
         argument = self.atom() if self.look(r"[({]") else self.expression(7)
-        value = build("ln" if name in ("log", "lg") else name, argument)
-        if base:
-            value = build("*", value, build("^", build("ln", base), MINUS_ONE))
-        elif name == "log":
-            value = build("*", value, ("sym", "\\log"))  # the factor that the unknown base stands for
+        value = build("*", build("ln", argument), factor) if factor else build(name, argument)
         return build("^", value, exponent)
 
 
-TERM = re.compile(r"\\?[A-Za-z]+|[\^!%°]")
 DATES = re.compile(r"(?i)\d+(?:-\d+)+|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?")  # times and ranges, too
 WORDS = re.compile(r"(?![b-df-hj-np-tv-z]{2,3}$)[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 SET_BUILDER = re.compile(r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*[<>≤≥≠=].*)\\\}")
@@ -418,7 +410,8 @@ SET_BUILDER = re.compile(r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*
 def read(text):
     """(tree, unit) of a cleaned answer. Raises ValueError where the text is no mathematics or exceeds a bound."""
     words = WORDS.fullmatch(text) and FUNCTIONS.union(GREEK).isdisjoint(text.split())
-    if words or DATES.fullmatch(text) or len(TERM.findall(text)) > MAX_TERMS:
+    terms = re.findall(r"\\?[A-Za-z]+|[\^!%°]", text)
+    if words or DATES.fullmatch(text) or len(terms) > MAX_TERMS:
         raise ValueError("words, a date, a time, a range, or too long")
     text, unit = split_unit(SET_BUILDER.sub(r"\1", text))
     items, both = [], "±" in text or "∓" in text
@@ -508,8 +501,7 @@ def named(node):
     if signs == "∈" and label(sides[0]):
         return label(sides[0]), sides[1]
     if signs in ("<", "≤"):
-        low, high = [build("*", MINUS_ONE, INF)], [INF]
-        signs, sides = ("<" + signs, (*low, *sides)) if label(sides[0]) else (signs + "<", (*sides, *high))
+        signs, sides = ("<" + signs, (MINUS_INF, *sides)) if label(sides[0]) else (signs + "<", (*sides, INF))
     if set(signs) <= {"<", "≤"} and len(sides) == 3 and label(sides[1]):
         brackets = "(["[signs[0] == "≤"] + ")]"[signs[1] == "≤"]
         return label(sides[1]), ("seq", brackets, sides[0], sides[2])
@@ -521,7 +513,7 @@ def agree(a, b):
     slack = max(decimal_slack(a), decimal_slack(b))
     if a[0] == b[0] == "num":
         return a[1] == b[1] or abs(a[1] - b[1]) < slack
-    slack = LOCAL.mp.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
+    slack = MP.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
     pairs = [(x, y) for x, y in zip(entries(a), entries(b)) if x and y]
     real = [(x, y) for x, y in pairs if x[1] and y[1]]
     pairs = real if len(real) >= 2 else pairs
