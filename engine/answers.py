@@ -89,39 +89,36 @@ WRAPPED = (r"\\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)|[m
            r"|underline|operatorname\*?) *\{([^{}]*)\}")
 MATRIX = (r"([(\[] *)?\\begin *\{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?"
           r"(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}(?(1) *[)\]])")
-WHOLE, INTEGER = r"(?<![\w.^_}])(\d+) ?", r"(?:\{ ?(\d+) ?\}|(\d)) ?"
+WHOLE, PART = r"(?<![\w.^_}])(\d+) ?", r"(?:\{ ?(\d+) ?\}|(\d)) ?"  # of a mixed number
 REWRITES = [
-    # signs with a backslash, wrappers, spaces
+    # spaces, wrappers and signs with a backslash
     (r"\\\\(?: ?\[[\d.]+[a-z]{2}\])?", "⏎"), (r"\\\$", "＄"), (r"\\([%#&])", r"\1"), (r"\\[()\[\]]", " "),
     (r"(?<=\d)(?:, ?\\! ?|\{,\}|\\[,;:! ])(?=\d{3}(?!\d))", ""),  # explicit thousands separators
     (r"\\!", ""), (r"\\[,;: ]|(?<=.)~", " "), (r"^([^$]*)\$([^$]*)$", r"\1＄\2"), (r"\$", " "),
     *[(WRAPPED, r" \1 ")] * 3, (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.?", ""),
-    (r"\\[A-Za-z]+", lambda match: PLAIN.get(match[0], match[0])),
+    (r"\\[A-Za-z]+", lambda match: PLAIN.get(match[0], match[0])), (" +", " "),
+    # what stands around the answer
+    (r"(?i)^ ?(?:the )?(?:final )?answer(?: is|:)(?=[ :])", ""), (r"^[ :]+|[ :]+$", ""),
+    (r"^(\*+|[`\"_]+)([^*`\"]+)\1$", r"\2"), (r"^[=≈ ]+|[.,; ]+$", ""),
     # operators and relations
-    ("<=", "≤"), (">=", "≥"), ("==", "="), (" !=", "≠"), (r"(?<=[\w)}]) *\*\* *(?=[\w({\\-])", "^"),
-    (r"([,;]) *(?:and|or)\b", r"\1"), (r"\\\{ *\\\}", "∅"), (r"∈ *\\\{([^,;{}\\]*)\\\}", r"=\1"),
-    (r"_ *(\d+)", r"_{\1}"), (r"_ *\{ *[±∓] *\}", ""), (r"\^ *(')", r"\1"),
-    (r"(?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z])", "∞"), (r"\( *- *∞ *, *\+? *∞ *\)", r"\\mathbb R"),
+    ("<=", "≤"), (">=", "≥"), ("==", "="), (" !=", "≠"), (r"(?<=[\w)}]) ?\*\* ?(?=[\w({\\-])", "^"),
+    ("([,;]) ?(?:and|or)\\b", r"\1"), (r"\\\{ ?\\\}", "∅"), (r"∈ ?\\\{([^,;{}\\]*)\\\}", r"=\1"),
+    (r"_ ?(\d+)", r"_{\1}"), (r"_ ?\{ ?[±∓] ?\}", ""), (r"\^ ?(')", r"\1"),
+    (r"(?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z])", "∞"), (r"\( ?- ?∞ ?, ?\+? ?∞ ?\)", r"\\mathbb R"),
     # matrices become [[1,2],[3,4]], all roots \root{3}{x}
     (MATRIX, lambda match: f"[[{re.sub(',(?=[0-9]{3})', '', match[2]).replace('&', ',').replace('⏎', '],[')}]]"),
-    (r"\\sqrt *\[([^\[\]]*)\]", r"\\root{\1}"), (r"\\?(?<![A-Za-z])sqrt", r"\\root{2}"),
+    (r"\\sqrt ?\[([^\[\]]*)\]", r"\\root{\1}"), (r"\\?(?<![A-Za-z])sqrt", r"\\root{2}"),
     (r"\{([^{}]*)\\(over|choose)\b([^{}]*)\}", r"\\\2{\1}{\3}"),
     # numbers: 0.1\overline{6} is 0.1 + 6/90, 1\frac12 is 1 1/2, 1 1/2 is 1 + 1/2 (2 3/2 stays: mixed or a product?)
     (r"(\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}", lambda match:
      f"({match[1] or 0}.{match[2] or 0}+{match[3]}/{'9' * len(match[3]) + '0' * len(match[2])})"),
-    (rf"{WHOLE}\\frac ?{INTEGER}{INTEGER}(?![\d.])", r"\1 \2\3/\4\5"),
+    (rf"{WHOLE}\\frac ?{PART}{PART}(?![\d.])", r"\1 \2\3/\4\5"),
     (rf"{WHOLE}(?<= )(\d+) ?/ ?(\d+)(?![\d.])", lambda match:
      f"({match[1]}+{match[2]}/{match[3]})" if 0 < int(match[2]) < int(match[3]) else match[0]),
-    (r"(?<=\d) *thousand\b", "*10^3"), (r"(?<=\d) *million\b", "*10^6"), (r"(?<=\d) *billion\b", "*10^9"),
-    (r"(?<=\d) *[xX] *(?=10 *\^)", "*"),
-    # units and angles
-    (r"(?<=[\d)}i]) +(?:square|sq\.?) (\w+)", r" \1^2"), (r"(?<=[\d)}i]) +(?:cubic|cu\.?) (\w+)", r" \1^3"),
-    (r"(?<=[a-z]) +squared\b", "^2"), (r"(?<=[a-z]) +cubed\b", "^3"), (r"(?<=[a-z]) +per +(?=[a-z])", "/"),
-    (r"\^ *(?:\\circ\b|°|\{ *(?:\\circ|°) *\})", "°"), (r"(?<=[\d)}]) *per ?cent\b", "%"),
-    (r"(?<=[\d)}]) *deg(?:rees?)?\b", "°"), (r"° *([CF])(?:elsius|ahrenheit)?\b", r" °\1"), (r"\bm *(?=\\angle)", ""),
-    # what stands around the answer
-    (r"(?i)^ *(?:the )?(?:final )?answer(?: is|:)(?=[ :])", ""), (" +", " "), (r"^[ :]+|[ :]+$", ""),
-    (r"^(\*+|[`\"_]+)([^*`\"]+)\1$", r"\2"), (r"^[=≈ ]+|[.,; ]+$", ""),
+    (r"(?<=\d) ?thousand\b", "*10^3"), (r"(?<=\d) ?million\b", "*10^6"), (r"(?<=\d) ?billion\b", "*10^9"),
+    # marks and units
+    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"\^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\})", "°"), (r"\bm ?(?=\\angle)", ""),
+    (r"(?<=[\d)}]) ?per ?cent\b", "%"), (r"(?<=[\d)}]) ?deg(?:rees?)?\b", "°"), (r" ?° ?([CF])[a-z]*\b", r" °\1"),
 ]
 
 
@@ -165,8 +162,9 @@ K kelvin; N newton; J joule; kJ; cal calorie; W watt; kW; V volt; A amp; Hz hert
 ＄ $ dollar USD; ¢ cent; € euro EUR; £ GBP; ¥ yen; ₹ rupee; unit; way; time; point; person people"""
 UNITS = {name + plural: names.split()[0] for names in UNIT_NAMES.split(";") for name in names.split()
          for plural in ("", "s" if len(name) > 2 else "")}
-ONE_UNIT = rf"(?:{'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![A-Za-z])(?: ?\^ ?\{{?-?\d\}}?)?"
-UNIT = re.compile(rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE_UNIT}(?: ?[/* ] ?{ONE_UNIT}){{0,3}}$")
+ONE = rf"(?:{'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![A-Za-z])"
+ONE = rf"(?:(?:square|sq\.?|cubic|cu\.?) )?{ONE}(?: ?\^ ?\{{?-?\d\}}?| squared| cubed)?"
+UNIT = re.compile(rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE}(?: ?(?:/|\*| per | ) ?{ONE}){{0,3}}$")
 NO_NOUNS = ("less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens|hundreds|thousands"
             "|remainders|millions|billions|halves|thirds|quarters|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths")
 NOUNS = re.compile(rf"([+-]?[\d,.]+) (?!.*\b(?:{NO_NOUNS})\b)((?:[a-z]+ ){{0,2}}[a-z]{{3,}}s)")
@@ -180,8 +178,9 @@ def split_unit(text):
         value, unit = text[: match.start()], match[0]
         letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1]))
         if len(unit.strip()) > 1 or unit[0] == " " and not letters:  # "5m" and "3x + 5 m" end with a variable
-            unit = re.sub(r"[°＄¢€£¥₹]?[A-Za-z]+|\$", lambda match: UNITS[match[0]], unit)
-            return value, re.sub("[ {}]", "", unit)
+            unit = re.sub(r"[°＄¢€£¥₹]?[A-Za-z]+|\$", lambda match: UNITS.get(match[0], match[0]), unit)
+            unit = re.sub(r"(?:square|sq\.?) (\w+)| squared", r"\1^2", unit.replace(" per ", "/"))
+            return value, re.sub("[ {}]", "", re.sub(r"(?:cubic|cu\.?) (\w+)| cubed", r"\1^3", unit))
     match = NOUNS.fullmatch(text)
     return match.groups() if match else (text, "")
 

@@ -23,16 +23,14 @@ NOT_PROSE = re.compile(r"\$[^$]*\$|\\[a-zA-Z]+|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTA
 SENTENCE_GAP = re.compile(r"((?<=[.!?])(?<!^[A-J\d]\.)(?<!e\.g\.)\s+|\n+)", re.MULTILINE)
 OPTION = re.compile(r"(?i)\W*(?:(?:answer )?(?:options|choices)\W*$|[A-J][.):])")
 
-VERB = (
-    "(?:put|place|enclose|write|give|provide|present|output|return|state|box|wrap|mark|show|select|choose|pick|answer|"
-    "respond|reply|report|think|reason|solve|use|conduct|perform)"
-)
+VERBS = ("put place enclose write give provide present output return state box wrap mark show select choose pick "
+         "answer respond reply report think reason solve use conduct perform").split()
+VERB = f"(?:{'|'.join(VERBS)})"
 BOX = r"\$*\\?\bboxed\b(?:\s*\{[^{}]*\})?\$*"
 FORMAT = re.compile(  # what a wish is about; a sentence without any of these stays
     rf"(?i){BOX}|</?(?:answer|think)>|\b(?:single|one)[ -](?:word|letter|number|phrase)\b|\bstep[ -]by[ -]step\b|"
     r"\bword or (?:short )?phrase\b|\bletters?\b|\bdirectly\b|\bat the end\b|\b(?:last|own) line\b|\bjson\b|"
-    r"\breasoning process\b|\b(?:your|the) (?:reasoning|thinking)\b|"
-    r"\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b"
+    r"\b(?:your|the) (?:reasoning|thinking)\b|\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b"
 )
 FILLER = re.compile(  # what belongs to a wish in this form alone
     r"\b[A-J](?:(?:,| or|, or|/) ?[A-J]\b)+|\be\.g\.,? [A-J]\b|\b[Ff]inal (?=answer|result|solution)|"
@@ -43,7 +41,7 @@ WISH = re.compile(  # how a wish begins
     rf"should|must|remember|make|sure|to|directly|only)\W+)*{VERB}\b|\W*(?:the|your|it)\b.*\b(?:must|should|needs?)\b"
 )
 ABOUT = re.compile(r"(?i)\b(?:answer|option|choice|respon|repl|reason|think|solve|solution)|boxed")
-WISH_WORDS = set(re.findall(r"[a-z]+", VERB)) | set(
+WISH_WORDS = {*VERBS} | set(
     "a about an the you your my its it this that these given provided listed following correct right best single one "
     "only just simply clearly answers answering question questions problem math mathematical option options choice "
     "choices solution response result reasoning process thinking internal monologue step steps word number phrase "
