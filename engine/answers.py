@@ -445,7 +445,8 @@ def decimal_slack(node):
 def same(a, b):
     """True if two trees mean the same answer."""
     kinds = {a[0], b[0]}
-    if a == b or kinds == {"rel"} and same_relation(a, b):
+    relations = kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:])
+    if a == b or kinds == {"rel"} and same_relation(a, b) or relations and same_members(a, b):
         return True
     (name, x), (other, y) = named(a), named(b)
     if x is not a or y is not b:  # at most one name, and it is gone
@@ -483,10 +484,9 @@ def same_relation(a, b):
 def named(node):
     """(name, value) of "x = 5", "x > 5", "x ∈ ..." or a list of them; (None, value) without a name."""
     if node[0] == "list":
-        values = dict(map(named, node[1:]))
-        if None not in values and len(values) == len(node) - 1:
-            names = sorted(values)
-            return ",".join(names), ("seq", "()", *(values[name] for name in names))
+        names, values = zip(*map(named, node[1:]))
+        if all(names) and sorted({*names}) == [*names]:  # "x = k pi, k ∈ Z" is no point
+            return ",".join(names), ("seq", "()", *values)
     if node[0] != "rel":
         return None, node
     signs, sides = node[1], node[2:]

@@ -123,7 +123,6 @@ x=\pm 2 | 2,-2
 x = 1, y = 2 | (1,2)
 (x,y) = (1,2) | (1,2)
 y=2, x=1 | x=1, y=2
-y=2, x=1 | (1,2)
 10:9 | 10 : 9
 3:2 | \frac{3}{2}
 \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}
@@ -226,6 +225,7 @@ ab+c | c+ba
 xyz | x y z
 xy | yx
 k\pi, k \in \mathbb{Z} | k\pi, k\in\mathbb{Z}
+x = \frac{\pi}{4}+k\pi, k\in\mathbb{Z} | \frac{\pi}{4}+k\pi, k\in\mathbb{Z}
 2n+1 | 2n + 1
 \text{(A)} | A
 1/3 \approx 0.333 | \frac13
