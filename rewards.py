@@ -1,8 +1,7 @@
 """Rewards: a math-aware grader for short answers and an LLM judge for free-form ones.
 
 `grade` is the reward of training and evaluation: the last \\boxed{...} against a short gold answer, then once more
-without percent and degree marks (ZPPO, arXiv 2606.18216, App. D.1). Two short answers are compared in
-engine/answers.py. Decisions and deviations:
+without percent and degree marks (ZPPO, arXiv 2606.18216, App. D.1). Decisions and deviations:
 
 1. The last balanced \\boxed{...} counts wherever it stands; \\fbox{...} was not asked for.
 2. The judge sees the boxed answer if there is one, else the whole response. The paper allows either.
@@ -18,27 +17,15 @@ import runpy
 from collections.abc import Callable, Sequence
 
 from engine.answers import answers_match
-from engine.cleaning import last_box
+from engine.cleaning import extract_boxed
 
 JUDGE_TEMPERATURE = 0.0
 JUDGE_MAX_NEW_TOKENS = 512
-JUDGE_MAX_CHARS = 200  # a longer reply is no bare verdict
 MARKS = re.compile(r"\\?%|[°º]|\^\s*\{?\s*\\circ\b\s*\}?|\\degrees?\b|\b(?:percent|degrees?)\b")
 
 
-def extract_boxed(text: str) -> str | None:
-    """Content of the last \\boxed{...} whose braces balance, stripped; None without one. Linear time.
-
-    "Last" is by where the box opens, so the inner one of two nested boxes wins. Escaped braces do not count.
-    """
-    return last_box(text) if isinstance(text, str) else None
-
-
 def grade(response: str, gold: str) -> float:
-    """Reward of a response: 1.0 if its last boxed answer matches the gold answer, else 0.0. Never raises.
-
-    If the first comparison fails, the two are compared once more without their percent and degree marks.
-    """
+    """Reward of a response: 1.0 if its last boxed answer matches the gold answer, else 0.0. Never raises."""
     answer = extract_boxed(response)
     if answer is None or not isinstance(gold, str):
         return 0.0
@@ -82,13 +69,15 @@ ground truth.
 Output ONLY a valid JSON object with exactly this format (no prose, no code fences, no trailing commentary): \
 {"verdict": "correct" or "wrong"}"""
 OPTIONS_SECTION = "## Answer Options\n{{ options }}\n\n"
-# A heading of the template at the start of a line; a carriage return and its like start a line for a model too.
-HEADING = re.compile(
-    r"(?<![^\n\r\v\f\x1c-\x1e\x85\u2028\u2029])([ \t]*)##"
-    r"(?=[ \t]*(?:Your Role|Question|Answer Options|Model Response|Ground Truth Answer))",
-    re.IGNORECASE,
-)
+HEADING = re.compile(r"(?i)[ \t]*##[ \t]*(?:Your Role|Question|Answer Options|Model Response|Ground Truth Answer)")
 SPECIAL_TOKEN = re.compile(r"<(?=([|｜])[^\s<>|｜]+\1>)")
+
+
+def as_data(text: str | None) -> str:
+    """Text that can neither open a section of the judge's template nor end its turn. Other text stays as it is."""
+    lines = str("" if text is None else text).strip().splitlines(keepends=True)  # at a carriage return and its like too
+    lines = [re.sub("##", r"\#\#", line, count=1) if HEADING.match(line) else line for line in lines]
+    return SPECIAL_TOKEN.sub("< ", "".join(lines))
 
 
 def judge_prompt(question: str, response: str, gold: str, options: str | Sequence[str] | None = None) -> str:
@@ -96,35 +85,39 @@ def judge_prompt(question: str, response: str, gold: str, options: str | Sequenc
 
     options: one text or one text each; without options their section is left out. None stands for no text.
     """
-    answer = extract_boxed(response)
     if options is not None and not isinstance(options, str):
         options = "\n".join(map(str, options))
-    texts = {
-        "question": question,
-        "options": options,
-        "model_response": response if answer is None else answer,
-        "ground_truth": gold,
-    }
+    answer = extract_boxed(response)
+    texts = {"question": question, "options": options, "ground_truth": gold}
+    texts["model_response"] = response if answer is None else answer
     texts = {name: as_data(text) for name, text in texts.items()}
     template = JUDGE if texts["options"] else JUDGE.replace(OPTIONS_SECTION, "")
     # One pass over the template: a placeholder inside an inserted text is text.
     return re.sub(r"\{\{ (\w+) \}\}", lambda match: texts[match[1]], template)
 
 
-def as_data(text: str | None) -> str:
-    """Text that can neither open a section of the judge's template nor end its turn. Other text stays as it is."""
-    text = HEADING.sub(r"\1\#\#", str("" if text is None else text).strip())
-    return SPECIAL_TOKEN.sub("< ", text)
-
-
 def parse_verdict(text: str) -> bool:
     """True for the JSON object {"verdict": "correct"}, False for anything else that the judge says."""
-    if not isinstance(text, str) or len(text) > JUDGE_MAX_CHARS:
-        return False
     try:
         return json.loads(text, object_pairs_hook=list) == [("verdict", "correct")]
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return False
+
+
+def judge(items: list, ask: Callable[[list[str]], list[str]] | None) -> list[float]:
+    """Rewards of (question, response, gold, options or None) items, 1.0 or 0.0 each.
+
+    ask: gives one text for each prompt of a list, sampled with JUDGE_TEMPERATURE and JUDGE_MAX_NEW_TOKENS. It is called
+    once, or not at all if there are no items. Raises ValueError without `ask` where there are items, and for another
+    number of texts than prompts.
+    """
+    prompts = [judge_prompt(*item) for item in items]
+    if prompts and ask is None:
+        raise ValueError(f"{len(prompts)} answers have a free-form gold and need a judge: give `ask`, a model to ask")
+    texts = ask(prompts) if prompts else []
+    if len(texts) != len(prompts):
+        raise ValueError(f"the judge was asked {len(prompts)} questions and gave {len(texts)} answers")
+    return [float(parse_verdict(text)) for text in texts]
 
 
 def score(items: list, ask: Callable | None = None, reward: Callable | None = None) -> list[float]:
@@ -142,7 +135,7 @@ def score(items: list, ask: Callable | None = None, reward: Callable | None = No
 def load_reward(place: str) -> Callable[[str, str, str], float]:
     """The function at "file.py:function": (question, response, gold) -> 0 or 1. Raises SystemExit: what is wrong.
 
-    Other values are refused, because a group without signal is told by equal rewards, and the paper's rewards are 0, 1.
+    Other values are refused: a group without signal is told by equal rewards, and the paper's rewards are 0 and 1.
     """
     file, _, name = place.partition(":")
     try:
@@ -158,19 +151,3 @@ def load_reward(place: str) -> Callable[[str, str, str], float]:
 
     reward("1 + 1 = ?", "<think>1 + 1</think>\\boxed{2}", "2")
     return reward
-
-
-def judge(items: list, ask: Callable[[list[str]], list[str]] | None) -> list[float]:
-    """Rewards of (question, response, gold, options or None) items, 1.0 or 0.0 each.
-
-    ask: gives one text for each prompt of a list, from a teacher in this process or a served model, at
-    JUDGE_TEMPERATURE with JUDGE_MAX_NEW_TOKENS. It is called once, or not at all if there are no items.
-    Raises ValueError without `ask` where there are items, and for another number of texts than prompts.
-    """
-    prompts = [judge_prompt(*item) for item in items]
-    if prompts and ask is None:
-        raise ValueError(f"{len(prompts)} answers have a free-form gold and need a judge: give `ask`, a model to ask")
-    texts = ask(prompts) if prompts else []
-    if len(texts) != len(prompts):
-        raise ValueError(f"the judge was asked {len(prompts)} questions and gave {len(texts)} answers")
-    return [float(parse_verdict(text)) for text in texts]

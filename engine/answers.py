@@ -1,16 +1,17 @@
 """Comparison of two short answers: LaTeX, numbers, units, sets, intervals, words and options.
 
-The reward of ZPPO (arXiv 2606.18216, App. D.1) calls mathruler here; we compare ourselves. This file imports nothing
-from the rest of the project: copy what you need. Decisions and deviations:
+The reward of ZPPO (arXiv 2606.18216, App. D.1) calls mathruler here; we compare ourselves, in three stages: `clean`
+gives one spelling to equal signs, `Parser` computes values and builds shapes, `same` compares. This file imports
+nothing from the rest of the project: copy what you need. Decisions and deviations:
 
  1. What is ambiguous is refused: a false positive trains a wrong model, a miss costs one reward.
- 2. Nothing is run as code: a parser with fixed lists of commands and functions builds nested tuples. Text that the
-    parser cannot read is compared as text. sympy is not used, because its simplifier has no bound; mpmath is.
- 3. Work is bounded by counting characters, nesting, bits and evaluations, not by signals, threads or clocks: the
-    answer is the same in every thread, on every machine. Beyond a bound only identical text is equal.
+ 2. Nothing is run as code: the parser has fixed lists of commands and functions. Text that the parser cannot read is
+    compared as text. sympy is not used, because its simplifier has no bound; mpmath is.
+ 3. Work is bounded by counting characters, names, nesting and bits, not by signals, threads or clocks: the answer is
+    the same in every thread, on every machine. Beyond a bound only identical text is equal.
  4. Numbers are exact: 0.333 is not 1/3, 3.14 is not pi, 2/4 is 1/2. Only a decimal of 10 digits or more stands for
-    the number it is cut or rounded from. Expressions are equal if 250 digits agree at fixed points wherever both
-    are real: (sqrt x)^2 is x; sqrt(x^2) is |x|, not x.
+    the number it is cut or rounded from. Expressions are equal if they differ by less than 1e-250 at fixed points,
+    wherever both are real: (sqrt x)^2 is x; sqrt(x^2) is |x|, not x.
  5. A percent mark divides by 100, a degree mark multiplies by pi/180.
  6. 1,000 is a number and "1, 000" is not. Inside brackets of any kind a comma always separates.
  7. Sets and lists without brackets have no order; tuples, intervals and matrices have one, and the brackets count:
@@ -24,7 +25,6 @@ from the rest of the project: copy what you need. Decisions and deviations:
 12. One letter is a variable, so b is not B; in the brackets of an option, (b), it is. Words ignore case.
 """
 
-import functools
 import math
 import random
 import re
@@ -36,10 +36,12 @@ import mpmath
 
 MAX_CHARS = 2000  # of an answer that is read as mathematics
 MAX_DEPTH = 80  # of nested expressions
+MAX_TERMS = 200  # names, powers, marks and factorials of an answer
 MAX_BITS = 10_000  # of an exact number
-MAX_MAGNITUDE = 800  # of any other number: from 2^-800 to 2^800
-MAX_STEPS = 4000  # evaluations of a node per comparison
-DIGITS = 300  # of any other number; two are equal that differ by less than 1e-250 of the sizes on the way
+MAX_EXPONENT = 10_000
+MAX_MAGNITUDE = 800  # of any other number: from 2^-800 to 2^800, about 1e-241 to 1e241
+DIGITS = 500  # of any other number: rounding errors stay far below the tolerance
+TOLERANCE = Fraction(1, 10**250)  # two other numbers that differ by less are equal
 
 
 def answers_match(given: str, gold: str) -> bool:
@@ -60,8 +62,9 @@ def answers_match(given: str, gold: str) -> bool:
     if as_words(given) == as_words(gold):
         return given != ""
     try:
-        (first, unit), (second, other) = read(given), read(gold)
-        return (not unit or not other or unit == other) and Comparison().same(first, second)
+        with LOCK:
+            (first, unit), (second, other) = read(given), read(gold)
+            return (not unit or not other or unit == other) and same(first, second)
     except (ArithmeticError, ValueError, RecursionError):
         return False
 
@@ -76,48 +79,54 @@ SPELLINGS = r"""- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times 
 ; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ° º \degree \degrees; ∞ \infty; ∈ \in
 ; ∪ \cup; ∩ \cap; ∖ \setminus \backslash; ∅ \emptyset \varnothing; ± \pm; ∓ \mp; | \lvert \rvert \vert \mid; ⌊ \lfloor
 ; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro
-; £ \pounds; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi; \theta \vartheta"""
-PLAIN = {name: names.split()[0] for names in SPELLINGS.split(";") for name in names.split()[1:]}
-PLAIN |= {"√": "\\root{2}", "∛": "\\root{3}", "ℝ": "\\mathbb R ", **dict.fromkeys(["\\land", "\\wedge"], " and ")}
-PLAIN |= dict.fromkeys(["\\lor", "\\vee"], " or ") | dict.fromkeys(r"\quad \qquad \rm \bf \it \hfill".split(), " ")
-PLAIN |= dict.fromkeys(r"\vec \limits \displaystyle \textstyle".split(), "") | {"\\colon": ":"}
+; £ \pounds; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi; \theta \vartheta
+; : \colon; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ; _and_ \land \wedge; _or_ \lor \vee
+; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""  # in the first of each, _ is a space
+PLAIN = {name: names.split()[0].replace("_", " ") for names in SPELLINGS.split(";") for name in names.split()[1:]}
 PLAIN |= {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
 SIGNS = {ord(sign): plain for sign, plain in PLAIN.items() if len(sign) == 1}
-RAISED = [("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}"), ("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}"), ("[¼-¾⅐-⅞]", r" \g<0>")]
 WRAPPED = (r"\\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)|[mh]box|emph|boldsymbol|bm|boxed"
            r"|underline|operatorname\*?) *\{([^{}]*)\}")
+MATRIX = (r"([(\[] *)?\\begin *\{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?"
+          r"(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}(?(1) *[)\]])")
+WHOLE, PART = r"(?<![\w.^_}])(\d+) ?", r"(?:\{ ?(\d+) ?\}|(\d)) ?"  # of a mixed number
 REWRITES = [
+    # spaces, wrappers and signs with a backslash
     (r"\\\\(?: ?\[[\d.]+[a-z]{2}\])?", "⏎"), (r"\\\$", "＄"), (r"\\([%#&])", r"\1"), (r"\\[()\[\]]", " "),
     (r"(?<=\d)(?:, ?\\! ?|\{,\}|\\[,;:! ])(?=\d{3}(?!\d))", ""),  # explicit thousands separators
     (r"\\!", ""), (r"\\[,;: ]|(?<=.)~", " "), (r"^([^$]*)\$([^$]*)$", r"\1＄\2"), (r"\$", " "),
     *[(WRAPPED, r" \1 ")] * 3, (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.?", ""),
-    (r"\\[A-Za-z]+", lambda match: PLAIN.get(match[0], match[0])), (r"([,;]) *(?:and|or)\b", r"\1"),
-    (r"\\\{ *\\\}", "∅"), (r"∈ *\\\{([^,;{}\\]*)\\\}", r"=\1"), (r"_ *(\d+)", r"_{\1}"), (r"_ *\{ *[±∓] *\}", ""),
-    (r"([(\[] *)?\\begin *\{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}"
-     r"(?(1) *[)\]])", lambda match:  # [[1,2],[3,4]]
-     "[[" + re.sub(r",(?=\d{3})", "", match[2]).replace("&", ",").replace("⏎", "],[") + "]]"),
-    (r"\\sqrt *\[([^\[\]]*)\]", r"\\root{\1}"), (r"\\?(?<![A-Za-z])sqrt", r"\\root{2}"),
-    (r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\{([^{}]*)\\choose\b([^{}]*)\}", r"\\binom{\1}{\2}"),
-    (r"\^ *(?:\\circ\b|°|\{ *(?:\\circ|°) *\})", "°"), (r"\^ *(?:\{ *('+) *\}|('))", r"\1\2"),
-    (r"\\not *=", "≠"), ("<=", "≤"), (">=", "≥"), ("==", "="), (" !=", "≠"), (r"(?<=[\w)}]) *\*\* *(?=[\w({\\-])", "^"),
-    (r"(?<=\d) *thousand\b", "*10^3"), (r"(?<=\d) *million\b", "*10^6"), (r"(?<=\d) *billion\b", "*10^9"),
-    (r"(?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z])", "∞"), (r"\( *- *∞ *, *\+? *∞ *\)", r"\\mathbb R"),
-    (r"(\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}", lambda match:  # 0.1\overline{6} is 0.1 + 6/90
-     f"({match[1] or 0}.{match[2] or 0}+{match[3]}/{'9' * len(match[3]) + '0' * len(match[2])})"),
-    (r"(?<![\w.^_}])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d))(?![\d.])", r"\1 \2\3/\4\5"),
-    (r"(?<![\w.^_}])(\d+) (\d+) ?/ ?(\d+)(?![\d.])", lambda match:  # 2 3/2 stays: mixed or a product?
-     f"({match[1]}+{match[2]}/{match[3]})" if 0 < int(match[2]) < int(match[3]) else match[0]),
-    (r"(?<=\d) *[xX] *(?=10 *\^)", "*"), (r"\bm *(?=\\angle)", ""), (r"(?<=[\d)}]) *per ?cent\b", "%"),
-    (r"(?<=[\d)}]) *deg(?:rees?)?\b", "°"), (r"° *([CF])(?:elsius|ahrenheit)?\b", r" °\1"),
-    (r"(?i)^ *(?:the )?(?:final )?answer(?: is|:)(?=[ :])", ""), (" +", " "), (r"^[ :]+|[ :]+$", ""),
+    (r"\\[A-Za-z]+", lambda match: PLAIN.get(match[0], match[0])), (" +", " "),
+    # what stands around the answer
+    (r"(?i)^ ?(?:the )?(?:final )?answer(?: is|:)(?=[ :])", ""), (r"^[ :]+|[ :]+$", ""),
     (r"^(\*+|[`\"_]+)([^*`\"]+)\1$", r"\2"), (r"^[=≈ ]+|[.,; ]+$", ""),
+    # operators and relations
+    ("<=", "≤"), (">=", "≥"), ("==", "="), (" !=", "≠"), (r"(?<=[\w)}]) ?\*\* ?(?=[\w({\\-])", "^"),
+    ("([,;]) ?(?:and|or)\\b", r"\1"), (r"\\\{ ?\\\}", "∅"), (r"∈ ?\\\{([^,;{}\\]*)\\\}", r"=\1"),
+    (r"_ ?(\d+)", r"_{\1}"), (r"_ ?\{ ?[±∓] ?\}", ""), (r"\^ ?(')", r"\1"),
+    (r"(?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z])", "∞"), (r"\( ?- ?∞ ?, ?\+? ?∞ ?\)", r"\\mathbb R"),
+    # matrices become [[1,2],[3,4]], all roots \root{3}{x}
+    (MATRIX, lambda match: f"[[{re.sub(',(?=[0-9]{3})', '', match[2]).replace('&', ',').replace('⏎', '],[')}]]"),
+    (r"\\sqrt ?\[([^\[\]]*)\]", r"\\root{\1}"), (r"\\?(?<![A-Za-z])sqrt", r"\\root{2}"),
+    (r"\{([^{}]*)\\(over|choose)\b([^{}]*)\}", r"\\\2{\1}{\3}"),
+    # numbers: 0.1\overline{6} is 0.1 + 6/90, 1\frac12 is 1 1/2, 1 1/2 is 1 + 1/2 (2 3/2 stays: mixed or a product?)
+    (r"(\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}", lambda match:
+     f"({match[1] or 0}.{match[2] or 0}+{match[3]}/{'9' * len(match[3]) + '0' * len(match[2])})"),
+    (rf"{WHOLE}\\frac ?{PART}{PART}(?![\d.])", r"\1 \2\3/\4\5"),
+    (rf"{WHOLE}(?<= )(\d+) ?/ ?(\d+)(?![\d.])", lambda match:
+     f"({match[1]}+{match[2]}/{match[3]})" if 0 < int(match[2]) < int(match[3]) else match[0]),
+    (r"(?<=\d) ?thousand\b", "*10^3"), (r"(?<=\d) ?million\b", "*10^6"), (r"(?<=\d) ?billion\b", "*10^9"),
+    # marks and units
+    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"\^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\})", "°"), (r"\bm ?(?=\\angle)", ""),
+    (r"(?<=[\d)}]) ?per ?cent\b", "%"), (r"(?<=[\d)}]) ?deg(?:rees?)?\b", "°"), (r" ?° ?([CF])[a-z]*\b", r" °\1"),
 ]
 
 
 def clean(text):
     """One spelling for the many ways to write the same signs; wrappers, delimiters and spacing go."""
-    for pattern, replacement in RAISED:
-        text = re.sub(pattern, replacement, text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}", text)
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
     text = "".join(sign if sign.isprintable() else " " for sign in text if unicodedata.category(sign) != "Cf")
     text = re.sub(r"[^\x00-\x7f]", lambda match: str(unicodedata.digit(match[0], match[0])), text)
@@ -154,7 +163,7 @@ K kelvin; N newton; J joule; kJ; cal calorie; W watt; kW; V volt; A amp; Hz hert
 UNITS = {name + plural: names.split()[0] for names in UNIT_NAMES.split(";") for name in names.split()
          for plural in ("", "s" if len(name) > 2 else "")}
 ONE = rf"(?:{'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![A-Za-z])"
-ONE = rf"(?:(?:square|sq\.?|cubic|cu\.?) )?{ONE}(?: ?\^ ?(?:\{{-?\d\}}|-?\d)| squared| cubed)?"
+ONE = rf"(?:(?:square|sq\.?|cubic|cu\.?) )?{ONE}(?: ?\^ ?\{{?-?\d\}}?| squared| cubed)?"
 UNIT = re.compile(rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE}(?: ?(?:/|\*| per | ) ?{ONE}){{0,3}}$")
 NO_NOUNS = ("less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens|hundreds|thousands"
             "|remainders|millions|billions|halves|thirds|quarters|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths")
@@ -168,7 +177,7 @@ def split_unit(text):
     if match := UNIT.search(text):
         value, unit = text[: match.start()], match[0]
         letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1]))
-        if len(unit) > 1 and not (letters and re.fullmatch(" [A-Za-z]", unit)):  # 5m, 3x + 5 m: variable
+        if len(unit.strip()) > 1 or unit[0] == " " and not letters:  # "5m" and "3x + 5 m" end with a variable
             unit = re.sub(r"[°＄¢€£¥₹]?[A-Za-z]+|\$", lambda match: UNITS.get(match[0], match[0]), unit)
             unit = re.sub(r"(?:square|sq\.?) (\w+)| squared", r"\1^2", unit.replace(" per ", "/"))
             return value, re.sub("[ {}]", "", re.sub(r"(?:cubic|cu\.?) (\w+)| cubed", r"\1^3", unit))
@@ -176,42 +185,75 @@ def split_unit(text):
     return match.groups() if match else (text, "")
 
 
-# Trees. Values are ("num", Fraction), ("sym", name) and (operation, *values). All else is a shape: ("list", ...),
-# ("set", ...), ("∪", "∩" or "∖", ...), ("seq", brackets, ...), ("rel", signs, ...), ("ratio", ...).
+# Trees. A value is ("num", Fraction), ("sym", name) or ("at", *entries): what an expression is at the fixed points.
+# All else is a shape: ("list", ...), ("set", ...), ("∪", "∩" or "∖", ...), ("seq", brackets, ...),
+# ("rel", signs, ...), ("ratio", ...).
 SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
+POINTS = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # at each of them, every variable lies between 0 and this number
+IN_MPMATH = {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial", **ARCS}
+LOCK, MP = threading.Lock(), mpmath.MPContext()  # mpmath's functions change the precision of their context for a moment
+MP.dps = DIGITS
 
 
 def number(value):
     return ("num", Fraction(value))
 
 
-EXACT = {  # operations on Fractions; None where the result is not small
-    "+": lambda *xs: sum(xs), "*": lambda *xs: math.prod(xs), "^": lambda x, y: x ** y.numerator, "abs": abs,
-    "floor": math.floor, "ceil": math.ceil, "!": lambda n: math.factorial(int(n)) if n in range(1001) else None,
-    "binomial": lambda n, k: math.comb(int(n), int(k)) if n in range(1001) and k in range(1001) else None,
-}
+def entries(value):
+    """At each point (number, whether all on the way to it was real), or None where the value is undefined."""
+    kind, *parts = value
+    if kind == "at":
+        return parts
+    if kind == "num":
+        return [(MP.convert(parts[0]), True)] * len(POINTS)
+    if parts[0] in ("\\pi", "e", "i"):
+        return [(+getattr(MP, IN_MPMATH.get(parts[0], "e")), True)] * len(POINTS)
+    return [(MP.mpf(random.Random(f"{point}{parts[0]}").random() * point), True) for point in POINTS]
 
 
 def build(operation, *parts):
-    """Tree of an operation on values, computed at once if all of them are numbers and the result is small."""
+    """Value of an operation on values: a number if all of them are numbers and the result is small."""
     if any(part[0] in SHAPES for part in parts):
         raise ValueError("arithmetic on something that is no value")
-    if operation not in EXACT or any(part[0] != "num" for part in parts):
-        return (operation, *parts)
-    numbers = [part[1] for part in parts]
-    bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
-    if sum(bits) > MAX_BITS or operation == "^" and not any(numbers):
-        raise ValueError("too large a number, or zero to the power of zero")
-    if operation == "^" and (numbers[1].denominator > 1 or abs(numbers[1]) * bits[0] > MAX_BITS):
-        return (operation, *parts)
-    exact = EXACT[operation](*numbers)
-    return (operation, *parts) if exact is None else number(exact)
+    if operation in "+*^" and all(part[0] == "num" for part in parts):
+        numbers = [part[1] for part in parts]
+        bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
+        if sum(bits) > MAX_BITS or operation == "^" and not any(numbers):
+            raise ValueError("too large a number, or zero to the power of zero")
+        if operation != "^":
+            return number(sum(numbers) if operation == "+" else math.prod(numbers))
+        if numbers[1].denominator == 1 and abs(numbers[1]) * bits[0] <= MAX_BITS:
+            return number(numbers[0] ** numbers[1].numerator)
+    exponent = parts[1][1] if operation == "^" and parts[1][0] == "num" else None
+    rows = [None if None in row else at_point(operation, row, exponent) for row in zip(*map(entries, parts))]
+    if not any(rows):
+        raise ValueError("too large, or undefined at every point")
+    return ("at", *rows)
+
+
+def at_point(operation, arguments, exponent):
+    """Entry of an operation on entries. exponent: of a power, if it is an exact number."""
+    numbers = [number for number, _ in arguments]
+    real = not any(isinstance(number, MP.mpc) for number in numbers)
+    if operation == "^" and abs(numbers[1]) > MAX_EXPONENT:
+        return None
+    try:
+        if exponent and exponent.denominator % 2 and real and numbers[0] < 0:  # the real root of -8 is -2
+            result = MP.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
+        else:
+            function = getattr(MP, IN_MPMATH.get(operation, operation))
+            result = function(numbers) if operation in "+*" else function(*numbers)
+    except (ArithmeticError, TypeError, ValueError):
+        return None
+    if result and not abs(MP.mag(result)) <= MAX_MAGNITUDE:  # true for nan, too
+        return None
+    return result, all(flag for _, flag in arguments) and not (real and isinstance(result, MP.mpc))
 
 
 MINUS_ONE, PI, INF = number(-1), ("sym", "\\pi"), ("sym", "∞")
 MINUS_INF = build("*", MINUS_ONE, INF)
-MARKED = {"%": number("1/100"), "°": build("*", number("1/180"), PI)}
-LOGS = {"log": ("sym", "\\log"), "lg": build("^", build("ln", number(10)), MINUS_ONE)}  # by base: the factor of ln
+MARKS = {"%": number("1/100"), "°": build("*", number("1/180"), PI)}
+LOGS = {"lg": build("^", build("ln", number(10)), MINUS_ONE), "log": ("sym", "\\log")}  # by base: the factor of ln
 
 
 class Parser:
@@ -228,7 +270,7 @@ class Parser:
     ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
 
     def __init__(self, text):
-        self.text, self.at, self.depth, self.brackets = text, 0, 0, 0
+        self.text, self.at, self.depth = text, 0, 0
 
     def look(self, pattern):
         return re.compile(f" ?({pattern})").match(self.text, self.at)
@@ -255,7 +297,7 @@ class Parser:
         else:
             left = self.atom()
             while mark := self.take("!(?![!=])|%|°"):
-                left = build("!", left) if mark == "!" else build("*", left, MARKED[mark])
+                left = build("!", left) if mark == "!" else build("*", left, MARKS[mark])
         while infix := self.look(self.INFIX):
             sign, strength = infix[1], self.OPERATORS[infix[1]][0]
             if strength < rank or rank == 7 and not sign and self.look(self.FUNCTION):
@@ -276,8 +318,9 @@ class Parser:
             return ("rel", left[1] + sign, *left[2:], right) if left[0] == "rel" else ("rel", sign, left, right)
         if sign in ("-", "/"):
             right = build("*", MINUS_ONE, right) if sign == "-" else build("^", right, MINUS_ONE)
-        parts = *(left[1:] if left[0] == kind != "^" else (left,)), right
-        return build(kind, *parts) if kind in ("+", "*", "^", "ratio") else (kind, *parts)
+        if kind in ("+", "*", "^"):
+            return build(kind, left, right)
+        return (kind, *(left[1:] if left[0] == kind else [left]), right)
 
     def argument(self):
         return number(self.take(r"\d")) if self.look(r"\d") else self.atom()  # \frac12 is 1/2
@@ -303,7 +346,10 @@ class Parser:
         return ("sym", name + (self.take("'(?: ?')*") or "").replace(" ", ""))
 
     def number(self):
-        thousands = "" if self.brackets else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
+        """A number as it is written. A comma separates thousands only outside of brackets."""
+        before = self.text[: self.at]
+        bracketed = sum(map(before.count, "([{⟨")) > sum(map(before.count, ")]}⟩"))
+        thousands = "" if bracketed else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
         match = self.look(rf"({thousands}\d*)((?:\.\d+)?)(?:[eE]([-+]?\d{{1,4}}))?")
         self.at, digits = match.end(), match[2].replace(",", "")
         if re.match(r"0\d", digits) or self.look(r"[\d._]"):
@@ -311,9 +357,7 @@ class Parser:
         return build("*", number(digits + match[3]), build("^", number(10), number(match[4] or 0)))
 
     def enclosed(self, opening):
-        self.brackets += opening not in self.ROUNDING  # between those a comma can only be part of a number
         inner = self.expression(5 if opening in self.ROUNDING else 1)
-        self.brackets -= opening not in self.ROUNDING
         brackets = opening + self.take(self.CLOSING[opening], True)
         if opening in self.ROUNDING:
             return build(self.ROUNDING[opening], inner)
@@ -327,9 +371,9 @@ class Parser:
         return ("seq", "()" if opening == "⟨" else brackets, *items)
 
     def command(self, name):
-        if name in ("frac", "binom"):
+        if name in ("frac", "over", "binom", "choose"):
             a, b = self.argument(), self.argument()
-            return build("binomial", a, b) if name == "binom" else build("*", a, build("^", b, MINUS_ONE))
+            return build("*", a, build("^", b, MINUS_ONE)) if name in ("frac", "over") else build("binomial", a, b)
         if name == "root":
             power = build("^", self.argument(), MINUS_ONE)
             return build("^", self.atom(), power)
@@ -343,31 +387,31 @@ class Parser:
         raise ValueError("a command that is not in the list")
 
     def function(self, name):
-        factor, exponent = LOGS.get(name), None
+        factor, exponent = LOGS.get(name), number(1)
         if name == "log" and self.take("_"):
             factor = build("^", build("ln", self.argument()), MINUS_ONE)
         if self.take(r"\^"):
             exponent = self.argument()
-            name, exponent = ("a" + name, None) if exponent == MINUS_ONE else (name, exponent)
+        if exponent == MINUS_ONE:
+            name, exponent = "a" + name, number(1)
         if name not in FUNCTIONS:
             raise ValueError("an inverse without a name")
         argument = self.atom() if self.look(r"[({]") else self.expression(7)
-        value = build("*", build("ln", argument), factor) if factor else build(ARCS.get(name, name), argument)
-        return build("^", value, exponent) if exponent else value
+        value = build("*", build("ln", argument), factor) if factor else build(name, argument)
+        return build("^", value, exponent)
 
 
-NO_DIFFERENCE = re.compile(r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)")
+DATES = re.compile(r"(?i)\d+(?:-\d+)+|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?")  # times and ranges, too
 WORDS = re.compile(r"(?![b-df-hj-np-tv-z]{2,3}$)[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 SET_BUILDER = re.compile(r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*[<>≤≥≠=].*)\\\}")
 
 
 def read(text):
     """(tree, unit) of a cleaned answer. Raises ValueError where the text is no mathematics or exceeds a bound."""
-    match = NO_DIFFERENCE.fullmatch(text)
-    if match and not (match[1] and int(match[1]) >= int(match[2])):
-        raise ValueError("a date, a time or a range")
-    if WORDS.fullmatch(text) and FUNCTIONS.union(GREEK).isdisjoint(text.split()):
-        raise ValueError("words")
+    words = WORDS.fullmatch(text) and FUNCTIONS.union(GREEK).isdisjoint(text.split())
+    terms = re.findall(r"\\?[A-Za-z]+|[\^!%°]", text)
+    if words or DATES.fullmatch(text) or len(terms) > MAX_TERMS:
+        raise ValueError("words, a date, a time, a range, or too long")
     text, unit = split_unit(SET_BUILDER.sub(r"\1", text))
     items, both = [], "±" in text or "∓" in text
     for plus, minus in ("+-", "-+") if both else ("+-",):
@@ -391,130 +435,85 @@ def label(node):
     return node[1] if node[0] == "sym" and node[1] not in ("\\pi", "e", "i", "∞") else None
 
 
-NUMERIC = {name: name for name in ("e", "ln", "exp", "floor", "ceil", "binomial", *TRIG, *ARCS.values())}  # in mpmath
-NUMERIC |= {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial"}
-CONTEXT = functools.cache(lambda thread: mpmath.MPContext())  # not mpmath.mp: threads share its precision
-SCALES = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # of the points: every variable lies between 0 and the scale
-
-
 def decimal_slack(node):
     """One unit in the last place of a decimal with at least 10 places and 10 significant digits; else 0."""
     x = node[1] if node[0] == "num" else Fraction(0)
-    twos = (x.denominator & -x.denominator).bit_length() - 1
-    places = max(twos, round(math.log(x.denominator >> twos, 5)))  # the denominator of a decimal is 2^a * 5^b
-    long = places >= 10 and abs(x) * 10**places >= 10**9 and 10**places % x.denominator == 0
-    return Fraction(1, 10**places) if long else Fraction(0)
+    places = next((places for places in range(100) if 10**places % x.denominator == 0), 0)
+    return Fraction(1, 10**places) if places >= 10 and abs(x) * 10**places >= 10**9 else 0
 
 
-class Comparison:
-    """One comparison of two trees, with a budget of evaluations."""
+def same(a, b):
+    """True if two trees mean the same answer."""
+    kinds = {a[0], b[0]}
+    relations = kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:])
+    if a == b or kinds == {"rel"} and same_relation(a, b) or relations and same_members(a, b):
+        return True
+    (name, x), (other, y) = named(a), named(b)
+    if x is not a or y is not b:  # at most one name, and it is gone
+        return len({name, other, None}) < 3 and x[0] != "rel" != y[0] and same(x, y)
+    if not kinds & SHAPES:
+        return agree(a, b)
+    if kinds <= {"list", "set", "∪"}:
+        return same_members(a, b)
+    if kinds == {"ratio", "num"}:
+        (_, x), ratio = sorted((a, b))
+        return x.denominator > 1 and ratio[1:] == (number(x.numerator), number(x.denominator))
+    return a[0] == b[0] and len(a) == len(b) and all(
+        p == q or isinstance(p, tuple) and isinstance(q, tuple) and same(p, q) for p, q in zip(a, b))
 
-    def __init__(self):
-        self.left, self.at = MAX_STEPS, functools.cache(self.at)  # a tree is evaluated once at a point
 
-    def same(self, a, b):
-        """True if two trees mean the same answer."""
-        kinds = {a[0], b[0]}
-        relations = kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:])
-        if a == b or kinds == {"rel"} and self.same_relation(a, b) or relations and self.same_members(a, b):
-            return True
-        (name, x), (other, y) = self.named(a), self.named(b)
-        if x is not a or y is not b:  # at most one name, and it is gone
-            return len({name, other, None}) < 3 and x[0] != "rel" != y[0] and self.same(x, y)
-        if not kinds & SHAPES:
-            return self.agree(a, b)
-        if kinds <= {"list", "set", "∪"}:
-            return self.same_members(a, b)
-        if kinds == {"ratio", "num"}:
-            (_, x), ratio = sorted((a, b))
-            return x.denominator > 1 and ratio[1:] == (number(x.numerator), number(x.denominator))
-        return a[0] == b[0] and len(a) == len(b) and all(
-            p == q or isinstance(p, tuple) and isinstance(q, tuple) and self.same(p, q) for p, q in zip(a, b))
-
-    def same_members(self, a, b):
-        rest = list(b[1:])
-        for x in a[1:]:
-            found = next((k for k, y in enumerate(rest) if self.same(x, y)), None)
-            if found is None:
-                return False
-            rest.pop(found)
-        return not rest
-
-    def same_relation(self, a, b):
-        """True if left minus right is equal, up to its sign for an equation."""
-        if len(a) != 4 or len(b) != 4 or a[1] != b[1] or a[1] not in "=≠<≤":
+def same_members(a, b):
+    """True if each member of one means the same as a member of the other, in any order."""
+    rest = list(b[1:])
+    for x in a[1:]:
+        equal = [y for y in rest if same(x, y)]
+        if not equal:
             return False
-        left, right, other = (build("+", x, build("*", MINUS_ONE, y)) for x, y in (a[2:], b[2:], b[:1:-1]))
-        return self.agree(left, right) or a[1] in "=≠" and self.agree(left, other)
+        rest.remove(equal[0])
+    return not rest
 
-    def named(self, node):
-        """(name, value) of "x = 5", "x > 5", "x ∈ ..." or a list of them; (None, value) without a name."""
-        if node[0] == "list":
-            names, found = zip(*map(self.named, node[1:]))
-            if all(names) and sorted({*names}) == [*names]:
-                return ",".join(names), ("seq", "()", *found)
-        if node[0] != "rel":
-            return None, node
-        signs, sides = node[1], node[2:]
-        if set(signs) <= {"=", "≈"}:
-            if label(sides[-1]) and not label(sides[0]):
-                signs, sides = signs[::-1], sides[::-1]
-            if name := label(sides[0]):
-                signs, sides = signs[1:], sides[1:]
-            if all(sign == "≈" or self.same(sides[0], side) for sign, side in zip(signs, sides[1:])):
-                return name, sides[0]
-        if signs == "∈" and label(sides[0]):
-            return label(sides[0]), sides[1]
-        if signs in ("<", "≤"):
-            signs, sides = ("<" + signs, (MINUS_INF, *sides)) if label(sides[0]) else (signs + "<", (*sides, INF))
-        if set(signs) <= {"<", "≤"} and len(sides) == 3 and label(sides[1]):
-            brackets = "(["[signs[0] == "≤"] + ")]"[signs[1] == "≤"]
-            return label(sides[1]), ("seq", brackets, sides[0], sides[2])
+
+def same_relation(a, b):
+    """True if left minus right is equal, up to its sign for an equation."""
+    if a[1] != b[1] or a[1] not in ("=", "≠", "<", "≤"):
+        return False
+    first, second, turned = (build("+", x, build("*", MINUS_ONE, y)) for x, y in (a[2:], b[2:], b[:1:-1]))
+    return agree(first, second) or a[1] in ("=", "≠") and agree(first, turned)
+
+
+def named(node):
+    """(name, value) of "x = 5", "x > 5", "x ∈ ..." or a list of them; (None, value) without a name."""
+    if node[0] == "list":
+        names, values = zip(*map(named, node[1:]))
+        if all(names) and sorted({*names}) == [*names]:  # "x = k pi, k ∈ Z" is no point
+            return ",".join(names), ("seq", "()", *values)
+    if node[0] != "rel":
         return None, node
+    signs, sides = node[1], node[2:]
+    if set(signs) <= {"=", "≈"}:
+        if label(sides[-1]) and not label(sides[0]):
+            signs, sides = signs[::-1], sides[::-1]
+        if name := label(sides[0]):
+            signs, sides = signs[1:], sides[1:]
+        if all(sign == "≈" or same(sides[0], side) for sign, side in zip(signs, sides[1:])):
+            return name, sides[0]
+    if signs == "∈" and label(sides[0]):
+        return label(sides[0]), sides[1]
+    if signs in ("<", "≤"):
+        signs, sides = ("<" + signs, (MINUS_INF, *sides)) if label(sides[0]) else (signs + "<", (*sides, INF))
+    if set(signs) <= {"<", "≤"} and len(sides) == 3 and label(sides[1]):
+        brackets = "(["[signs[0] == "≤"] + ")]"[signs[1] == "≤"]
+        return label(sides[1]), ("seq", brackets, sides[0], sides[2])
+    return None, node
 
-    def agree(self, a, b):
-        """True if two values are equal wherever both are real, or defined if they hardly ever are real."""
-        slack = max(decimal_slack(a), decimal_slack(b))
-        if a[0] == b[0] == "num":
-            return a[1] == b[1] or abs(a[1] - b[1]) < slack
-        self.mp = CONTEXT(threading.get_ident())
-        self.mp.dps = DIGITS
-        pairs = [(x, y) for x, y in ((self.at(a, scale), self.at(b, scale)) for scale in SCALES) if x and y]
-        real = [(x, y) for x, y in pairs if x[1] and y[1]]
-        pairs = real if len(real) >= 2 else pairs
-        slack = self.mp.mpf(slack.numerator) / slack.denominator
-        return len(pairs) >= 2 and all(
-            abs(x[0] - y[0]) <= max(slack, max(x[2], y[2]) * self.mp.mpf(10) ** (50 - DIGITS)) for x, y in pairs)
 
-    def at(self, node, scale):
-        """(value, whether all on the way was real, largest size on the way) at a point; None if undefined."""
-        self.real, self.size = True, 0
-        try:
-            return self.value(node, scale), self.real, self.size
-        except (ArithmeticError, TypeError):
-            return None
-
-    def value(self, node, scale):
-        self.left -= 50 if node[0] in ("!", "binomial") else 1
-        if self.left < 0:
-            raise ValueError("too much work")
-        (kind, *parts), mp = node, self.mp
-        if kind == "num":
-            return mp.mpf(parts[0].numerator) / parts[0].denominator
-        if kind == "sym":
-            point = random.Random(f"{scale}{parts[0]}").random() * scale
-            return +getattr(mp, NUMERIC[parts[0]]) if parts[0] in NUMERIC else mp.mpf(point)
-        arguments = [self.value(part, scale) for part in parts]
-        real = all(isinstance(argument, mp.mpf) for argument in arguments)
-        if kind in ("!", "binomial") and max(map(abs, arguments)) > 100 or kind == "^" and abs(arguments[1]) > 10_000:
-            raise ArithmeticError("out of range")
-        if kind == "^" and real and arguments[0] < 0 and parts[1][0] == "num" and parts[1][1].denominator % 2:
-            value = mp.power(-arguments[0], arguments[1]) * (-1) ** parts[1][1].numerator  # the real root of -8 is -2
-        else:
-            operation = getattr(mp, NUMERIC[kind])
-            value = operation(arguments) if kind in "+*" else operation(*arguments)
-        if not mp.isfinite(value) or value and abs(mp.mag(value)) > MAX_MAGNITUDE:
-            raise ArithmeticError("out of range")
-        self.real &= isinstance(value, mp.mpf) or not real
-        self.size = max(self.size, abs(value))
-        return value
+def agree(a, b):
+    """True if two values are equal at all points where both are real; if there are hardly any, at all points."""
+    slack = max(decimal_slack(a), decimal_slack(b))
+    if a[0] == b[0] == "num":
+        return a[1] == b[1] or abs(a[1] - b[1]) < slack
+    slack = MP.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
+    pairs = [(x, y) for x, y in zip(entries(a), entries(b)) if x and y]
+    real = [(x, y) for x, y in pairs if x[1] and y[1]]
+    pairs = real if len(real) >= 2 else pairs
+    return len(pairs) >= 2 and all(abs(x - y) <= slack for (x, _), (y, _) in pairs)

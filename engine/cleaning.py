@@ -23,16 +23,14 @@ NOT_PROSE = re.compile(r"\$[^$]*\$|\\[a-zA-Z]+|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTA
 SENTENCE_GAP = re.compile(r"((?<=[.!?])(?<!^[A-J\d]\.)(?<!e\.g\.)\s+|\n+)", re.MULTILINE)
 OPTION = re.compile(r"(?i)\W*(?:(?:answer )?(?:options|choices)\W*$|[A-J][.):])")
 
-VERB = (
-    "(?:put|place|enclose|write|give|provide|present|output|return|state|box|wrap|mark|show|select|choose|pick|answer|"
-    "respond|reply|report|think|reason|solve|use|conduct|perform)"
-)
+VERBS = ("put place enclose write give provide present output return state box wrap mark show select choose pick "
+         "answer respond reply report think reason solve use conduct perform").split()
+VERB = f"(?:{'|'.join(VERBS)})"
 BOX = r"\$*\\?\bboxed\b(?:\s*\{[^{}]*\})?\$*"
 FORMAT = re.compile(  # what a wish is about; a sentence without any of these stays
     rf"(?i){BOX}|</?(?:answer|think)>|\b(?:single|one)[ -](?:word|letter|number|phrase)\b|\bstep[ -]by[ -]step\b|"
     r"\bword or (?:short )?phrase\b|\bletters?\b|\bdirectly\b|\bat the end\b|\b(?:last|own) line\b|\bjson\b|"
-    r"\breasoning process\b|\b(?:your|the) (?:reasoning|thinking)\b|"
-    r"\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b"
+    r"\b(?:your|the) (?:reasoning|thinking)\b|\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b"
 )
 FILLER = re.compile(  # what belongs to a wish in this form alone
     r"\b[A-J](?:(?:,| or|, or|/) ?[A-J]\b)+|\be\.g\.,? [A-J]\b|\b[Ff]inal (?=answer|result|solution)|"
@@ -43,7 +41,7 @@ WISH = re.compile(  # how a wish begins
     rf"should|must|remember|make|sure|to|directly|only)\W+)*{VERB}\b|\W*(?:the|your|it)\b.*\b(?:must|should|needs?)\b"
 )
 ABOUT = re.compile(r"(?i)\b(?:answer|option|choice|respon|repl|reason|think|solve|solution)|boxed")
-WISH_WORDS = set(re.findall(r"[a-z]+", VERB)) | set(
+WISH_WORDS = {*VERBS} | set(
     "a about an the you your my its it this that these given provided listed following correct right best single one "
     "only just simply clearly answers answering question questions problem math mathematical option options choice "
     "choices solution response result reasoning process thinking internal monologue step steps word number phrase "
@@ -95,16 +93,19 @@ def clean_text(text: str, images: int) -> str:
     return strip_directives(question)
 
 
-def last_box(text: str) -> str | None:
-    """Content of the last \\boxed{...} whose braces balance, stripped; None without one. Linear time."""
+def extract_boxed(text: str) -> str | None:
+    """Content of the last \\boxed{...} whose braces balance, stripped; None without one. Linear time.
+
+    "Last" is by where the box opens: of two nested boxes the inner one. Escaped braces do not count.
+    """
     starts, last, content = [], -1, None  # starts: where the open boxes' contents begin, -1 for other open braces
-    for token in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+    for token in re.finditer(r"(\\boxed\s*)?\{|\\.|\}", text if isinstance(text, str) else "", re.DOTALL):
         if token[0] == "}":
             start = starts.pop() if starts else -1
             if start > last:
                 last, content = start, text[start : token.start()].strip()
-        elif token[0][-1] == "{" and token[0] != "\\{":
-            starts.append(token.end() if len(token[0]) > 1 else -1)
+        elif token[1] or token[0] == "{":
+            starts.append(token.end() if token[1] else -1)
     return content
 
 
@@ -112,7 +113,7 @@ def worked_answer(text: str) -> tuple[str, str]:
     """(short answer, "####" or "boxed") of a worked solution; (text, "column") of any other text (decision 4)."""
     if closing := re.search(r"####[ \t]*([^\n#]+)\s*\Z", text):
         return closing[1].strip(), "####"
-    box = last_box(text)
+    box = extract_boxed(text)
     return (box, "boxed") if box else (text, "column")
 
 

@@ -225,6 +225,7 @@ ab+c | c+ba
 xyz | x y z
 xy | yx
 k\pi, k \in \mathbb{Z} | k\pi, k\in\mathbb{Z}
+x = \frac{\pi}{4}+k\pi, k\in\mathbb{Z} | \frac{\pi}{4}+k\pi, k\in\mathbb{Z}
 2n+1 | 2n + 1
 \text{(A)} | A
 1/3 \approx 0.333 | \frac13
@@ -468,7 +469,6 @@ H_2O | H_2O
 \text{H}_2\text{O} | H_2O
 CO₂ | CO_2
 \mathrm{NaCl} | NaCl
-5\text{-}2 | 3
 \underline{5} | 5
 \ 5 | 5
 5\! | 5
@@ -597,6 +597,7 @@ DIFFERENT = r"""
 3.14159265358969 | \pi
 0.12345678901 | 0.12345678902
 1.00000000000000000001 | 1
+1.0000000000000000000001 | \sin^2 x+\cos^2 x
 0.0000000001 | \frac{4}{3} \times 10^{-10}
 {2,100} | 2100
 (5,120) | 5120

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from engine import cleaning
-from rewards import extract_boxed
+from engine.cleaning import extract_boxed
 
 GONE = r"""
 Please reason step by step, and put your final answer within \boxed{}.
@@ -151,11 +151,9 @@ def test_the_answer_of_a_worked_solution(text, expected):
     assert cleaning.worked_answer(text) == expected
 
 
-def test_the_last_box_is_the_graders_and_costs_little():
-    for text in (r"\boxed{1} \boxed{2", r"\boxed{a \boxed{b}}", r"\boxed{\text{x\}}}", r"{\boxed{3}}}", r"\boxed{}"):
-        assert cleaning.last_box(text) == extract_boxed(text)
+def test_the_last_box_costs_little():
     start = time.time()
-    assert cleaning.last_box("\\boxed{" * 50_000) is None and cleaning.last_box("\\boxed{" * 9 + "x}" * 9) == "x"
+    assert extract_boxed("\\boxed{" * 50_000) is None and extract_boxed("\\boxed{" * 9 + "x}" * 9) == "x"
     assert time.time() - start < 1
 
 

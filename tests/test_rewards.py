@@ -49,6 +49,7 @@ def test_the_second_pass_needs_a_box_and_only_drops_marks():
     (r"\boxed{1} then \boxed{2", "1"),
     (r"\boxed{1} then \boxed{\frac{2}{3}", "1"),
     (r"\boxed{\boxed{5}}", "5"),
+    (r"\boxed{\text{x\}}}", r"\text{x\}}"),
     (r"\boxed{a \boxed{b} c}", "b"),
     (r"\boxed{\{1,2\}}", r"\{1,2\}"),
     (r"\boxed{\left\{1\right\}}", r"\left\{1\right\}"),
