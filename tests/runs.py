@@ -85,7 +85,7 @@ class Forked:
         for process in self.processes:
             process.kill()
 
-    def communicate(self, timeout: float) -> list[str]:
+    def communicate(self, timeout: float = 300) -> list[str]:
         deadline = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -107,7 +107,7 @@ def train(
     """A run from start to end: on forked processes, or with `launch` by the command that people type."""
     if launch is None:
         process = Forked(script, arguments(output, *args), processes, **env)
-        screens = process.communicate(300)
+        screens = process.communicate()
         done = subprocess.CompletedProcess(args, process.returncode, *screens)
     else:
         line = command(output, *args, launch=launch)

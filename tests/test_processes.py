@@ -18,7 +18,7 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     for processes in (1, 2, 3):
         folders[processes] = tmp_path_factory.mktemp(f"processes{processes}")
         many = Forked("tests/update_cases.py", [str(folders[processes])], processes, ACCELERATE_USE_CPU="true")
-        _, stderr = many.communicate(120)
+        _, stderr = many.communicate()
         assert many.returncode == 0, stderr
     return folders
 

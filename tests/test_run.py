@@ -70,7 +70,7 @@ def test_killed_and_resumed_equals_never_stopped(reference, tmp_path):
     process = Forked("train.py", arguments(run))
     wait_for_lines(process, run / "metrics.jsonl", 3)  # one step past the checkpoint: it has to be done again
     process.kill()
-    process.communicate(60)
+    process.communicate()
     assert not (run / "checkpoints" / "step_00004").exists()
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "plain_accu')  # as a crash leaves it
@@ -290,7 +290,7 @@ def test_no_space_for_a_checkpoint_on_two_processes(two_steps, reference, tmp_pa
     process = Forked("train.py", arguments(run, "--resume", *NO_EVALUATION), processes=2)
     for one in process.processes:
         fill_disk(one.pid, 500_000)  # enough for the logs
-    _, stderr = process.communicate(60)
+    _, stderr = process.communicate()
     assert process.returncode == 1
     (last,) = [line for line in stderr.split("\n") if line.startswith("cannot write")]
     assert str(run / "checkpoints" / "step_00004") in last and "File too large" in last
@@ -365,7 +365,7 @@ def test_one_run_per_folder_until_its_process_ends(tmp_path):
         done = train(run, *resume, check=False)
         assert f"{run} is in use by process {process.pid} on " in done.stderr and done.returncode == 2
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate()
     steps = [line["step"] for line in read_metrics(run)]
     assert steps == list(range(1, len(steps) + 1))
     Output(run, Accelerator(cpu=True), {**ARGUMENTS, **json.loads((run / "args.json").read_text()), "resume": True})
