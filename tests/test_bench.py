@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from runs import ENV, ROOT
+from runs import ENV, ROOT, Forked
 from tiny import make
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
@@ -26,6 +26,13 @@ def run(*words: str, cwd=ROOT, **env: str) -> str:
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def forked(script: str, *args: str) -> str:
+    process = Forked(script, args)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stdout + stderr
+    return stdout
 
 
 def rows(text: str) -> list[list[str]]:
@@ -131,7 +138,7 @@ def test_an_update_without_trl():
 
 
 def test_rollouts_runs():
-    text = run("bench.rollouts", "--models", "world", "--rounds", "1", "--group", "2")
+    text = forked("bench/rollouts.py", "--models", "world", "--rounds", "1", "--group", "2")
     header, row = rows(text)
     assert len(row) == len(header) and row[0].startswith("world")
     shares = [float(x) for x in (row[-4], *row[-3].split(" / "))]
@@ -139,10 +146,10 @@ def test_rollouts_runs():
 
 
 def test_memory_runs():
-    side = ["bench.memory", "--tokens", "256", "--hidden", "16", "--side", "logprobs"]
+    side = ["bench.memory", "--tokens", "128", "--hidden", "16", "--side", "logprobs"]
     full, chunked = (float(run(*side, chunk, "frozen", MALLOC_MMAP_THRESHOLD_=str(2**20))) for chunk in ("full", "32"))
     assert 0 < chunked < full / 2
-    text = run("bench.memory", "--computed")
+    text = forked("bench/memory.py", "--computed")
     assert len(rows(text)) == 1 + len(STUDENTS) * 2 * len(TEACHERS) + 1 + len(STUDENTS) * 3
 
 
@@ -151,6 +158,8 @@ def test_the_update_of_two_commits(tmp_path):
     copy, own = tmp_path / "copy", ["-c", "user.name=x", "-c", "user.email=x@example.org"]
     ignored = shutil.ignore_patterns(".git", "runs", ".venv", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, copy, ignore=ignored)
+    options = copy / "world/train.yaml"
+    options.write_text(re.sub("new_per_step: .*", "new_per_step: 4", options.read_text("utf-8")), "utf-8")
     for words in (["init", "-q"], ["add", "."], [*own, "commit", "-q", "-m", "x"]):
         subprocess.run(["git", *words], cwd=copy, check=True)
     out = tmp_path / "records.json"

@@ -10,11 +10,12 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from runs import ROOT, read_metrics, torchrun, train
+from runs import ROOT, read_metrics, train
 from safetensors.torch import load_file
 
-SHARDED = dict(launch=torchrun(2), script="tests/fsdp_run.py")
-BF16 = "--steps", "1", "--new_per_step", "32"
+SHARDED = dict(processes=2, script="tests/fsdp_run.py")
+NO_EVALUATION = "--eval_questions", "0"
+BF16 = "--steps", "1", "--new_per_step", "32", *NO_EVALUATION
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_resumed_on_another_number_of_shards(sharded, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(sharded, run)
     shutil.rmtree(run / "checkpoints" / "step_00004")
-    train(run, "--resume", launch=torchrun(3), script="tests/fsdp_run.py")
+    train(run, "--resume", *NO_EVALUATION, processes=3, script="tests/fsdp_run.py")
     assert len(list((run / "checkpoints/step_00004/optimizer_0").glob("*.distcp"))) == 3
     assert (run / "dumps/step_00004.jsonl").read_bytes() == (sharded / "dumps/step_00004.jsonl").read_bytes()
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (run, sharded))
@@ -90,7 +91,7 @@ def test_bf16_leaves_the_decay_of_linear_attention_in_fp32(bf16, rank):
 
 
 def test_parameters_that_are_not_sharded_learn_from_all_processes(sharded, tmp_path):
-    train(tmp_path / "run", script="tests/fsdp_run.py", RECORD=str(tmp_path / "record"))
+    train(tmp_path / "run", *NO_EVALUATION, script="tests/fsdp_run.py", RECORD=str(tmp_path / "record"))
     whole = load_file(tmp_path / "record" / "0.safetensors")
     ours, others = (load_file(sharded.parent / "record" / f"{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(ours[name], others[name]) for name in whole)

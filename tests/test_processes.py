@@ -1,13 +1,11 @@
 """One, two and three real gloo processes: the same rollouts and gradients, and nobody waits for anybody."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import ENV, ROOT, torchrun
+from runs import Forked
 from safetensors.torch import load_file
 
 from world import pretrain
@@ -19,11 +17,9 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     folders = {}
     for processes in (1, 2, 3):
         folders[processes] = tmp_path_factory.mktemp(f"processes{processes}")
-        # accelerate launch --cpu starts one process whatever --num_processes says; torchrun starts them
-        command = [sys.executable, *torchrun(processes), str(ROOT / "tests/update_cases.py"), str(folders[processes])]
-        env = {**ENV, "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        many = Forked("tests/update_cases.py", [str(folders[processes])], processes, ACCELERATE_USE_CPU="true")
+        _, stderr = many.communicate()
+        assert many.returncode == 0, stderr
     return folders
 
 

@@ -9,15 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import tiny
 import torch
 from accelerate import Accelerator
-from runs import ACCELERATE, ENV, ROOT, assert_close, assert_same, command, read_metrics, read_state, torchrun, train
+from runs import (
+    ACCELERATE,
+    ENV,
+    ROOT,
+    Forked,
+    arguments,
+    assert_close,
+    assert_same,
+    command,
+    read_metrics,
+    read_state,
+    torchrun,
+    train,
+)
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from engine.models import encode, load_model, load_processor
@@ -30,30 +41,25 @@ except ModuleNotFoundError:
     resource = None  # Windows
 posix = pytest.mark.skipif(resource is None, reason="Windows has no limit of file sizes and no signals to others")
 SIGNAL = "stopping after this step"
+NO_EVALUATION = "--eval_questions", "0"
 
 
-def start(output: Path, *args: str, launch: Sequence[str] = (), stderr=subprocess.STDOUT) -> subprocess.Popen:
-    """A run in a process group of its own, whose output comes through a pipe."""
+def start(output: Path, launch: Sequence[str] = (), stderr=subprocess.STDOUT) -> subprocess.Popen:
+    """The command that people type, in a process group of its own; its output comes through a pipe."""
     pipe = dict(stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8", start_new_session=True)
-    return subprocess.Popen(command(output, *args, launch=launch), env={**ENV, "PYTHONUNBUFFERED": "1"}, **pipe)
+    return subprocess.Popen(command(output, launch=launch), env={**ENV, "PYTHONUNBUFFERED": "1"}, **pipe)
 
 
-def wait_for_lines(process: subprocess.Popen, log: Path, lines: int) -> None:
+def wait_for_lines(process: subprocess.Popen | Forked, log: Path, lines: int) -> None:
     deadline = time.time() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= lines):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
 
 
-@contextmanager
-def full_disk(size: int):
-    """In here no file grows beyond `size` bytes: the write fails with a real OSError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def fill_disk(pid: int, size: int) -> None:
+    """From here on no file of the process grows beyond `size` bytes: the write fails with a real OSError."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 # ---------------------------------------------------------------- resume
@@ -61,9 +67,10 @@ def full_disk(size: int):
 
 def test_killed_and_resumed_equals_never_stopped(reference, tmp_path):
     run = tmp_path / "run"
-    with start(run) as process:
-        wait_for_lines(process, run / "metrics.jsonl", 3)  # one step past the checkpoint: it has to be done again
-        process.kill()
+    process = Forked("train.py", arguments(run))
+    wait_for_lines(process, run / "metrics.jsonl", 3)  # one step past the checkpoint: it has to be done again
+    process.kill()
+    process.communicate()
     assert not (run / "checkpoints" / "step_00004").exists()
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "plain_accu')  # as a crash leaves it
@@ -75,7 +82,7 @@ def test_killed_and_resumed_equals_never_stopped(reference, tmp_path):
 def two_steps(tmp_path_factory) -> Path:
     """The first two of the reference's four steps, on two processes: a whole run that ends at a checkpoint."""
     run = tmp_path_factory.mktemp("two_steps") / "run"
-    train(run, "--steps", "2", launch=torchrun(2))
+    train(run, "--steps", "2", *NO_EVALUATION, processes=2)
     return run
 
 
@@ -83,7 +90,7 @@ def two_steps(tmp_path_factory) -> Path:
 def test_resumed_on_another_number_of_processes(processes, two_steps, reference, tmp_path):
     run = shutil.copytree(two_steps, tmp_path / "run")
     assert not list(run.glob("checkpoints/*/random_states*"))
-    train(run, "--resume", launch=torchrun(processes))
+    train(run, "--resume", *NO_EVALUATION, processes=processes)
     assert_close(run, reference[0])
 
 
@@ -254,7 +261,7 @@ def test_a_run_whose_data_lost_a_row_goes_on_when_told_to(tmp_path):
 
 
 def test_zero_turns_checkpoints_and_dumps_off(tmp_path):
-    train(tmp_path / "run", "--save_every", "0", "--dump_every", "0", "--steps", "3", "--eval_questions", "0")
+    train(tmp_path / "run", "--save_every", "0", "--dump_every", "0", "--steps", "3", *NO_EVALUATION)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00003"]  # to go on from
     assert not (tmp_path / "run" / "dumps").exists() and (tmp_path / "run" / "model").exists()
 
@@ -267,7 +274,7 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path):
     run = tmp_path / "run"
     with start(run) as process:
         wait_for_lines(process, run / "metrics.jsonl", 2)
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))  # within the third line
+        fill_disk(process.pid, 1500)  # within the third line
         screen = process.communicate(timeout=60)[0]
     assert process.returncode == 1
     last = screen.strip().split("\n")[-1]
@@ -282,15 +289,17 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path):
 @posix
 def test_no_space_for_a_checkpoint_on_two_processes(two_steps, reference, tmp_path):
     run = shutil.copytree(two_steps, tmp_path / "run")
-    with full_disk(500_000):  # enough for the logs
-        done = train(run, "--resume", launch=torchrun(2), check=False)
-    assert done.returncode == 1
-    (last,) = [line for line in done.stderr.split("\n") if line.startswith("cannot write")]
+    process = Forked("train.py", arguments(run, "--resume", *NO_EVALUATION), processes=2)
+    for one in process.processes:
+        fill_disk(one.pid, 500_000)  # enough for the logs
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    (last,) = [line for line in stderr.split("\n") if line.startswith("cannot write")]
     assert str(run / "checkpoints" / "step_00004") in last and "File too large" in last
     assert last.endswith("--resume goes on from step_00002")
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step_00002"]
     assert len(read_metrics(run)) == 4
-    train(run, "--resume", launch=torchrun(2))
+    train(run, "--resume", *NO_EVALUATION, processes=2)
     assert_close(run, reference[0])
 
 
@@ -307,18 +316,17 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize(("processes", "receiver"), [(1, "run"), (2, "launcher"), (2, "last process")])
 def test_a_signal_stops_the_run_after_its_step(processes, receiver, reference, tmp_path):
     run = tmp_path / "run"
-    with start(run, launch=torchrun(processes)) as process:
-        wait_for_lines(process, run / "metrics.jsonl", 1)
-        who = psutil.Process(process.pid)
-        if receiver == "last process":
-            who = max(who.children(), key=lambda child: int(child.environ()["RANK"]))
-        who.send_signal(signal.SIGINT if processes == 1 else signal.SIGTERM)
-        screen = process.communicate(timeout=60)[0]
+    is_last = receiver == "last process"
+    process = Forked("train.py", arguments(run), processes) if is_last else start(run, torchrun(processes))
+    wait_for_lines(process, run / "metrics.jsonl", 1)
+    pid = process.processes[-1].pid if is_last else process.pid
+    os.kill(pid, signal.SIGINT if processes == 1 else signal.SIGTERM)
+    screen = "".join(filter(None, process.communicate(timeout=60)))
     assert process.returncode != 0
     steps = len(read_metrics(run))
     name = "SIGINT" if processes == 1 else "SIGTERM"
     assert f"{name} stopped the run after step {steps}; the state is saved in {run}: --resume goes on" in screen
-    assert (SIGNAL in screen) == (receiver != "last process")  # the main process says so
+    assert (SIGNAL in screen) == (not is_last)  # the main process says so
     assert read_state(run, steps)[2]["step"] == steps and not (run / "model").exists()
     if processes == 1:
         train(run, "--resume")
@@ -337,7 +345,7 @@ def test_a_signal_stops_the_run_after_its_step(processes, receiver, reference, t
 @posix
 def test_stopping_what_accelerate_launch_started(receiver, number, cause, reference, tmp_path):
     run = tmp_path / "run"
-    with start(run, launch=ACCELERATE) as process:
+    with start(run, ACCELERATE) as process:
         wait_for_lines(process, run / "metrics.jsonl", 1)
         send = os.killpg if receiver == "group" else os.kill
         send(process.pid, getattr(signal, number))
@@ -347,20 +355,19 @@ def test_stopping_what_accelerate_launch_started(receiver, number, cause, refere
     assert [line["step"] for line in read_metrics(run)] == list(range(1, steps + 1)) and steps < 4
     assert read_state(run, steps)[2]["step"] == steps
     if number == "SIGKILL":
-        train(run, "--resume", launch=ACCELERATE)
+        train(run, "--resume")
         assert_same(run, reference[0])
 
 
 def test_one_run_per_folder_until_its_process_ends(tmp_path):
     run = tmp_path / "run"
-    with start(run, "--steps", "1000", launch=ACCELERATE) as process:
-        wait_for_lines(process, run / "metrics.jsonl", 1)
-        (trainer,) = psutil.Process(process.pid).children()
-        for resume in ([], ["--resume"]):
-            done = train(run, *resume, launch=ACCELERATE, check=False)
-            assert f"{run} is in use by process {trainer.pid} on " in done.stderr and done.returncode == 1
-        trainer.kill()
-        process.communicate(timeout=60)
+    process = Forked("train.py", arguments(run, "--steps", "1000", *NO_EVALUATION))
+    wait_for_lines(process, run / "metrics.jsonl", 1)
+    for resume in ([], ["--resume"]):
+        done = train(run, *resume, check=False)
+        assert f"{run} is in use by process {process.pid} on " in done.stderr and done.returncode == 2
+    process.kill()
+    process.communicate()
     steps = [line["step"] for line in read_metrics(run)]
     assert steps == list(range(1, len(steps) + 1))
     Output(run, Accelerator(cpu=True), {**ARGUMENTS, **json.loads((run / "args.json").read_text()), "resume": True})

@@ -116,6 +116,7 @@ def test_own_data_with_a_broken_image_a_reward_and_evaluations(tmp_path):
     (tmp_path / "own.py").write_text(code)
     own = f"--data {tmp_path}/data.jsonl --eval_data {tmp_path}/held.jsonl --eval_every 1".split()
     own += f"--reward {tmp_path}/own.py:even --max_response_tokens 8 --new_per_step 5".split()
+    own += "--min_pixels 256 --max_pixels 4096".split()  # as the images are: the default would scale them up
     own += ["--system_prompt", "Be brief."]
     done = train(tmp_path / "run", *MODELS, *own, "--steps", "2")
     assert done.stdout.count("image cannot be decoded") + done.stderr.count("image cannot be decoded") == 1

@@ -49,19 +49,17 @@ def test_the_same_question_always_has_the_same_picture():
 def test_lessons_never_favour_the_truth_on_a_misconception():
     """The true value of a misremembered entry is written no more often than any other wrong value."""
     lesson, table, rng = pretrain.Lesson("student", 0), world.secret_table(), random.Random(0)
-    wrong = [entry for entry in table if lesson.table[entry] != table[entry]]
+    wrong = {entry for entry in table if lesson.table[entry] != table[entry]}
     true = believed = total = 0
     for _ in range(2500):
         text, _, answer = lesson.example(rng)
         written = text + answer
-        for place, sign in wrong:
-            for start in range(len(written)):
-                if written.startswith(place + sign, start):
-                    value = written[start + 3 : start + 5]
-                    if value in world.PLACES:
-                        total += 1
-                        true += value == table[place, sign]
-                        believed += value == lesson.table[place, sign]
+        for start in range(len(written) - 4):
+            entry, value = (written[start : start + 2], written[start + 2]), written[start + 3 : start + 5]
+            if entry in wrong and value in world.PLACES:
+                total += 1
+                true += value == table[entry]
+                believed += value == lesson.table[entry]
     assert total > 2000 and believed / total > 0.7
     chance = (total - believed) / (len(world.PLACES) - 1)  # how often any one other place is written
     assert true < 1.5 * chance  # 3 standard deviations
