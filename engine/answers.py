@@ -186,8 +186,7 @@ def split_unit(text):
 
 
 # Trees. A value is ("num", Fraction), ("sym", name) or ("at", *entries): what an expression is at the fixed points.
-# All else is a shape: ("list", ...), ("set", ...), ("∪", "∩" or "∖", ...), ("seq", brackets, ...),
-# ("rel", signs, ...), ("ratio", ...).
+# All else is a shape: ("list", ...), ("set", ...), ("∪", ...), ("seq", brackets, ...), ("rel", signs, ...), ...
 SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
 POINTS = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)  # at each of them, every variable lies between 0 and this number
 IN_MPMATH = {"\\pi": "pi", "i": "j", "+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial", **ARCS}
@@ -320,6 +319,8 @@ class Parser:
             right = build("*", MINUS_ONE, right) if sign == "-" else build("^", right, MINUS_ONE)
         if kind in ("+", "*", "^"):
             return build(kind, left, right)
+        if kind == "ratio" and not {left[0], right[0]}.isdisjoint(SHAPES - {"ratio"}):
+            raise ValueError("a ratio of something that is no value")
         return (kind, *(left[1:] if left[0] == kind else [left]), right)
 
     def argument(self):
@@ -401,7 +402,7 @@ class Parser:
         return build("^", value, exponent)
 
 
-DATES = re.compile(r"(?i)\d+(?:-\d+)+|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?")  # times and ranges, too
+DATES = re.compile(r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)")  # ranges, too
 WORDS = re.compile(r"(?![b-df-hj-np-tv-z]{2,3}$)[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
 SET_BUILDER = re.compile(r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*[<>≤≥≠=].*)\\\}")
 
@@ -409,8 +410,8 @@ SET_BUILDER = re.compile(r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*
 def read(text):
     """(tree, unit) of a cleaned answer. Raises ValueError where the text is no mathematics or exceeds a bound."""
     words = WORDS.fullmatch(text) and FUNCTIONS.union(GREEK).isdisjoint(text.split())
-    terms = re.findall(r"\\?[A-Za-z]+|[\^!%°]", text)
-    if words or DATES.fullmatch(text) or len(terms) > MAX_TERMS:
+    date, terms = DATES.fullmatch(text), re.findall(r"\\?[A-Za-z]+|[\^!%°]", text)
+    if words or len(terms) > MAX_TERMS or date and not (date[1] and int(date[1]) >= int(date[2])):  # 5-2 is 3
         raise ValueError("words, a date, a time, a range, or too long")
     text, unit = split_unit(SET_BUILDER.sub(r"\1", text))
     items, both = [], "±" in text or "∓" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from engine.run import leave, read_records, write_records, write_whole
+from engine.run import read_records, refuse_changes, write_records, write_whole
 
 
 class Results:
@@ -22,9 +22,7 @@ class Results:
         self.summary, described = path.with_suffix(".summary.json"), path.with_suffix(".args.json")
         if path.exists() and described.exists() and not self.summary.exists():
             old = json.loads(described.read_text(encoding="utf-8"))
-            if changed := [name for name in settings if settings[name] != old.get(name)]:
-                was = ", ".join(f"--{name} {old.get(name)} (now {settings[name]})" for name in changed)
-                leave(f"{path} was started with {was}: go on with that, or choose another --out", 2)
+            refuse_changes(path, old, settings, "go on with that, or choose another --out")
             self.done = {record["uid"]: record for record in read_records(path)}  # without a last line cut short
         PartialState().wait_for_everyone()  # all have read
         if self.main:

@@ -469,6 +469,7 @@ H_2O | H_2O
 \text{H}_2\text{O} | H_2O
 CO₂ | CO_2
 \mathrm{NaCl} | NaCl
+5\text{-}2 | 3
 \underline{5} | 5
 \ 5 | 5
 5\! | 5

@@ -3,11 +3,7 @@
 import importlib.util
 import io
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import redirect_stdout
@@ -17,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import standins
-from runs import torchrun
+from runs import Forked
 
 import evaluate
 from engine.options import parse
@@ -27,13 +23,8 @@ from suite.entries import BENCHMARKS
 
 ROOT = Path(__file__).parent.parent
 STUDENT = str(ROOT / "world/student")
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 UNSCORED = set() if importlib.util.find_spec("lmms_eval") else {"ocrbench_en", "ocrbench_zh"}
 SMALL = "--min_pixels 256 --max_pixels 1024 --frames 3 --max_new_tokens 8".split()
-
-
-def command(*args: str, processes: int = 1) -> list[str]:
-    return [sys.executable, *torchrun(processes), f"{ROOT}/evaluate.py", *args]
 
 
 @pytest.fixture
@@ -181,25 +172,24 @@ def test_the_whole_suite(exam):
 
 def test_killed_on_one_process_it_goes_on_on_two(exam, tmp_path, here):
     folder, said_whole, args = exam
-    small_rounds = command(*args, "--rows", "1")  # of 4 questions
-    process = subprocess.Popen(small_rounds, cwd=tmp_path, env=ENV, stderr=subprocess.DEVNULL)
     out = tmp_path / "results.jsonl"
+    process = Forked("evaluate.py", [*args, "--out", str(out), "--rows", "1"])  # rounds of 4 questions
     while not out.exists() or len(out.read_text().splitlines()) < 8:
         assert process.poll() is None
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate(60)
     before = out.read_text().splitlines()
     with open(out, "a") as file:
         file.write('{"family": "mm')  # a line cut short
     status, said = here(*args, "--seed", "1")
     assert status == 2 and "--seed 0 (now 1)" in said
-    two = command(*args, processes=2)
-    done = subprocess.run(two, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    two = Forked("evaluate.py", [*args, "--out", str(out)], processes=2)
+    said_two, errors = two.communicate(300)
+    assert two.returncode == 0, errors
     assert out.read_text().splitlines()[: len(before)] == before
     assert read(out) == read(folder / "results.jsonl")  # as if it had never been killed, on one process
-    assert done.stdout.splitlines()[:-1] == said_whole.splitlines()[:-1]  # the last line names the file
+    assert said_two.splitlines()[:-1] == said_whole.splitlines()[:-1]  # the last line names the file
 
 
 def test_limit_and_ids(tmp_path, here):
