@@ -141,7 +141,7 @@ def test_own_data_with_a_broken_image_a_reward_and_evaluations(tmp_path):
     [
         ("--student {tmp}/none --teacher x --data {tmp}/good.jsonl", "none' cannot be loaded"),
         ("--student {tmp}/bare --teacher x --data {tmp}/good.jsonl", "has no chat template"),
-        ("--student x --teacher y, --data {tmp}/good.jsonl", "no comma at its end"),
+        ("--student x --data {tmp}/good.jsonl", "belong together"),
         ("--student x --teacher y --data {tmp}/none.jsonl", "No such file"),
         ("--student x --teacher y --data {tmp}/empty.jsonl", "the file is empty"),
         ("--student x --teacher y --data {tmp}/latin.jsonl", "not UTF-8"),
@@ -231,7 +231,7 @@ def test_every_option_has_its_range(line, capsys):
 
 def test_the_embedded_world_has_options_of_its_own():
     args, recipe = read_options(["--steps", "3"])
-    assert (args.steps, args.new_per_step, args.lr, recipe.max_response_tokens) == (3, 32, 3e-4, 32)
+    assert (args.steps, args.new_per_step, args.lr, recipe.max_response_tokens) == (3, 64, 3e-4, 32)
     assert args.student == str(ROOT / "world/student") and not args.data
     (pixels,) = {args.min_pixels, CELL**2}
     assert args.max_pixels == 64 * pixels
