@@ -170,7 +170,8 @@ def read_results(out: Path) -> tuple[dict, pd.DataFrame]:
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     results["runs"].sort(key=lambda run: (list(ROWS).index(run["method"]), run["seed"]))
     keys = [(run["method"], run["seed"]) for run in results["runs"]]
-    curves = {key: pd.read_csv(out / "curves" / f"{key[0]}-{key[1]}.csv") for key in keys}
+    files = {key: out / "curves" / f"{key[0]}-{key[1]}.csv" for key in keys}
+    curves = {key: pd.read_csv(file).reindex(columns=CURVES) for key, file in files.items()}
     return results, pd.concat(curves, names=["method", "seed", ""])
 
 
@@ -282,8 +283,62 @@ def graduation_table(results: dict) -> str:
     return markdown(pd.DataFrame(lines, columns=header))
 
 
-def report(results: dict) -> str:
-    """The results as a Markdown page: rows, claims, graduation."""
+def secondary(results: dict, curves: pd.DataFrame) -> pd.DataFrame:
+    """Secondary measures in percent, a line per (method, seed); NaN where a row has none."""
+    runs, lines = {(run["method"], run["seed"]): run for run in results["runs"]}, {}
+    for key, steps in curves.groupby(level=["method", "seed"], sort=False):
+        counts = {float(at): graduated for at, (graduated, _) in runs[key]["graduation"].items()}
+        lines[key] = {
+            "known, text": runs[key]["after"].get("text/known", math.nan),
+            "known, frames": runs[key]["after"].get("frames/known", math.nan),
+            "BCQ accuracy": 100 * steps.bcq_accuracy.mean(),
+            "BCQ with signal": 100 * steps.bcq_active_share.mean(),
+            "NCQ accuracy": 100 * steps.ncq_accuracy.mean(),
+            "NCQ with signal": 100 * steps.ncq_active_share.mean(),
+            "graduates from 0%": 100 * counts.get(0.0, 0) / max(1, sum(counts.values())) if counts else math.nan,
+            "no box, at most": 100 * steps.no_answer_share[-30:].max(),
+        }
+    return pd.DataFrame(lines).T.rename_axis(["method", "seed"])
+
+
+def secondary_table(results: dict, curves: pd.DataFrame) -> str:
+    """A line per row: mean and interval over seeds; of the last column the largest value."""
+    table, lines = secondary(results, curves), []
+    for method in table.index.unique("method"):
+        *means, largest = (table.loc[method][name] for name in table)
+        cells = [plus_minus(*mean_interval(values.dropna())[::2]) for values in means]
+        lines.append((ROWS[method].label.split(" (")[0], *cells, plus_minus(largest.max(), math.nan)))
+    return markdown(pd.DataFrame(lines, columns=["row", *table]))
+
+
+def other_claims(results: dict, curves: pd.DataFrame) -> str:
+    """Claims that are not about the accuracy of two rows (bench/miniature/preregistration.md)."""
+    zero = pd.Series({
+        (run["method"], run["seed"]): 100 * counts[0] / counts[1]
+        for run in results["runs"]
+        if (counts := run["graduation"].get("0.0")) and counts[1]
+    }).rename_axis(["method", "seed"])  # fmt: skip
+    methods, lines = set(zero.index.unique("method")), []
+    if {"zppo", REFERENCE} <= methods:
+        mean, _, half = mean_interval((zero["zppo"] - zero[REFERENCE]).dropna())
+        says = plus_minus(mean, half, "+"), verdict(mean, half)
+        lines.append((f"Admitted at 0%: graduation in percent, ZPPO minus {ROWS[REFERENCE].label}", "+24", *says))
+    if "zppo" in methods:
+        counts = graduations(results, "zppo").graduated
+        share = 100 * counts.get("0%", 0) / max(1, counts["all"])
+        lines.append(("ZPPO's graduates that entered at 0%: a minority", "13 to 21", f"{share:.1f}",
+                      "agrees" if share < 50 else "differs"))  # fmt: skip
+        bcq = 100 * curves.loc["zppo"].bcq_accuracy.mean()
+        lines.append(("ZPPO's BCQ accuracy", "36 to 69", f"{bcq:.1f}", "agrees" if 36 <= bcq <= 69 else "differs"))
+        before, after = (measured(results, when)["known"] for when in ("before", "after"))
+        mean, _, half = mean_interval((after - before)["zppo"])
+        lines.append(("ZPPO forgets nothing: known, after minus before", "above 0", plus_minus(mean, half, "+"),
+                      "differs" if mean < -half else "agrees"))  # fmt: skip
+    return markdown(pd.DataFrame(lines, columns=["claim", "paper, 2B", "here", "says"])) if lines else "None."
+
+
+def report(results: dict, curves: pd.DataFrame) -> str:
+    """The results as a Markdown page: rows, claims, secondary measures, graduation."""
     return f"""# Rows of the paper's tables on the embedded world
 
 `{results["command"]}`
@@ -298,6 +353,15 @@ Held-out accuracy in percent after training, macro mean over families: mean ± 9
 Agrees or differs: the 95% interval of the difference at equal seeds excludes 0. Each claim stands alone.
 
 {claims_table(results)}
+
+{other_claims(results, curves)}
+
+## Secondary measures
+
+In percent. With signal: groups with right and wrong rollouts, mean over steps. No box, at most: rollouts without an
+answer, the largest share of any of the last 30 steps of any seed.
+
+{secondary_table(results, curves)}
 
 ## Graduation by plain accuracy at admission (Fig. 4)
 
@@ -425,8 +489,8 @@ def main(argv: list[str] | None = None) -> None:
         run_all(args.runs, args.methods, args.seeds, extra, args.jobs)
         write_results(*gather(args.runs), args.out)
     results, curves = read_results(args.out)
-    (args.out / "table.md").write_text(report(results), encoding="utf-8")
-    print(report(results))
+    (args.out / "table.md").write_text(report(results, curves), encoding="utf-8")
+    print(report(results, curves))
     if any(run["method"] in PAPER_GRADUATION for run in results["runs"]):
         draw_zppo_and_grpo(results, curves, args.out / "zppo_and_grpo.png")
     draw_held_out(results, args.out / "heldout.png")

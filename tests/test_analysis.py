@@ -249,9 +249,11 @@ def test_replicate_gathers_only_what_is_comparable(tmp_path):
     assert replicate.graduations(results, "zppo").loc["0%"].tolist()[:3] == [6, 12, 50.0]
     assert curves.loc["zppo", 1].plain_accuracy.tolist() == [0.2, 0.4, 0.9]
     assert (tmp_path / "out" / "curves" / "zppo-1.csv").read_text().splitlines()[1] == "1,0.2,0.75,,0.1,1,0"
-    page = replicate.report(results)
+    page = replicate.report(results, curves)
     claim = next(line for line in page.splitlines() if line.startswith("| ZPPO > GRPO† "))
     assert "+66.7 ± 17.9" in claim and claim.count("agrees") == 2 and "+4.9" in claim and "+2.8" in claim
+    assert "| ZPPO's BCQ accuracy" in page and "| 60.0 | agrees |" in " ".join(page.split())  # of None, 0.5, 0.7
+    assert replicate.secondary(results, curves).loc[("zppo", 1), "NCQ accuracy"] == pytest.approx(15)  # 0.1, None, 0.2
     rows = {line.split("|")[1].strip(): line.split() for line in reversed(page.splitlines()) if line.startswith("|")}
     assert rows["base"][3:10] == "3 | 0.0 ± 0.0 | 100.0".split() and "+66.7 ± 17.9" in " ".join(rows["ZPPO"])
     write_run(tmp_path / "grpo-1", "grpo", 1, lr=2.0)
@@ -284,5 +286,5 @@ def test_replicate_draws_whatever_was_run(methods, tmp_path):
 
 def test_committed_results_give_the_committed_table():
     results, curves = replicate.read_results(REPLICATION)
-    assert replicate.report(results) == (REPLICATION / "table.md").read_text(encoding="utf-8")
+    assert replicate.report(results, curves) == (REPLICATION / "table.md").read_text(encoding="utf-8")
     assert set(curves.index.droplevel(2)) == {(run["method"], run["seed"]) for run in results["runs"]}
