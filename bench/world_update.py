@@ -4,7 +4,7 @@
     python -m bench.world_update --old d29eb42 --rounds 1 --steps 2        quick
 
 1. The old commit gets a git worktree in a temporary folder. Both versions' train.py run in turn, old new new old ...,
-   on one thread, without evaluation. Seconds are `update` of times.jsonl.
+   on one thread, without evaluation, with the same batch sizes. Seconds are `update` of times.jsonl.
 2. These are CPU seconds of the process, so that what else the machine does hardly counts; `--wall`: wall-clock.
 3. Compared are updates on the same rollouts. Commits before f7e094e break ties between equally hard questions by a
    shuffle, today's by a key for each question: in the old tree that one line is replaced (TIES), else the two would
@@ -47,6 +47,7 @@ def train(tree: Path, output: Path, args) -> list[dict]:
     """One run of that tree's train.py: a record for each step, metrics and times together."""
     start = ["train.py"] if args.wall else ["-c", CPU_CLOCK]
     options = ["--steps", args.steps, "--seed", args.seed, "--eval_questions", 0, "--output", output]
+    options += ["--new_per_step", args.new_per_step, "--rollout_rows", 128]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     command = [sys.executable, *start, *map(str, options)]
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of each run (default 10)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each version (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the runs (default 0)")
+    parser.add_argument("--new_per_step", type=int, default=64, help="new questions of a step (default 64)")
     parser.add_argument("--wall", action="store_true", help="wall-clock seconds instead of CPU seconds")
     parser.add_argument("--json", type=Path, help="a file that gets every record")
     args = parser.parse_args()
