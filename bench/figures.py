@@ -72,7 +72,7 @@ def draw(runs: Runs, out: Path) -> None:
             table = graduation(admissions)
             shares.plot(table.percent, "ko")
             shares.vlines(table.index, table.low, table.high, "black")
-            shares.set(xlabel="accuracy at admission", ylabel="graduated (%)", ylim=(0, 100))
+            shares.set(xlabel="accuracy at admission", ylabel="graduated (%)", ylim=(0, 105))
     figure.savefig(out / "questions.png")
 
 

@@ -117,6 +117,7 @@ def print_tables(runs: Runs, dumps: int) -> None:
     for (method, _), path in runs.paths.items():
         for file in sorted(path.glob("dumps/*.jsonl"))[-dumps:]:
             audited += [(method, *pair) for pair in audit(read_records(file))]
+    audited.sort(key=lambda row: (list(ROWS).index(row[0]), *row[1:]))
     audited = pd.DataFrame(audited, columns=[*kinds, "answer"]).value_counts(sort=False).to_frame("rollouts")
     audited["percent"] = 100 * audited / audited.groupby(kinds).transform("sum")
     tables = {
