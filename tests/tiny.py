@@ -10,7 +10,7 @@ from world import pretrain
 torch.set_num_threads(1)
 
 PROCESSOR = pretrain.make_processor()
-TOKENIZER = PROCESSOR.tokenizer
+TOKENIZER = pretrain.make_processor().tokenizer  # not the processor's: to save that one marks its tokenizer as a part
 TOKENIZER.chat_template = pretrain.CHAT_TEMPLATE
 END = TOKENIZER.eos_token_id
 VOCABULARY = len(TOKENIZER)
