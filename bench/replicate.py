@@ -491,7 +491,7 @@ def main(argv: list[str] | None = None) -> None:
     results, curves = read_results(args.out)
     (args.out / "table.md").write_text(report(results, curves), encoding="utf-8")
     print(report(results, curves))
-    if any(run["method"] in PAPER_GRADUATION for run in results["runs"]):
+    if any(run["method"] in PAPER_GRADUATION for run in results["runs"]) and curves.graduated.notna().any():
         draw_zppo_and_grpo(results, curves, args.out / "zppo_and_grpo.png")
     draw_held_out(results, args.out / "heldout.png")
     draw_curves(curves, args.out / "curves.png")
