@@ -89,23 +89,23 @@ def train(command: list[str], log: Path) -> None:
             raise SystemExit(f"{shlex.join(command)} failed: see {log}")
 
 
-def run_all(folder: Path, methods: list[str], seeds: list[int], extra: list[str], jobs: int) -> None:
-    """All missing runs, `jobs` at a time. A folder keeps to the options it was started with."""
+def run_all(folder: Path, runs: list[tuple[str, int]], extra: list[str], jobs: int) -> None:
+    """All missing runs (method, seed), `jobs` at a time. A folder keeps to the options it was started with."""
     options = folder / "options.json"
     if any(folder.glob("*/args.json")) and options.exists() and (old := json.loads(options.read_text())) != extra:
         raise SystemExit(f"{folder} holds runs with the options {old}, not {extra}: choose another --runs")
     folder.mkdir(parents=True, exist_ok=True)
     options.write_text(json.dumps(extra))
-    runs = [(folder / f"{method}-{seed}", method, seed) for seed in seeds for method in methods]
-    todo = [item for item in runs if not is_finished(item[0])]
+    folders = [folder / f"{method}-{seed}" for method, seed in runs]
+    todo = [(at, *run) for at, run in zip(folders, runs) if not is_finished(at)]
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run") as bar:
         futures = [pool.submit(train, train_command(*item, extra), Path(f"{item[0]}.log")) for item in todo]
         while not all(future.done() for future in futures):
             time.sleep(1)
             if any(f.done() and not f.cancelled() and f.exception() for f in futures):  # those under way may finish
                 pool.shutdown(wait=False, cancel_futures=True)
-            bar.n = sum(is_finished(run) for run, *_ in runs)
-            files = [run / "metrics.jsonl" for run, *_ in runs]
+            bar.n = sum(map(is_finished, folders))
+            files = [at / "metrics.jsonl" for at in folders]
             steps = sum(file.read_bytes().count(b"\n") for file in files if file.exists())
             bar.set_postfix_str(f"{steps} steps in all")
     for future in futures:
@@ -129,9 +129,7 @@ def gather(folder: Path) -> tuple[dict, pd.DataFrame]:
     for key, arguments in shared.items():
         if names := [k for k in {**arguments, **shared[first]} if arguments.get(k) != shared[first].get(k)]:
             raise SystemExit(f"{runs.paths[key]} and {runs.paths[first]} differ in {', '.join(names)}: not comparable")
-    methods, seeds = (dict.fromkeys(part) for part in zip(*runs.paths))
     extra = json.loads((folder / "options.json").read_text(encoding="utf-8"))
-    command = ["python", "bench/replicate.py", "--methods", *methods, "--seeds", *map(str, sorted(seeds)), *extra]
     packages = ("torch", "transformers", "accelerate", "numpy")
     counts = runs.admissions.groupby(["method", "seed", "accuracy"])[["graduated", "admitted"]].sum()
     families = {key: table.droplevel([0, 1]) for key, table in runs.held_out.round(2).groupby(["method", "seed"])}
@@ -146,7 +144,7 @@ def gather(folder: Path) -> tuple[dict, pd.DataFrame]:
             "graduation": {str(at[2]): pair.tolist() for at, pair in counts.iterrows() if at[:2] == key},
         })  # fmt: skip
     results = {
-        "command": shlex.join(command),
+        "command": shlex.join(["python", "bench/replicate.py", *extra]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "arguments": json.loads(json.dumps(shared[first]).replace(f"{ROOT}/", "")),
         "runs": lines,
@@ -154,10 +152,23 @@ def gather(folder: Path) -> tuple[dict, pd.DataFrame]:
     return results, runs.metrics
 
 
+def known_runs(out: Path) -> dict[tuple[str, int], dict]:
+    """{(method, seed): its line in results.json}: they are not run again, and stay beside what is new."""
+    file = out / "results.json"
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    return {(run["method"], run["seed"]): run for run in runs}
+
+
 def write_results(results: dict, metrics: pd.DataFrame, out: Path) -> None:
-    """results.json with a line per run, and curves/METHOD-SEED.csv with a line per step."""
+    """results.json with a line per run, and curves/METHOD-SEED.csv with a line per step. Other runs that are there
+    already stay, if their arguments were the same."""
     (out / "curves").mkdir(parents=True, exist_ok=True)
-    runs = ",\n".join(json.dumps(run) for run in results["runs"])
+    if known := known_runs(out):
+        old, new = json.loads((out / "results.json").read_text(encoding="utf-8"))["arguments"], results["arguments"]
+        if names := [name for name in old.keys() & new.keys() if old[name] != new[name]]:
+            raise SystemExit(f"{out} holds runs with other {', '.join(names)}: choose another --out")
+    lines = known | {(run["method"], run["seed"]): run for run in results["runs"]}
+    runs = ",\n".join(json.dumps(lines[key]) for key in sorted(lines))
     head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1)
     (out / "results.json").write_text(f'{head[:-2]},\n "runs": [\n{runs}\n]\n}}\n', encoding="utf-8")
     for (method, seed), steps in metrics.groupby(level=["method", "seed"], sort=False):
@@ -486,7 +497,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{', '.join(clash)}: this script sets method, seed, output and resume of every run")
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.figures_only:
-        run_all(args.runs, args.methods, args.seeds, extra, args.jobs)
+        wanted = [(method, seed) for seed in args.seeds for method in args.methods]
+        known = known_runs(args.out)
+        run_all(args.runs, [run for run in wanted if run not in known], extra, args.jobs)
         write_results(*gather(args.runs), args.out)
     results, curves = read_results(args.out)
     (args.out / "table.md").write_text(report(results, curves), encoding="utf-8")

@@ -226,12 +226,13 @@ def test_replicate_skips_finished_runs_and_resumes_others(tmp_path, monkeypatch)
     write_run(tmp_path / "runs" / "grpo-0", "grpo", finished=False)
     commands = []
     monkeypatch.setattr(replicate, "train", lambda command, log: commands.append(command[2:]))
-    replicate.run_all(tmp_path / "runs", ["zppo", "grpo"], [0, 1], ["--steps", "3"], jobs=1)
+    wanted = [(method, seed) for seed in (0, 1) for method in ("zppo", "grpo")]
+    replicate.run_all(tmp_path / "runs", wanted, ["--steps", "3"], jobs=1)
     own = [["--steps", "3", "--method", m, "--seed", s, "--output", str(tmp_path / "runs" / f"{m}-{s}")]
            for m, s in (("grpo", "0"), ("zppo", "1"), ("grpo", "1"))]  # fmt: skip
     assert commands == [[*own[0], "--resume"], *own[1:]]
     with pytest.raises(SystemExit, match="choose another --runs"):
-        replicate.run_all(tmp_path / "runs", ["zppo"], [0], [], jobs=1)
+        replicate.run_all(tmp_path / "runs", [("zppo", 0)], [], jobs=1)
     with pytest.raises(SystemExit):
         replicate.main(["--seed", "3", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)])
 
@@ -244,7 +245,7 @@ def test_replicate_gathers_only_what_is_comparable(tmp_path):
     (tmp_path / "options.json").write_text('["--steps", "3"]')
     replicate.write_results(*replicate.gather(tmp_path), tmp_path / "out")
     results, curves = replicate.read_results(tmp_path / "out")
-    assert results["command"].endswith("--methods grpo_replay zppo --seeds 0 1 2 --steps 3")
+    assert results["command"] == "python bench/replicate.py --steps 3"
     assert results["arguments"] == {"buffer_capacity": 3, "lr": 1.0} and results["runs"][0]["minutes"] == 3.0
     assert replicate.graduations(results, "zppo").loc["0%"].tolist()[:3] == [6, 12, 50.0]
     assert curves.loc["zppo", 1].plain_accuracy.tolist() == [0.2, 0.4, 0.9]
@@ -259,6 +260,20 @@ def test_replicate_gathers_only_what_is_comparable(tmp_path):
     write_run(tmp_path / "grpo-1", "grpo", 1, lr=2.0)
     with pytest.raises(SystemExit, match="differ in lr"):
         replicate.gather(tmp_path)
+
+
+def test_results_of_another_day_stay(tmp_path):
+    for day, seed in enumerate((0, 1)):
+        write_run(tmp_path / f"day{day}" / f"zppo-{seed}", seed=seed, lr=1.0)
+        (tmp_path / f"day{day}" / "options.json").write_text("[]")
+        replicate.write_results(*replicate.gather(tmp_path / f"day{day}"), tmp_path / "out")
+    results, curves = replicate.read_results(tmp_path / "out")
+    assert [run["seed"] for run in results["runs"]] == [0, 1] and set(curves.index.get_level_values("seed")) == {0, 1}
+    assert list(replicate.known_runs(tmp_path / "out")) == [("zppo", 0), ("zppo", 1)]
+    write_run(tmp_path / "other" / "zppo-2", seed=2, lr=2.0)
+    (tmp_path / "other" / "options.json").write_text("[]")
+    with pytest.raises(SystemExit, match="other lr"):
+        replicate.write_results(*replicate.gather(tmp_path / "other"), tmp_path / "out")
 
 
 def test_what_is_not_in_the_paper_stands_below_a_line(tmp_path):
