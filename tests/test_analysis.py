@@ -15,7 +15,7 @@ from buffer import ReplayBuffer
 from extras import analysis
 from zppo import METHODS
 
-REPLICATION = Path(replicate.__file__).parent / "replication"
+REPLICATION = Path(replicate.__file__).parent / "miniature"
 FAMILIES = ("image/known", "image/hard", "text/known", "text/hard")
 
 
