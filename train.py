@@ -125,7 +125,7 @@ def load_actors(
     needs = {baselines.NEEDS[branch] for branch in recipe.branches if branch in baselines.NEEDS}
     pixels, settings = (args.min_pixels, args.max_pixels), dict(rows=args.rollout_rows, seconds=seconds)
     template, theirs = args.chat_template_kwargs, args.teacher_chat_template_kwargs
-    student: Actor = Actor.load(args.student, accelerator, torch.float32, pixels, template=template, **settings)
+    student = Actor.load(args.student, accelerator, torch.float32, pixels, template=template, **settings)
     if args.teacher.startswith(("http://", "https://")):
         if needs:
             raise SystemExit(f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} serves only "

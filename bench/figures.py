@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from extras.analysis import ROWS, Runs, fates_by_visits, graduation, read_runs
+from extras.analysis import FATES, ROWS, Runs, fates_by_visits, graduation, read_runs
 
 DYNAMICS = "plain_accuracy positive_share entropy loss bcq_accuracy ncq_accuracy graduated evicted".split()
 SMOOTH = {"window": 9, "center": True, "min_periods": 1}  # a moving average over steps, for `rolling`
 COMPOSITION = {"easy": "#FFF3B0", "hard, BCQ possible": "#2C7FB8", "hard, NCQ only": "#4A1500", "not asked": "#BFBFBF"}
-FATES = {"graduated": "#00634A", "evicted": "#E69F00", "in the buffer": "#DDDDDD"}  # neighbours differ in lightness
+COLOURS = dict(zip(FATES, ("#00634A", "#E69F00", "#DDDDDD")))  # neighbours differ in lightness
 
 
 def composition(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +68,7 @@ def draw(runs: Runs, out: Path) -> None:
         if method in runs.admissions.index:
             admissions, seeds = runs.admissions.loc[method], len(metrics.index.unique(0))
             (buffer_composition(admissions) / seeds).plot.area(ax=stock, cmap="cividis", lw=0, ylabel="in the buffer")
-            (fates_by_visits(admissions) / seeds).plot.bar(ax=fates, color=FATES, stacked=True, ylabel="admissions")
+            (fates_by_visits(admissions) / seeds).plot.bar(ax=fates, color=COLOURS, stacked=True, ylabel="admissions")
             table = graduation(admissions)
             shares.plot(table.percent, "ko")
             shares.vlines(table.index, table.low, table.high, "black")

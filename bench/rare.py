@@ -20,17 +20,15 @@ from world import table as world  # noqa: E402
 RARE = 16
 
 
-def misremembered(question: Question) -> set[tuple[str, str]]:
-    """The table entries on the question's way that the student does not know."""
-    start, signs = question.uid[len("image/") :][:2], question.uid[len("image/") + 2 :]
+def facts_of(questions: list[Question]) -> dict[str, set[tuple[str, str]]]:
+    """{uid: the table entries on the question's way that the student misremembers}."""
     table, student = world.secret_table(), world.beliefs("student")
-    way = zip(world.walk(table, start, signs), signs, strict=False)
-    return {entry for entry in way if student[entry] != table[entry]}
+    return {question.uid: world.misremembered(table, student, *world.asked(question)) for question in questions}
 
 
 def rare(questions: list[Question]) -> list[Question]:
     """The questions without most of the hard ones, in their order."""
-    facts = {question.uid: misremembered(question) for question in questions}
+    facts = facts_of(questions)
     hard = [question for question in questions if facts[question.uid]]
     random.Random("rare").shuffle(hard)
     size, kept = (len(questions) - len(hard)) // (RARE - 1), []

@@ -152,22 +152,26 @@ def gather(folder: Path) -> tuple[dict, pd.DataFrame]:
     return results, runs.metrics
 
 
-def known_runs(out: Path) -> dict[tuple[str, int], dict]:
-    """{(method, seed): its line in results.json}: they are not run again, and stay beside what is new."""
+def by_key(results: dict) -> dict[tuple[str, int], dict]:
+    """{(method, seed): the run's line in results.json}."""
+    return {(run["method"], run["seed"]): run for run in results["runs"]}
+
+
+def stored(out: Path) -> dict:
+    """results.json. Its runs are not run again, and stay beside what is new. Without the file: no runs."""
     file = out / "results.json"
-    runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
-    return {(run["method"], run["seed"]): run for run in runs}
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"arguments": {}, "runs": []}
 
 
 def write_results(results: dict, metrics: pd.DataFrame, out: Path) -> None:
     """results.json with a line per run, and curves/METHOD-SEED.csv with a line per step. Other runs that are there
     already stay, if their arguments were the same."""
     (out / "curves").mkdir(parents=True, exist_ok=True)
-    if known := known_runs(out):
-        old, new = json.loads((out / "results.json").read_text(encoding="utf-8"))["arguments"], results["arguments"]
-        if names := [name for name in old.keys() & new.keys() if old[name] != new[name]]:
-            raise SystemExit(f"{out} holds runs with other {', '.join(names)}: choose another --out")
-    lines = known | {(run["method"], run["seed"]): run for run in results["runs"]}
+    before = stored(out)
+    old, new = before["arguments"], results["arguments"]
+    if names := [name for name in old.keys() & new.keys() if old[name] != new[name]]:
+        raise SystemExit(f"{out} holds runs with other {', '.join(names)}: choose another --out")
+    lines = by_key(before) | by_key(results)
     runs = ",\n".join(json.dumps(lines[key]) for key in sorted(lines))
     head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1)
     (out / "results.json").write_text(f'{head[:-2]},\n "runs": [\n{runs}\n]\n}}\n', encoding="utf-8")
@@ -180,8 +184,7 @@ def read_results(out: Path) -> tuple[dict, pd.DataFrame]:
     """What `write_results` wrote, runs in the order of ROWS."""
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     results["runs"].sort(key=lambda run: (list(ROWS).index(run["method"]), run["seed"]))
-    keys = [(run["method"], run["seed"]) for run in results["runs"]]
-    files = {key: out / "curves" / f"{key[0]}-{key[1]}.csv" for key in keys}
+    files = {(method, seed): out / "curves" / f"{method}-{seed}.csv" for method, seed in by_key(results)}
     curves = {key: pd.read_csv(file).reindex(columns=CURVES) for key, file in files.items()}
     return results, pd.concat(curves, names=["method", "seed", ""])
 
@@ -215,7 +218,7 @@ def compare(values: pd.DataFrame, reference: str) -> pd.DataFrame:
 
 def measured(results: dict, when: str) -> pd.DataFrame:
     """Held-out accuracy in percent "before" or "after": a line per (method, seed), a column per measure and family."""
-    families = pd.DataFrame({(run["method"], run["seed"]): run[when] for run in results["runs"]}).T
+    families = pd.DataFrame({key: run[when] for key, run in by_key(results).items()}).T
     return measures(families.rename_axis(["method", "seed"]))
 
 
@@ -296,7 +299,7 @@ def graduation_table(results: dict) -> str:
 
 def secondary(results: dict, curves: pd.DataFrame) -> pd.DataFrame:
     """Secondary measures in percent, a line per (method, seed); NaN where a row has none."""
-    runs, lines = {(run["method"], run["seed"]): run for run in results["runs"]}, {}
+    runs, lines = by_key(results), {}
     for key, steps in curves.groupby(level=["method", "seed"], sort=False):
         counts = {float(at): graduated for at, (graduated, _) in runs[key]["graduation"].items()}
         lines[key] = {
@@ -325,8 +328,8 @@ def secondary_table(results: dict, curves: pd.DataFrame) -> str:
 def other_claims(results: dict, curves: pd.DataFrame) -> str:
     """Claims that are not about the accuracy of two rows (bench/miniature/preregistration.md)."""
     zero = pd.Series({
-        (run["method"], run["seed"]): 100 * counts[0] / counts[1]
-        for run in results["runs"]
+        key: 100 * counts[0] / counts[1]
+        for key, run in by_key(results).items()
         if (counts := run["graduation"].get("0.0")) and counts[1]
     }).rename_axis(["method", "seed"])  # fmt: skip
     methods, lines = set(zero.index.unique("method")), []
@@ -498,7 +501,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.figures_only:
         wanted = [(method, seed) for seed in args.seeds for method in args.methods]
-        known = known_runs(args.out)
+        known = by_key(stored(args.out))
         run_all(args.runs, [run for run in wanted if run not in known], extra, args.jobs)
         write_results(*gather(args.runs), args.out)
     results, curves = read_results(args.out)

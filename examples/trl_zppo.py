@@ -135,7 +135,7 @@ def make_trainer(args: Arguments, recipe: Recipe, questions: list[Question]) -> 
 
 def main(argv: list[str]) -> ZPPOTrainer:
     (args,) = parse([Arguments], argv, Arguments.__doc__)
-    in_words = [world.question("text", q.uid[6:8], q.uid[8:], q.answer) for q in world.questions()[0]]  # no pictures
+    in_words = [world.question("text", *world.asked(q), q.answer) for q in world.questions()[0]]  # no pictures
     questions = load_questions(args.data)[0] if args.data else in_words
     trainer = make_trainer(args, Recipe(max_response_tokens=args.max_response_tokens), questions)
     trainer.train()

@@ -269,7 +269,7 @@ def test_results_of_another_day_stay(tmp_path):
         replicate.write_results(*replicate.gather(tmp_path / f"day{day}"), tmp_path / "out")
     results, curves = replicate.read_results(tmp_path / "out")
     assert [run["seed"] for run in results["runs"]] == [0, 1] and set(curves.index.get_level_values("seed")) == {0, 1}
-    assert list(replicate.known_runs(tmp_path / "out")) == [("zppo", 0), ("zppo", 1)]
+    assert list(replicate.by_key(replicate.stored(tmp_path / "out"))) == [("zppo", 0), ("zppo", 1)]
     write_run(tmp_path / "other" / "zppo-2", seed=2, lr=2.0)
     (tmp_path / "other" / "options.json").write_text("[]")
     with pytest.raises(SystemExit, match="other lr"):

@@ -50,7 +50,7 @@ def test_no_file_is_longer_than_a_reader_bears():
     lines = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert {path: n for path, n in lines.items() if n > 520} == {}
     assert sum(n for path, n in lines.items() if len(path.parts) == 1) <= 1850
-    assert sum(lines.values()) <= 6150
+    assert sum(lines.values()) <= 6135
 
 
 @pytest.mark.parametrize("name", ["buffer.py", "prompts.py", "engine/logprobs.py", "engine/answers.py"])

@@ -51,7 +51,7 @@ def surrogate(trainer, batch: dict) -> tuple[torch.Tensor, ...]:
 
 def two_steps(folder: Path) -> None:
     args = Arguments(steps=2, new_per_step=8, micro_batches=16, output=str(folder / "run"))
-    questions = [world.question("text", q.uid[6:8], q.uid[8:], q.answer) for q in world.questions()[0][:32]]
+    questions = [world.question("text", *world.asked(q), q.answer) for q in world.questions()[0][:32]]
     trainer, watch, batches = make_trainer(args, RECIPE, questions), Watch(), []
     trainer.add_callback(watch)
     rollout_step = trainer._generate_and_score_completions

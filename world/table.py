@@ -59,6 +59,17 @@ def walk(table: Table, start: str, signs: str) -> list[str]:
     return places
 
 
+def misremembered(table: Table, believed: Table, start: str, signs: str) -> set[tuple[str, str]]:
+    """The entries on the way from `start` that are believed to be other than in the table."""
+    return {entry for entry in zip(walk(table, start, signs), signs, strict=False) if believed[entry] != table[entry]}
+
+
+def asked(question: Question) -> tuple[str, str]:
+    """(start, signs) of one of the world's questions."""
+    way = question.uid.partition("/")[2]
+    return way[:2], way[2:]
+
+
 def chain(signs: str, places: Sequence[str]) -> str:
     """One look-up at a time: 17●24▲31."""
     return places[0] + "".join(sign + place for sign, place in zip(signs, places[1:], strict=True))
@@ -104,7 +115,6 @@ def questions(seed: int = 0) -> tuple[list[Question], dict[str, list[Question]]]
     held_out: dict[str, list[Question]] = {f"{f}/{kind}": [] for f in FAMILIES for kind in ("known", "hard")}
     for family in FAMILIES:
         for start, signs in [chains.pop() for _ in range(HELD_OUT)]:
-            places = walk(table, start, signs)
-            known = all(student[entry] == table[entry] for entry in zip(places, signs, strict=False))
-            held_out[f"{family}/{'known' if known else 'hard'}"].append(question(family, start, signs, places[-1]))
+            kind = "hard" if misremembered(table, student, start, signs) else "known"
+            held_out[f"{family}/{kind}"].append(question(family, start, signs, walk(table, start, signs)[-1]))
     return [question("image", p, signs, walk(table, p, signs)[-1]) for p, signs in chains], held_out
