@@ -57,5 +57,5 @@ def test_a_command_of_the_readme(words):
 def test_options_in_the_text_exist():
     known = {f"--{field.name}" for where in (train.Arguments, Recipe, evaluate.Arguments) for field in fields(where)}
     shown = {word for text in re.findall(r"`([^`\n]+)`", README) for word in options(re.split(r"[\s=]", text))}
-    others = {"--jobs", "--methods", "--seeds", "--config_file", "--use_vllm", "--help"}  # of other commands
+    others = {"--jobs", "--methods", "--seeds", "--out", "--config_file", "--use_vllm", "--help"}  # of other commands
     assert shown <= known | others
