@@ -414,7 +414,7 @@ def draw_graduation(axes, results: dict, methods: Iterable[str]) -> None:
     for i, (method, table) in enumerate(tables.items()):
         label, colour, _, marker = ROWS[method]
         table = table.reindex(places)
-        reach = table.percent - table.low, table.high - table.percent
+        reach = [part.clip(lower=0) for part in (table.percent - table.low, table.high - table.percent)]  # rounding
         x = [place + 0.42 * i - 0.29 for place in range(len(places))]
         handles.append(axes.errorbar(x, table.percent, reach, fmt=marker, color=colour, ms=5, capsize=3, label=label))
         x = [place + 0.15 for place in x]

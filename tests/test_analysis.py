@@ -301,7 +301,8 @@ def test_replicate_draws_whatever_was_run(methods, tmp_path):
     assert {file.name for file in tmp_path.glob("*.png")} == figures and (tmp_path / "table.md").exists()
 
 
-def test_committed_results_give_the_committed_table():
-    results, curves = replicate.read_results(REPLICATION)
-    assert replicate.report(results, curves) == (REPLICATION / "table.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("folder", [REPLICATION, REPLICATION / "rare"], ids=["miniature", "rare"])
+def test_committed_results_give_the_committed_table(folder):
+    results, curves = replicate.read_results(folder)
+    assert replicate.report(results, curves) == (folder / "table.md").read_text(encoding="utf-8")
     assert set(curves.index.droplevel(2)) == {(run["method"], run["seed"]) for run in results["runs"]}
