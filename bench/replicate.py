@@ -414,7 +414,7 @@ def draw_graduation(axes, results: dict, methods: Iterable[str]) -> None:
     for i, (method, table) in enumerate(tables.items()):
         label, colour, _, marker = ROWS[method]
         table = table.reindex(places)
-        reach = [part.clip(lower=0) for part in (table.percent - table.low, table.high - table.percent)]  # rounding
+        reach = table.percent - table.low, table.high - table.percent
         x = [place + 0.42 * i - 0.29 for place in range(len(places))]
         handles.append(axes.errorbar(x, table.percent, reach, fmt=marker, color=colour, ms=5, capsize=3, label=label))
         x = [place + 0.15 for place in x]
@@ -507,8 +507,9 @@ def main(argv: list[str] | None = None) -> None:
             run_all(args.runs, missing, extra, args.jobs)
             write_results(*gather(args.runs), args.out)
     results, curves = read_results(args.out)
-    (args.out / "table.md").write_text(report(results, curves), encoding="utf-8")
-    print(report(results, curves))
+    page = report(results, curves)
+    (args.out / "table.md").write_text(page, encoding="utf-8")
+    print(page)
     if PAPER_GRADUATION.keys() <= {run["method"] for run in results["runs"]}:
         draw_zppo_and_grpo(results, curves, args.out / "zppo_and_grpo.png")
     draw_held_out(results, args.out / "heldout.png")

@@ -73,9 +73,9 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
     table.index = pd.Index([f"{100 * accuracy:g}%" for accuracy in table.index], name="at admission")
     table.loc["all"] = table.sum()
     share, n, z = table.graduated / table.admitted, table.admitted, 1.959964
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
-    return table.assign(percent=100 * share, low=100 * (centre - reach), high=100 * (centre + reach))
+    reach = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = ((share + z**2 / (2 * n) + side * reach) / (1 + z**2 / n) for side in (-1, 1))  # but for rounding
+    return table.assign(percent=100 * share, low=100 * np.minimum(low, share), high=100 * np.maximum(high, share))
 
 
 def fates_by_visits(admissions: pd.DataFrame) -> pd.DataFrame:

@@ -102,11 +102,19 @@ def test_buffer_tables(tmp_path):
 
 @pytest.mark.parametrize(
     "graduated, admitted, low, high",  # the roots p of (share - p)^2 = z^2 p (1 - p) / n
-    [(0, 10, 0.0, 27.7533), (1, 10, 1.7876, 40.4150), (5, 10, 23.6593, 76.3407), (81, 263, 25.5289, 36.6200)],
+    [
+        (0, 10, 0.0, 27.7533),
+        (1, 10, 1.7876, 40.4150),
+        (5, 10, 23.6593, 76.3407),
+        (81, 263, 25.5289, 36.6200),
+        (44, 44, 91.9704, 100.0),
+        (53, 53, 93.2418, 100.0),
+    ],
 )
 def test_wilson_interval(graduated, admitted, low, high):
     counts = pd.DataFrame({"accuracy": [0.0], "graduated": [graduated], "admitted": [admitted]})
     line = analysis.graduation(counts).loc["0%"]
+    assert line.low <= line.percent <= line.high  # exactly: a bar of negative length stops the drawing
     roots = np.roots([1 + 1.959964**2 / admitted, -2 * graduated / admitted - 1.959964**2 / admitted,
                       (graduated / admitted) ** 2])  # fmt: skip
     assert [line.low, line.high] == pytest.approx(sorted(100 * roots), abs=1e-6)
