@@ -74,7 +74,7 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
     table.loc["all"] = table.sum()
     share, n, z = table.graduated / table.admitted, table.admitted, 1.959964
     reach = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    low, high = ((share + z**2 / (2 * n) + side * reach) / (1 + z**2 / n) for side in (-1, 1))  # but for rounding
+    low, high = ((share + z**2 / (2 * n) + side * reach) / (1 + z**2 / n) for side in (-1, 1))  # may round past share
     return table.assign(percent=100 * share, low=100 * np.minimum(low, share), high=100 * np.maximum(high, share))
 
 
