@@ -26,7 +26,8 @@ from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, load_questions
 from engine.results import Results
-from engine.run import leave, say
+from engine.screen import print_main
+from engine.stopping import exit_with
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
 from suite.compare import accuracies, compare, paper, report, summarise
@@ -122,7 +123,7 @@ def load_actor(name: str, served_name: str, args: Arguments, accelerator: Accele
         return actor
     dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
     actor = Actor.load(name, accelerator, dtype, rows=args.rows, **given)
-    actor.encoder.room = 0  # a prompt is asked once: none is kept
+    actor.encoder.bytes_left = 0  # a prompt is asked once: none is kept
     return actor
 
 
@@ -176,9 +177,9 @@ def main(args: Arguments) -> None:
         records = run(questions, models, args, results, judge_prompts)
         numbers = summarise(records) or accuracies(records)
         results.finish(records, {"settings": settings, "scores": numbers})
-        say(f"{report(numbers, theirs)}\nper-question results: {args.out}")
+        print_main(f"{report(numbers, theirs)}\nper-question results: {args.out}")
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
-        leave(f"evaluate.py: {error}", 2)
+        exit_with(f"evaluate.py: {error}", 2)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ class Actor:
         self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
         self.seconds = {} if seconds is None else seconds
         self.autocast: Callable[[], AbstractContextManager] = nullcontext  # mixed precision of each batch
-        self.whole: Callable[[], AbstractContextManager] = nullcontext  # entered for a call: engine.update.gathered
+        self.whole_weights: Callable[[], AbstractContextManager] = nullcontext  # entered for a call: engine.update.gathered
 
     @classmethod
     def load(cls, path: str, accelerator: Accelerator, dtype: torch.dtype, pixels: tuple[int, int], **settings):
@@ -263,7 +263,7 @@ class Actor:
         size = math.ceil(len(order) / (state.num_processes * max(1, rounds)))
         cut = [order[i : i + size] for i in range(0, len(order), max(1, size))]
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process or None)
-        with self.whole(), bar:
+        with self.whole_weights(), bar:
             for batch in deal(cut[::-1], state.process_index, state.num_processes):
                 rows = self.draw([requests[i] for i in batch], range(n), sampling, key)
                 yield dict(zip(batch, rows, strict=True))

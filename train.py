@@ -39,8 +39,10 @@ from buffer import ReplayBuffer
 from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.models import Encoder, encode, render, special_tokens, tokenizer_of
 from engine.options import JsonObject, option, parse
+from engine.output import Output, read_records
 from engine.questions import DataError, Question, fingerprint, intact, load_questions
-from engine.run import LEGEND, Output, Stop, closing_tables, leave, print_samples, read_records, say
+from engine.screen import LEGEND, closing_tables, print_main, print_samples
+from engine.stopping import Stop, exit_with
 from engine.update import check_head, make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.preview import preview, routes
@@ -66,8 +68,8 @@ class Arguments:
     student: str = option("", "model folder or hub id; none: the embedded world")
     teacher: str = option("", "frozen teacher: folder, hub id or http://host:port/v1")
     teacher_model: str = option("", "a served teacher's name on its server; none: the server is asked")
-    teacher_timeout: float = option(900.0, "seconds that a call to a served teacher waits while nothing comes", least=1)
-    teacher_concurrency: int = option(64, "requests to a served teacher under way at a time", least=1)
+    teacher_timeout: float = option(900.0, "seconds that a call to a served teacher waits while nothing comes", minimum=1)
+    teacher_concurrency: int = option(64, "requests to a served teacher under way at a time", minimum=1)
     chat_template_kwargs: JsonObject = option(JsonObject, """as JSON, for the student: '{"enable_thinking": true}'""")
     teacher_chat_template_kwargs: JsonObject = option(JsonObject, "for its rollouts; its summaries never think")
     data: str = option("", "questions: hub id, folder, parquet or JSON lines file")
@@ -77,28 +79,28 @@ class Arguments:
     system_prompt: str = option("", "system turn of questions that have none of their own")
     reward: str = option("", "file.py:function in place of the grader: (question, response, gold) -> 0 or 1")
     eval_data: str = option("", "own held-out questions, as --data")
-    eval_every: int = option(0, "steps between evaluations; 0: before and after training only", least=0)
+    eval_every: int = option(0, "steps between evaluations; 0: before and after training only", minimum=0)
     data_may_differ: bool = option(False, "--resume with repaired or dropped questions; later slices may change")
     output: str = option("runs/zppo", "folder for everything the run leaves")
     resume: bool = option(False, "go on from the newest checkpoint in --output")
     seed: int = option(0, "root of all randomness")
-    steps: int = option(200, "rollout steps", least=1)
-    new_per_step: int = option(384, "|X_new|, new questions per rollout step", least=1)
-    lr: float = option(1e-6, "AdamW learning rate, constant", least=0)
-    weight_decay: float = option(0.1, "AdamW weight decay", least=0)
-    max_prompt_tokens: int = option(4096, "questions with a longer plain prompt are skipped", least=1)
-    min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", least=1)
-    max_pixels: int = option(MAX_PIXELS, "images are scaled down to this many pixels", least=1)
-    micro_tokens: int = option(16_384, "tokens per forward pass of the update, padding included", least=1)
-    rollout_rows: int = option(128, "rollouts at a time on one process; halved where memory runs out", least=1)
+    steps: int = option(200, "rollout steps", minimum=1)
+    new_per_step: int = option(384, "|X_new|, new questions per rollout step", minimum=1)
+    lr: float = option(1e-6, "AdamW learning rate, constant", minimum=0)
+    weight_decay: float = option(0.1, "AdamW weight decay", minimum=0)
+    max_prompt_tokens: int = option(4096, "questions with a longer plain prompt are skipped", minimum=1)
+    min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", minimum=1)
+    max_pixels: int = option(MAX_PIXELS, "images are scaled down to this many pixels", minimum=1)
+    micro_tokens: int = option(16_384, "tokens per forward pass of the update, padding included", minimum=1)
+    rollout_rows: int = option(128, "rollouts at a time on one process; halved where memory runs out", minimum=1)
     gradient_checkpointing: bool = option(False, "recompute activations in the update")
-    save_every: int = option(10, "steps between checkpoints; 0: only one at the end", least=0)
-    keep_checkpoints: int = option(2, "older checkpoints are deleted; 0: none is", least=0)
-    dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", least=0)
-    eval_questions: int = option(160, "held-out questions per family, known and hard, at most; 0: none", least=0)
+    save_every: int = option(10, "steps between checkpoints; 0: only one at the end", minimum=0)
+    keep_checkpoints: int = option(2, "older checkpoints are deleted; 0: none is", minimum=0)
+    dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", minimum=0)
+    eval_questions: int = option(160, "held-out questions per family, known and hard, at most; 0: none", minimum=0)
     log_with: str = option("", "installed tracker of accelerate", choices=["all", *map(str, get_available_trackers())])
-    print_samples: int = option(0, "prompts shown on the screen each step, with a rollout and its reward", least=0)
-    preview: int = option(0, "look at this many questions and stop: prompts, rewards, time; trains nothing", least=0)
+    print_samples: int = option(0, "prompts shown on the screen each step, with a rollout and its reward", minimum=0)
+    preview: int = option(0, "look at this many questions and stop: prompts, rewards, time; trains nothing", minimum=0)
 
 
 def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
@@ -320,21 +322,21 @@ def main(argv: list[str]) -> None:
     if not reason:
         output.save_model(learner.policy, student.processor)
         after = measure(output, student, held_out, "eval_after.jsonl", how)
-        say(closing_tables(before, after, buffer.graduation_by_admission()))
+        print_main(closing_tables(before, after, buffer.graduation_by_admission()))
     accelerator.wait_for_everyone()  # a process that tears the group down alone, while another still saves, can hang
     # DDP goes before the process group: destroyed last, it would hold Python's lock while it waits for Gloo's thread,
     # which may be waiting for that lock.
     del learner
-    student.whole = nullcontext
+    student.whole_weights = nullcontext
     accelerator.free_memory()
     accelerator.end_training()
     if reason:
-        leave(f"{reason}; the state is saved in {output.folder}: --resume goes on from there", 1)
-    say(f"\nthe trained student is in {output.folder / 'model'}")
+        exit_with(f"{reason}; the state is saved in {output.folder}: --resume goes on from there", 1)
+    print_main(f"\nthe trained student is in {output.folder / 'model'}")
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except SystemExit as stop:  # a sentence: what was asked for cannot be done
-        leave(stop.code, 2) if isinstance(stop.code, str) else sys.exit(stop.code)
+        exit_with(stop.code, 2) if isinstance(stop.code, str) else sys.exit(stop.code)

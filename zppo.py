@@ -363,21 +363,21 @@ class Recipe:
 
     _argument_group_name = "the paper's constants (Table 8)"
 
-    group_size: int = option(8, "G_S, student rollouts per prompt", least=2)
-    teacher_group_size: int = option(4, "G_T, teacher rollouts per hard question", least=1)
-    tau: float = option(0.5, "a question is hard below this plain accuracy", least=0, most=1)
-    rho_replay: float = option(0.25, "replayed questions per new question", least=0)
-    rho_aug: float = option(0.25, "BCQ + NCQ instances per new question, at most", least=0)
+    group_size: int = option(8, "G_S, student rollouts per prompt", minimum=2)
+    teacher_group_size: int = option(4, "G_T, teacher rollouts per hard question", minimum=1)
+    tau: float = option(0.5, "a question is hard below this plain accuracy", minimum=0, maximum=1)
+    rho_replay: float = option(0.25, "replayed questions per new question", minimum=0)
+    rho_aug: float = option(0.25, "BCQ + NCQ instances per new question, at most", minimum=0)
     method: str = option("zppo", "row of the paper's tables: what is added to plain rollouts", choices=METHODS)
-    buffer_capacity: int = option(10_000, "questions in the replay buffer, at most", least=0)
+    buffer_capacity: int = option(10_000, "questions in the replay buffer, at most", minimum=0)
     teacher_on_all_hard: bool = option(False, "draw teacher rollouts for all hard questions, for Fig. 5a (slow)")
     norm: str = option("norm_wo_zero", "advantage normalisation", choices=["norm_wo_zero", "no_norm", "norm_with_zero"])
-    updates_per_step: int = option(4, "I, mini-batches (gradient updates) per rollout step", least=1)
-    eps_low: float = option(0.20, "lower clip of the ratio", least=0, most=1)
-    eps_high: float = option(0.28, "upper clip of the ratio [Da1]", least=0)
-    dual_clip: float = option(10.0, "bound on the loss for negative advantages", least=1)
-    max_grad_norm: float = option(1.0, "gradient clipping", least=0)
-    max_response_tokens: int = option(12_288, "response length, student and teacher", least=1)
+    updates_per_step: int = option(4, "I, mini-batches (gradient updates) per rollout step", minimum=1)
+    eps_low: float = option(0.20, "lower clip of the ratio", minimum=0, maximum=1)
+    eps_high: float = option(0.28, "upper clip of the ratio [Da1]", minimum=0)
+    dual_clip: float = option(10.0, "bound on the loss for negative advantages", minimum=1)
+    max_grad_norm: float = option(1.0, "gradient clipping", minimum=0)
+    max_response_tokens: int = option(12_288, "response length, student and teacher", minimum=1)
 
     @property
     def branches(self) -> list[str]:

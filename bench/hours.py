@@ -26,7 +26,7 @@ from pathlib import Path
 
 from bench.machine import Costs, Machine, prompts_flops, update_flops
 from bench.shapes import STUDENTS, Model, fits, model_of, teacher_rows
-from engine.run import read_records
+from engine.output import read_records
 from zppo import COMPRESSION_TOKENS
 
 SUMMARY = 200  # tokens: five lines

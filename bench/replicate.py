@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.figures import SMOOTH, panels  # noqa: E402
-from engine.run import read_records  # noqa: E402
+from engine.output import read_records  # noqa: E402
 from extras import analysis  # noqa: E402
 from extras.analysis import ROWS  # noqa: E402
 

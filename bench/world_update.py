@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from engine.run import read_records
+from engine.output import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 TIES = (

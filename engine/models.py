@@ -94,7 +94,7 @@ def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
     return text
 
 
-def harmless(turns, special_tokens: Sequence[str]) -> list[tuple[str, str]]:
+def break_special_tokens(turns, special_tokens: Sequence[str]) -> list[tuple[str, str]]:
     """Turns (role, text) with their texts broken up."""
     return [(role, break_tokens(text, special_tokens)) for role, text in turns]
 
@@ -117,7 +117,7 @@ def encode(processor, text: str, images: Sequence = (), system: str = "", turns=
 
     template: extra arguments of the chat template (for example enable_thinking).
     Returns unpadded tensors: input_ids [length] and, with images, pixel values and grids. Nothing is cut."""
-    *turns, (_, system), (_, text) = harmless([*turns, ("", system), ("", text)], special_tokens(processor))
+    *turns, (_, system), (_, text) = break_special_tokens([*turns, ("", system), ("", text)], special_tokens(processor))
     form = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
     encoded = processor.apply_chat_template(chat(text, images, system, turns), **form, **template)
     encoded.pop("attention_mask", None)
@@ -138,12 +138,12 @@ class Encoder:
     def __init__(self, processor, template: dict | None = None):
         self.processor, self.template = processor, template or {}
         has_switch = "enable_thinking" in str(processor.chat_template)  # others warn that the argument is unknown
-        self.brief = {**self.template, **({"enable_thinking": False} if has_switch else {})}
+        self.template_without_thinking = {**self.template, **({"enable_thinking": False} if has_switch else {})}
         self.clear()
 
     def clear(self) -> None:
         """Forget all prompts: a new step has others."""
-        self.prompts, self.lengths, self.room = {}, {}, CACHE_BYTES
+        self.prompts, self.lengths, self.bytes_left = {}, {}, CACHE_BYTES
 
     def __call__(self, text: str, question: Question | None = None) -> Tensors:
         """The encoded prompt. Callers share its tensors: nobody may change them in place."""
@@ -151,11 +151,11 @@ class Encoder:
         if key in self.prompts:
             return self.prompts[key]
         given = (open_images(question), question.system, question.turns) if question else ()
-        prompt = encode(self.processor, text, *given, **(self.template if question else self.brief))
+        prompt = encode(self.processor, text, *given, **(self.template if question else self.template_without_thinking))
         size = sum(x.nbytes for x in prompt.values())
-        if size <= self.room:
+        if size <= self.bytes_left:
             self.prompts[key] = prompt
-            self.room -= size
+            self.bytes_left -= size
         return prompt
 
     def length(self, text: str, question: Question) -> int:
@@ -163,7 +163,7 @@ class Encoder:
         key = (text, question)
         if key not in self.lengths:
             said = [*question.turns, ("", question.system), ("", text)]
-            *turns, (_, system), (_, text) = harmless(said, special_tokens(self.processor))
+            *turns, (_, system), (_, text) = break_special_tokens(said, special_tokens(self.processor))
             given = self.processor, text, question.images, system, turns
             self.lengths[key] = prompt_tokens(*given, **self.template)
         return self.lengths[key]

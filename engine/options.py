@@ -27,23 +27,23 @@ class JsonObject(dict):
 class Range:
     """The numbers that an option takes, as argparse's `choices`: it asks what is in them and prints them."""
 
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
     def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most  # not a number is in no range
+        return self.minimum <= value <= self.maximum  # not a number is in no range
 
     def __iter__(self):
-        yield f"{self.least} or more" + (f", up to {self.most}" if self.most < math.inf else "")
+        yield f"{self.minimum} or more" + (f", up to {self.maximum}" if self.maximum < math.inf else "")
 
 
-def option(default, help: str, least: float | None = None, most: float = math.inf, choices: Sequence[str] = ()):
+def option(default, help: str, minimum: float | None = None, maximum: float = math.inf, choices: Sequence[str] = ()):
     """A field with its help, and its range or its choices. default: a value, or a class that makes one."""
     metadata: dict = {"help": help, "metavar": "N" if type(default) in (int, float) else "TEXT"}
     if choices:
         metadata = {"help": f"{help}: {', '.join(choices)}", "choices": list(choices), "metavar": "NAME"}
-    elif least is not None:
-        metadata["choices"] = Range(least, most)
+    elif minimum is not None:
+        metadata["choices"] = Range(minimum, maximum)
     return field(metadata=metadata, **{"default_factory" if callable(default) else "default": default})
 
 

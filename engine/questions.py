@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from engine.cleaning import MARKER, clean_answer, clean_text, is_free_form, worked_answer
 from engine.images import fit_pixels, image_bytes, to_rgb
-from engine.run import say
+from engine.screen import print_main
 
 MAX_ASPECT = 200  # Qwen's image processors refuse a longer strip
 COLUMNS = {  # without a map: the first name that exists
@@ -92,7 +92,7 @@ def intact(new: list[Question], replayed: list[Question], broken: set[str]) -> t
             found[question.uid] = str(error)
     found = dict(gather_object(list(found.items())))
     for uid in sorted(found.keys() - broken):
-        say(found[uid])
+        print_main(found[uid])
     broken.update(found)
     return [q for q in new if q.uid not in found], [q for q in replayed if q.uid not in found], len(found)
 

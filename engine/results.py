@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from engine.run import read_records, refuse_changes, write_records, write_whole
+from engine.output import read_records, refuse_changes, write_records, write_whole
 
 
 class Results:

@@ -249,5 +249,5 @@ def make_learner(accelerator: Accelerator, student, lr: float, weight_decay: flo
     if accelerator.is_fsdp2:
         with torch.no_grad():
             learner.forward([blank])  # what runs first is FSDP2's root
-        student.whole, student.autocast = partial(gathered, policy), nullcontext  # FSDP2 casts by itself
+        student.whole_weights, student.autocast = partial(gathered, policy), nullcontext  # FSDP2 casts by itself
     return learner

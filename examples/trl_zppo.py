@@ -42,11 +42,11 @@ class Arguments:
     teacher: str = option(str(world.WORLD / "teacher"), "frozen teacher: folder or hub id")
     data: str = option("", "questions without images: hub id, folder or file; none: the embedded world's")
     output: str = option("runs/trl", "folder for the trained student")
-    steps: int = option(10, "rollout steps", least=1)
-    new_per_step: int = option(16, "|X_new|, new questions per rollout step", least=1)
-    micro_batches: int = option(1, "forward passes of each update on each process", least=1)
-    max_response_tokens: int = option(32, "response length, student and teacher", least=1)
-    lr: float = option(3e-4, "AdamW learning rate, constant", least=0)
+    steps: int = option(10, "rollout steps", minimum=1)
+    new_per_step: int = option(16, "|X_new|, new questions per rollout step", minimum=1)
+    micro_batches: int = option(1, "forward passes of each update on each process", minimum=1)
+    max_response_tokens: int = option(32, "response length, student and teacher", minimum=1)
+    lr: float = option(3e-4, "AdamW learning rate, constant", minimum=0)
     use_vllm: bool = option(False, "sample with vLLM on the GPUs that train")
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd  # comes with datasets
 
-from engine.run import read_records
+from engine.output import read_records
 from rewards import answers_match
 
 # The rows of the paper's tables in its order, then what is not in the paper. No two share a colour or a marker.

@@ -15,7 +15,7 @@ import baselines
 import prompts
 from engine.models import render
 from engine.questions import Question
-from engine.run import LEGEND, print_samples, step_lines
+from engine.screen import LEGEND, print_samples, step_lines
 from engine.update import Learner
 from generate import Actor
 from zppo import Context, Group, dump, plain_groups, quota, reformulate, roll_out, select, summarise, update

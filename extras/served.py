@@ -36,18 +36,18 @@ from tqdm import tqdm
 from engine.images import chat
 from engine.models import break_tokens, special_tokens, tokenizer_of
 from engine.questions import open_images
-from engine.run import say
+from engine.screen import print_main
 from generate import Actor, Reply, Request, Sampling, seed_of
 from rewards import grade
 
 MAX_DELAY, LOOK = 60.0, 0.5  # seconds, at most: between two tries; between two looks at the requests under way
 CHARACTERS, SPARE_TOKENS = 16, 16  # of a reply: for each token that was asked for; beyond these tokens (decision 5)
 ENVELOPE, CHARACTER_BYTES = 2**20, 12  # of an answer, at most: bytes around the reply; bytes of a character as JSON
-LOST, CUT, GIVEN_UP = Reply("", [], finished=False), "longer than asked for", "given up: the server is silent"
+EMPTY_REPLY, CUT, GIVEN_UP = Reply("", [], finished=False), "longer than asked for", "given up: the server is silent"
 Rows = list[list[Reply]]  # the replies to each request
 
 
-def heard(cause: str) -> bool:
+def server_works(cause: str) -> bool:
     """Does the server work? So it does where it refuses a request."""
     return cause in ("", CUT) or cause.startswith("HTTP 4")
 
@@ -147,7 +147,7 @@ class ServedActor:
                         async for part in response.aiter_bytes():
                             answer += part
                             if len(answer) > ENVELOPE + most * CHARACTER_BYTES:
-                                return LOST, f"an answer of more than {len(answer)} bytes"
+                                return EMPTY_REPLY, f"an answer of more than {len(answer)} bytes"
                     if response.is_success:
                         return read_reply(answer, thinking, most + 1), ""  # one more, for `shorten` to see the cut
                     cause = f"HTTP {response.status_code}"
@@ -156,7 +156,7 @@ class ServedActor:
                     after = response.headers.get("retry-after", "")
                 except Exception as error:  # no connection, or an answer of another form
                     cause = f"{type(error).__name__}: {error}"
-        return LOST, f"{cause}: {answer[:200].decode(errors='replace')}"
+        return EMPTY_REPLY, f"{cause}: {answer[:200].decode(errors='replace')}"
 
     def begin(self, request: Request, n: int, sampling: Sampling, key: tuple) -> list[int]:
         """Send a request n times, unless it has been sent. Returns n seeds: the memo holds the future of each."""
@@ -175,12 +175,12 @@ class ServedActor:
         with tqdm(total=len(sent), desc=phase, leave=False, disable=not PartialState().is_main_process or None) as bar:
             while pending and not self.stop.is_set() and time.monotonic() - last < patience:
                 done, pending = wait(pending, timeout=LOOK)
-                if any(heard(future.result()[1]) for future in done):
+                if any(server_works(future.result()[1]) for future in done):
                     last = time.monotonic()
                 bar.update(len(done))
         if any(gather_object([self.stop.is_set() and not all(future.done() for future in sent)])):
             raise InterruptedError(f"stopped while {self.url} was asked")
-        return [(LOST, GIVEN_UP) if f.cancel() else self.shorten(*f.result(), sampling.max_new_tokens) for f in sent]
+        return [(EMPTY_REPLY, GIVEN_UP) if f.cancel() else self.shorten(*f.result(), sampling.max_new_tokens) for f in sent]
 
     def shorten(self, reply: Reply, cause: str, tokens: int) -> tuple[Reply, str]:
         """A reply that is longer than asked for is cut (decision 5)."""
@@ -202,7 +202,7 @@ class ServedActor:
         drawn = self.wait_for(list(seeds.values()), patience, sampling, phase)
         answers = dict(gather_object(list(zip(seeds, drawn, strict=True))))  # the same on all processes from here on
         causes = Counter(cause for _, cause in answers.values())
-        if GIVEN_UP in causes or (causes and not any(map(heard, causes))):
+        if GIVEN_UP in causes or (causes and not any(map(server_works, causes))):
             self.silent.add(step)
         elif causes:
             self.silent.clear()
@@ -211,7 +211,7 @@ class ServedActor:
         self.failures += causes.total()
         if causes:
             failed, often = f"{causes.total()} of {len(answers)}", causes.most_common(1)[0][0]
-            say(f"{phase}: {failed} requests to {self.url} (model {self.model}) failed, most often: {often}")
+            print_main(f"{phase}: {failed} requests to {self.url} (model {self.model}) failed, most often: {often}")
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
         return [[answers[i, j][0] for j in range(n)] for i in range(len(requests))]
 

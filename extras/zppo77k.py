@@ -62,7 +62,7 @@ class BuildArgs:
     mmfinereason: str = option(RECIPE[FINE]["id"], "the second source; '' leaves it out")
     allow_missing: bool = option(False, "build although the sources lack sub-datasets of the recipe")
     seed: int = option(0, "of the choice under the caps")
-    workers: int = option(max(1, (os.cpu_count() or 2) - 1), "processes; the set does not depend on them", least=1)
+    workers: int = option(max(1, (os.cpu_count() or 2) - 1), "processes; the set does not depend on them", minimum=1)
 
 
 def canonical(origin: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from engine.run import read_records
+from engine.output import read_records
 from extras.analysis import cluster_bootstrap
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
 

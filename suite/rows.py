@@ -36,7 +36,7 @@ class Item(Question):
 
     benchmark: str = ""
     options: tuple[str, ...] = ()  # their texts, "" where only the picture or the question shows one
-    told: str = ""  # the question as a judge should see it
+    judge_question: str = ""  # the question as a judge should see it
     golds: tuple = ()  # what is accepted: numbers (0-based) of options, or strings
     scored_with: str = ""  # the same for questions that are scored together
     row: dict = field(default_factory=dict, compare=False, repr=False)  # what the scorer reads
@@ -231,10 +231,10 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
         return MARKER.sub(lambda match: names[expect(match[1] or "1", names)], text) if names else text
 
     question = re.sub(entry.strip, "", str(row.get(entry.question) or "")).strip()
-    told = row.get(entry.judge_question)
+    judge_question = row.get(entry.judge_question)
     cells = [row[name] for name in entry.options]
     cell = cells[0] if len(cells) == 1 else cells or None
-    options = [named(text) for text in option_texts(cell, entry.drawn, "" if entry.options else told or question)]
+    options = [named(text) for text in option_texts(cell, entry.drawn, "" if entry.options else judge_question or question)]
     if entry.kind:
         column, with_options, *without = entry.kind
         options = options if expect(row[column], (with_options, *without)) == with_options else []
@@ -253,7 +253,7 @@ def item_of(entry: Benchmark, uid: str, row: dict, images: tuple, intro: str, na
     kept = {name: row[name] for name in (*entry.needs, "rubric") if name in row}
     groups = {name: value for name, value in names_in(row).items() if name in entry.groups and value is not None}
     text = intro + text
-    return Item(uid, text, images, answer, benchmark=entry.name, options=tuple(options), told=told or text, golds=golds,
+    return Item(uid, text, images, answer, benchmark=entry.name, options=tuple(options), judge_question=judge_question or text, golds=golds,
                 turns=row.get("turns", ()), scored_with=row["scored_with"], row=kept, groups=groups)  # fmt: skip
 
 

@@ -251,7 +251,7 @@ def score(asked: Sequence[tuple[Item, str]], ask: Callable | None, prompts: dict
         if scores[i].method == "official judge":
             texts[i] = official_prompt(item, response, prompts)
         elif scores[i].method == "judge":  # the shared one (Fig. 9)
-            texts[i] = judge_prompt(item.told, response, item.answer, lettered(item.options))
+            texts[i] = judge_prompt(item.judge_question, response, item.answer, lettered(item.options))
     if ask is None:
         if any(one.method == "official judge" for one in scores):
             raise DataError("these questions need a judge: give one (--judge), or leave their sets out")

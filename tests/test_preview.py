@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT, train
 
-from engine.run import write_records
+from engine.output import write_records
 
 PHASES = {"zppo": "rollout teacher compress reformulate update", "off_distill": "teacher update"}
 

@@ -32,7 +32,8 @@ from runs import (
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from engine.models import encode, load_model, load_processor
-from engine.run import LEGEND, SHOWN, Output, print_samples, read_records, step_lines, write_records
+from engine.output import Output, read_records, write_records
+from engine.screen import LEGEND, SHOWN, print_samples, step_lines
 from world import pretrain
 
 try:
@@ -387,9 +388,9 @@ def test_a_screen_that_is_gone_does_not_keep_the_state_from_being_saved(tmp_path
 
 @posix
 def test_a_second_signal_stops_at_once_and_an_echo_does_not():
-    code = "import sys, threading; from engine import run; stop = run.Stop(threading.Event())"
+    code = "import sys, threading; from engine import stopping; stop = stopping.Stop(threading.Event())"
     code += "\nprint(stop.signal, flush=True)"
-    code += "\nfor line in sys.stdin: run.ONE_SIGNAL = float(line); print(stop.signal, flush=True)"
+    code += "\nfor line in sys.stdin: stopping.ONE_SIGNAL = float(line); print(stop.signal, flush=True)"
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with subprocess.Popen([sys.executable, "-c", code], env=ENV, **pipes) as process:
 

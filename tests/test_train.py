@@ -17,8 +17,8 @@ from runs import ROOT, assert_close, torchrun, train
 from safetensors.torch import load_file
 
 import zppo
+from engine.output import check_same_run
 from engine.questions import Question
-from engine.run import check_same_run
 from engine.update import make_accelerator, make_learner
 from evaluate import DECODING
 from generate import Actor, Sampling

@@ -1,4 +1,4 @@
-"""What a run leaves on disk and goes on from, what stops it from outside, and what it says on the screen.
+"""What a run leaves on disk and goes on from.
 
 Decisions:
 1. A folder is written beside its place and renamed when it is whole: a crash or a full disk leaves the last whole one.
@@ -12,34 +12,23 @@ Decisions:
 import json
 import os
 import shutil
-import signal
 import socket
-import sys
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 from transformers import GenerationConfig
+
+from engine.screen import print_main, step_lines, why_trivial
+from engine.stopping import any_of, exit_with
 
 MAY_CHANGE = (  # on --resume; data by its content
     "student data data_may_differ split config columns output resume steps micro_tokens rollout_rows preview "
     "teacher_timeout teacher_concurrency gradient_checkpointing save_every keep_checkpoints dump_every eval_questions "
     "eval_data eval_every log_with print_samples"
 ).split()
-LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ)  # accelerate launch, torchrun
-LAUNCHER = psutil.Process().parent() if LAUNCHED else None
-ONE_SIGNAL = 2.0  # seconds: schedulers signal every process, and launchers pass theirs on, so one may arrive twice
-SHOWN = 400  # characters of the beginning and of the end of a long text on the screen
-LEGEND = """\
-Two lines a step. Shares of its rollouts: plain, bcq, ncq: right, by kind of prompt; active: with
-an advantage; cut: at --max_response_tokens; no box: without \\boxed{}. length: mean tokens.
-buffer: questions to replay (+admitted -graduated -evicted). After "s:" phases, longest first."""
 
 
 def write_whole(text: str, path: Path) -> None:
@@ -61,112 +50,11 @@ def read_records(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def say(text: str, screen: str = "stdout") -> None:
-    """The main process prints this, above its progress bar and at once."""
-    if PartialState().is_main_process:
-        with suppress(OSError):  # a screen that is gone (`| tee` ended by the same Ctrl-C) stops nothing
-            tqdm.write(text, file=getattr(sys, screen))
-            getattr(sys, screen).flush()
-
-
-def leave(sentence: str, status: int) -> None:
-    """End this process; the main one says why. status 2: what was asked for cannot be done; 1: anything else."""
-    say(sentence, "stderr")
-    raise SystemExit(status)
-
-
-def step_lines(metrics: dict, times: dict) -> str:
-    """A step on the screen: two lines within 100 columns, explained by LEGEND. As many phases as fit, longest first."""
-
-    def show(name: str, form: str) -> str:
-        return format(metrics[name], form) if metrics.get(name) is not None else f"{'-':>{form[0]}}"
-
-    shares = dict(plain="plain_accuracy", bcq="bcq_accuracy", ncq="ncq_accuracy", active="active_share")
-    shares |= {"cut": "cut_share", "no box": "no_answer_share"}
-    first = "  ".join(f"{label} {show(name, '4.0%')}" for label, name in shares.items())
-    total, digits = times["total"], 1 if times["total"] < 100 else 0
-    second = "  buffer {buffer} (+{admitted} -{graduated} -{evicted})  grad ".format(**metrics)
-    second += f"{show('grad_norm', '1.2f')}  {metrics['response_tokens'] / total:.0f} tok/s  {total:.{digits}f} s:"
-    for name in sorted(times.keys() - {"step", "total", "padding_share"}, key=times.get, reverse=True):
-        phase = f" {name} {times[name]:.{digits}f}"
-        second += phase if len(second + phase) <= 100 else ""
-    return f"step {metrics['step']:>5}  {first}  length {show('response_length', '5.0f')}\n{second}"
-
-
-def why_idle(metrics: dict) -> str:
-    """The likely cause why every group of rollouts is all right or all wrong, and none has an advantage."""
-    cut, no_box, right = (metrics.get(name) or 0.0 for name in ("cut_share", "no_answer_share", "plain_accuracy"))
-    causes = {
-        "all answers are right: the questions are too easy": right == 1,
-        f"{cut:.0%} of the responses are cut: raise --max_response_tokens": cut >= 0.5,
-        f"{no_box:.0%} have no \\boxed{{}}: can the model follow instructions?": no_box >= 0.5,
-        "all answers are wrong: compare them with the golds in dumps/": right == 0,
-        "each question is all right or all wrong: raise --group_size": True,
-    }
-    return "No rollout taught anything in 3 steps; " + next(cause for cause, holds in causes.items() if holds)
-
-
-def closing_tables(before: dict[str, float], after: dict[str, float], graduated: dict[float, tuple[int, int]]) -> str:
-    """Held-out accuracy in percent by family, and (graduated, admitted) by accuracy at admission (Fig. 4)."""
-    lines = [f"\n{'held-out questions':<22}{'before':>8}{'after':>8}"] if before and after else []
-    lines += [f"{family:<22}{before[family]:>7.1f}%{after[family]:>7.1f}%" for family in before if after]
-    lines += [f"\n{'accuracy at admission':<22}{'admitted':>9}{'graduated':>10}"] if graduated else []
-    lines += [f"{100 * at:>20.1f}% {admitted:>9}{left:>10}" for at, (left, admitted) in graduated.items()]
-    return "\n".join(lines)
-
-
-def print_samples(records: list[dict], n: int, rollouts: int = 1) -> None:
-    """n of the records of `zppo.dump`, evenly spread over them, each with its first rollouts, long texts shortened."""
-    for record in records[:: max(1, len(records) // max(1, n))][:n]:
-        texts = [f"\n---- {record['kind']} prompt of question {record['uid']}", record["prompt"]]
-        for rollout in record["rollouts"][:rollouts]:
-            texts.append(f"---- reward {rollout['reward']:.0f}, answer {rollout['answer']!r}, gold {record['gold']!r}")
-            texts.append(rollout["text"])
-        say("\n".join(text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}\n[...]\n{text[-SHOWN:]}" for text in texts))
-
-
-class Stop:
-    """What stops a run from outside: SIGINT (Ctrl-C), SIGTERM (schedulers), or the end of its launcher, because SIGTERM
-    ends `accelerate launch` at once and does not reach the run. The first signal sets `event`, for whoever waits, and
-    is kept for `reason`; a second one stops the process at once."""
-
-    def __init__(self, event: threading.Event):
-        self.event, self.signal, self.first = event, "", 0.0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
-
-    def handle(self, number: int, frame) -> None:
-        if not self.signal:
-            self.signal, self.first = signal.Signals(number).name, time.monotonic()
-            self.event.set()
-            text = f"\n{self.signal}: stopping after this step; a second one stops at once (kill {os.getpid()})\n"
-            with suppress(OSError):  # os.write: print is not safe in a handler
-                os.write(2, text.encode() if PartialState().is_main_process else b"")
-        elif time.monotonic() - self.first > ONE_SIGNAL:
-            self.end()
-            signal.raise_signal(number)
-
-    def end(self) -> None:
-        """From here on a signal stops the process at once."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-
-    def reason(self) -> str | None:
-        """What asks any of the processes to stop, the same on all of them; None: nothing."""
-        gone = LAUNCHER and psutil.Process().parent() != LAUNCHER  # orphans get another parent (on Windows none)
-        return any_of(self.signal or ("the end of its launcher" if gone else None))
-
-
-def any_of(problem: str | None) -> str | None:
-    """What the first process with a problem says, on all processes alike."""
-    return next(filter(None, gather_object([problem])), None)
-
-
 def refuse_changes(path: Path, old: dict, new: dict, fix: str) -> None:
     """Refuse to go on under other arguments than those that a run was started with."""
     if changed := [name for name in new if name in old and new[name] != old[name]]:
         was = ", ".join(f"--{name} {old[name]} (now {new[name]})" for name in changed)
-        leave(f"{path} was started with {was}: {fix}", 2)
+        exit_with(f"{path} was started with {was}: {fix}", 2)
 
 
 def check_same_run(folder: Path, new: dict) -> None:
@@ -176,7 +64,7 @@ def check_same_run(folder: Path, new: dict) -> None:
     fixed = {name: value for name, value in new.items() if name not in free}
     refuse_changes(folder, old, fixed, "resume with that, or start anew in another --output")
     if new["student"] != old["student"]:
-        say(f"--student was {old['student']}: its trained weights go on, with the processor of {new['student']}")
+        print_main(f"--student was {old['student']}: its trained weights go on, with the processor of {new['student']}")
 
 
 class Output:
@@ -196,15 +84,15 @@ class Output:
                 except Timeout:
                     holder = (folder / "process").read_text(encoding="utf-8")
         if holder := any_of(holder):
-            leave(f"{folder} is in use by {holder}: wait for its end, stop it, or choose another --output", 2)
+            exit_with(f"{folder} is in use by {holder}: wait for its end, stop it, or choose another --output", 2)
         if (folder / "metrics.jsonl").exists() and not arguments["resume"]:
-            leave(f"{folder} holds a run: add --resume to go on with it, or choose another --output", 2)
+            exit_with(f"{folder} holds a run: add --resume to go on with it, or choose another --output", 2)
         self.checkpoints = sorted(folder.glob("checkpoints/step_*"), reverse=True) if arguments["resume"] else []
         if self.checkpoints:
             check_same_run(folder, arguments)
             sharded, kinds = any(folder.glob("checkpoints/step_*/*fsdp*")), ("whole", "sharded (FSDP2)")
             if sharded != accelerator.is_fsdp2:
-                leave(f"{folder} is {kinds[sharded]}, this run is {kinds[not sharded]}: launch it as it was started", 2)
+                exit_with(f"{folder} is {kinds[sharded]}, this run is {kinds[not sharded]}: launch it as it was started", 2)
 
     @contextmanager
     def writing(self, path: Path):
@@ -218,7 +106,7 @@ class Output:
             if self.main:  # room for what is to be kept
                 shutil.rmtree(path.with_name(f"partial-{path.name}"), ignore_errors=True)
             whole = max(self.folder.glob("checkpoints/step_*"), default=None)
-            leave(f"{problem}; --resume goes on from {whole.name}" if whole else problem, 1)
+            exit_with(f"{problem}; --resume goes on from {whole.name}" if whole else problem, 1)
 
     def load(self, state: dict) -> dict:
         """Weights and optimiser of the newest whole checkpoint, and logs up to there. Returns its state, or `state`."""
@@ -227,7 +115,7 @@ class Output:
             try:
                 saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
                 if saved["data"] != state["data"] and not self.arguments["data_may_differ"]:
-                    leave(f"{folder} was made with other questions: check --data, or add --data_may_differ", 2)
+                    exit_with(f"{folder} was made with other questions: check --data, or add --data_may_differ", 2)
                 self.accelerator.load_state(str(folder))
             except Exception as error:  # every format has errors of its own
                 problem = f"{folder} cannot be loaded ({str(error)[:200]}): going on from the one before"
@@ -235,8 +123,8 @@ class Output:
                 state = saved | {"data": state["data"]}
                 break
             if folder == self.checkpoints[-1]:
-                leave(f"{problem}, but there is none: start anew in another --output", 2)
-            say(problem)
+                exit_with(f"{problem}, but there is none: start anew in another --output", 2)
+            print_main(problem)
         with self.writing(self.folder):
             if self.main:
                 write_whole(json.dumps(self.arguments, indent=1), self.folder / "args.json")
@@ -255,7 +143,7 @@ class Output:
         # JSON knows no NaN and no infinity: None stands for them.
         metrics, times = (json.loads(json.dumps(line), parse_constant=lambda _: None) for line in (metrics, times))
         self.idle = self.idle + 1 if metrics["active_share"] == 0 else 0
-        say(step_lines(metrics, times) + (f"\n{why_idle(metrics)}" if self.idle == 3 else ""))
+        print_main(step_lines(metrics, times) + (f"\n{why_trivial(metrics)}" if self.idle == 3 else ""))
         with self.writing(self.folder / "metrics.jsonl"):
             for record, name in ((metrics, "metrics.jsonl"), (times, "times.jsonl")) if self.main else ():
                 with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
