@@ -51,7 +51,7 @@ class OneLine(ArgumentDefaultsHelpFormatter):
     """Help with one spelling of each option, on one line where it fits, and defaults where there are any."""
 
     def _format_action_invocation(self, action) -> str:
-        return action.option_strings[0] + (f" {action.metavar}" if action.metavar and action.nargs != "?" else "")
+        return min(action.option_strings, key=len) + (f" {action.metavar}" if action.metavar and action.nargs != "?" else "")
 
     def _get_help_string(self, action) -> str:
         return super()._get_help_string(action) if action.default or type(action.default) is int else action.help
