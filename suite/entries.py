@@ -6,7 +6,7 @@ nothing, the names of folders and files do.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -80,8 +80,12 @@ class Benchmark:
     )
     where: Sequence[str] = ()  # a column and an ending: only these rows
     strip: str = ""  # pattern of a wish for a format in the questions
+    adds: Sequence = ()  # a column, {its value: a sentence of ours behind the question}
     clean: bool = True  # False: a wish for a format is part of the task
     judge_question: str = ""  # column with the question as a judge should see it
+    packages: dict = field(
+        default_factory=dict
+    )  # that the scorer needs: {module: package}
     prepare: str = ""  # a function in rows.PREPARE, for what columns cannot say
 
 

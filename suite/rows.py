@@ -97,12 +97,12 @@ def load(
         except (
             Exception
         ) as error:  # DataError, or whatever a row of another form raises
-            problems.append(f"{uid}: {error}{withheld}")
+            problems.append(f"{uid}: {error}")
         if len(problems) > UNREADABLE * len(places):
             rest = (
                 f"more than {UNREADABLE:.0%} of {len(places)} rows cannot be read"
             )
-            raise DataError(f"{problems[0]}; {rest}")
+            raise DataError(f"{problems[0]}{withheld}; {rest}")
     return items, problems
 
 
@@ -202,7 +202,8 @@ def items_of(
     row = place["rows"][place["number"]] | place
     media = media_of(entry, row, folder, frames)
     items = []
-    for i, part in enumerate(PREPARE[entry.prepare](row, prompts)):
+    parts = PREPARE[entry.prepare](row, prompts) if entry.prepare else [{}]
+    for i, part in enumerate(parts):
         suffix = f".{i}" if i else ""
         items.append(item_of(entry, uid + suffix, row | part, media))
     return items
@@ -253,6 +254,9 @@ def video_of(
 def item_of(entry: Benchmark, uid: str, row: dict, media: Media) -> Item:
     """One question. row: with what `prepare` made."""
     question = re.sub(entry.strip, "", str(row.get(entry.question) or "")).strip()
+    if entry.adds:  # decision 4
+        column, sentences = entry.adds
+        question += sentences.get(row[column], "")
     judge_question = row.get(entry.judge_question)
     options = options_of(entry, row, judge_question or question, media.names)
     gold = row[entry.answers[0 if options else -1]]
@@ -418,26 +422,15 @@ def gold_numbers(
 # ---- what no column says: (row, prompts) -> what replaces its columns, for each question ---------
 
 
-def as_it_is(row: dict, prompts: dict) -> list:
-    return [{}]
-
-
-CHARXIV_FORMS = {
-    1: " Answer in words that stand in the chart, unless a letter is asked for: labels and names of "
-    "subplots in full, several terms with commas between them.",
-    2: " Answer with one of the options if the question has any, else in a short phrase.",
-    3: " Answer with a number that stands in the chart, even if it is only about right.",
-}
-
-
 def charxiv(row: dict, prompts: dict) -> list:
     """One reasoning question and four descriptive ones, whose texts are templates for a place."""
     question = row["reasoning_q"]
     answer = str(row["reasoning_a"])
     kind = expect(int(row["reasoning_a_type"]), (1, 2, 3, 4))
     decimals = len(answer.partition(".")[2])
-    form = f"with {decimals} decimals" if decimals else "as an integer"
-    question += CHARXIV_FORMS.get(kind, f" Give the answer {form}.")  # decision 4
+    if kind == 4:  # decision 4
+        form = f"with {decimals} decimals" if decimals else "as an integer"
+        question += f" Give the answer {form}."
     asked = [("reasoning", kind, question, answer)]
     place = row["subplot_loc"] or "the current plot"
     if row["subplot_row"] and not row["subplot_loc"]:
@@ -457,22 +450,6 @@ def charxiv(row: dict, prompts: dict) -> list:
         )
         for half, rubric, question, answer in asked
     ]
-
-
-def dynamath(row: dict, prompts: dict) -> list:
-    """A float must be right to 0.001 (decision 4)."""
-    question = row["question"]
-    if row["answer_type"] == "float":
-        question += " Give the answer with 3 decimals."
-    return [{"question": question}]
-
-
-def videommmu(row: dict, prompts: dict) -> list:
-    """Where the question is about the video, a quiz in the last frame is none of it (decision 4)."""
-    question = row["question"]
-    if row["config"] != "Adaptation":
-        question += " The last frame may show a quiz: ignore it."
-    return [{"question": question}]
 
 
 def mathvista(row: dict, prompts: dict) -> list:
@@ -541,14 +518,5 @@ def capabilities(row: dict, prompts: dict) -> list:
     return [{"capability": OCR_CAPABILITIES[expect(kind, OCR_CAPABILITIES)]}]
 
 
-PREPARE = {
-    "": as_it_is,
-    "charxiv": charxiv,
-    "dynamath": dynamath,
-    "videommmu": videommmu,
-    "mathvista": mathvista,
-    "redux": redux,
-    "multichallenge": multichallenge,
-    "blind": blind,
-    "capabilities": capabilities,
-}
+FUNCTIONS = (charxiv, mathvista, redux, multichallenge, blind, capabilities)
+PREPARE = {function.__name__: function for function in FUNCTIONS}

@@ -320,7 +320,9 @@ def same_text(answer: str, options: Sequence[str]) -> set[int]:
 
 def equal_text(answer: str, options: Sequence[str]) -> set[int]:
     plain = one_spelling(answer)
-    return {i for i, text in enumerate(options) if text and one_spelling(text) == plain}
+    return {
+        i for i, text in enumerate(options) if text and one_spelling(text) == plain
+    }
 
 
 def one_spelling(text: str) -> str:
