@@ -64,15 +64,10 @@ class Exam:
 
 def chosen(args) -> list[Benchmark]:
     """The benchmarks of --suite and --benchmarks, with the sources of --ids. Raises DataError."""
-    ids = {}
-    for pair in args.ids:
-        name, _, source = pair.partition("=")
-        if not source:
-            raise DataError(f"--ids {pair}: expected benchmark=owner/name")
-        ids[name] = source
-    names = [
-        entry.name for entry in BENCHMARKS if args.suite in (entry.family, "all")
-    ]
+    ids = dict(pair.partition("=")[::2] for pair in args.ids)
+    if "" in ids.values():
+        raise DataError(f"--ids {' '.join(args.ids)}: expected benchmark=owner/name")
+    names = [one.name for one in BENCHMARKS if args.suite in (one.family, "all")]
     names += args.benchmarks.replace(",", " ").split()
     unknown = sorted(set(names).union(ids).difference(BY_NAME))
     if unknown:

@@ -92,16 +92,20 @@ def load(
         split = place["split"] if entry.every_split else ""
         parts = (entry.name, place["config"], split, str(place["number"]))
         uid = "/".join(filter(None, parts))  # decision 5
+        row = place["rows"][place["number"]] | place
         try:
-            items += items_of(entry, uid, place, folder, prompts, frames)
-        except (
-            Exception
-        ) as error:  # DataError, or whatever a row of another form raises
+            media = media_of(entry, row, folder, frames)
+            parts = PREPARE[entry.prepare](row, prompts) if entry.prepare else [{}]
+            asked = []  # CharXiv's rows have five questions
+            for i, part in enumerate(parts):
+                suffix = f".{i}" if i else ""
+                asked.append(item_of(entry, uid + suffix, row | part, media))
+            items += asked
+        # A DataError, or whatever else a row of another form raises.
+        except Exception as error:
             problems.append(f"{uid}: {error}")
         if len(problems) > UNREADABLE * len(places):
-            rest = (
-                f"more than {UNREADABLE:.0%} of {len(places)} rows cannot be read"
-            )
+            rest = f"more than {UNREADABLE:.0%} of {len(places)} rows cannot be read"
             raise DataError(f"{problems[0]}{withheld}; {rest}")
     return items, problems
 
@@ -163,7 +167,7 @@ def check_columns(
     return rows.rename_columns({there[name.casefold()]: name for name in others})
 
 
-def units_of(entry: Benchmark, config: str, splits: dict) -> dict[str, list[str]]:
+def units_of(entry: Benchmark, config: str, splits: dict) -> dict:
     """{split: the scored_with of each row}."""
     if entry.together:
         ids = {
@@ -188,25 +192,6 @@ def asked_rows(entry: Benchmark, rows: datasets.Dataset) -> Sequence[int]:
 
 
 # ---- a row's images, and its questions -----------------------------------------------------------
-
-
-def items_of(
-    entry: Benchmark,
-    uid: str,
-    place: dict,
-    folder: Path,
-    prompts: dict,
-    frames: int,
-) -> list[Item]:
-    """The questions of one row: CharXiv's rows have five."""
-    row = place["rows"][place["number"]] | place
-    media = media_of(entry, row, folder, frames)
-    items = []
-    parts = PREPARE[entry.prepare](row, prompts) if entry.prepare else [{}]
-    for i, part in enumerate(parts):
-        suffix = f".{i}" if i else ""
-        items.append(item_of(entry, uid + suffix, row | part, media))
-    return items
 
 
 def media_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> Media:
@@ -319,9 +304,7 @@ def named(text: str, names: dict) -> str:
 # ---- options and golds ---------------------------------------------------------------------------
 
 
-def options_of(
-    entry: Benchmark, row: dict, question: str, names: dict
-) -> list[str]:
+def options_of(entry: Benchmark, row: dict, question: str, names: dict) -> list[str]:
     """The texts of a row's options; [] without any. question: where they stand without columns."""
     if entry.kind:
         column, *kinds = entry.kind
@@ -359,9 +342,7 @@ def option_texts(cell, drawn: int) -> list[str]:
     plain = []
     for letter, text in zip(LETTERS, texts):
         plain.append(re.sub(rf"^\(?{letter}[.:)]\s*", "", text))
-    all_had_letters = all(
-        one != text for one, text in zip(plain, texts, strict=True)
-    )
+    all_had_letters = all(one != text for one, text in zip(plain, texts, strict=True))
     return plain if all_had_letters else texts
 
 
@@ -408,9 +389,7 @@ def gold_numbers(
             int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)
         ]
     elif letters and (encoding == "letter" or not any(options)):
-        numbers = [
-            LETTERS.index(letter) for letter in re.findall("[A-Z]", texts[0])
-        ]
+        numbers = [LETTERS.index(letter) for letter in re.findall("[A-Z]", texts[0])]
     else:
         numbers = [i for i, option in enumerate(options) if option == texts[0]][:1]
     if not numbers or max(numbers) >= len(options):
@@ -434,7 +413,9 @@ def charxiv(row: dict, prompts: dict) -> list:
     asked = [("reasoning", kind, question, answer)]
     place = row["subplot_loc"] or "the current plot"
     if row["subplot_row"] and not row["subplot_loc"]:
-        place = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
+        place = (
+            f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
+        )
     for i in "1234":
         number = expect(int(row[f"descriptive_q{i}"]), range(1, 20))
         rubric, question = prompts["charxiv_questions"][number - 1]
