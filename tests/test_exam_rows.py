@@ -19,7 +19,6 @@ from standins import data_uri, gif, image, parquet, write_json
 import evaluate
 from engine.options import parse
 from suite.rows import split_at_letters
-from suite.scorers import choose
 
 PIXEL = data_uri("red")
 
@@ -331,18 +330,6 @@ def test_a_file_that_is_none_is_named(tmp_path, here):
 ])  # fmt: skip
 def test_options_in_one_string(text, options):
     assert split_at_letters(text) == options
-
-
-LABELS = ("(c)", "(a)", "(e)", "(d)", "(b)")
-
-
-@pytest.mark.parametrize(("answer", "options", "chosen"), [
-    ("B", LABELS, {1}), ("(b)", LABELS, {1}), ("\\text{B}", ("C", "A", "B", "D"), {1}), ("F", LABELS, {5}),
-    ("b", ("x", "y", "b"), {1}), ("I", ("I", "II", "III"), {0}), ("A and B", ("A and B", "B"), {0}),
-    ("(a) and (b)", LABELS, {0, 1}), ("E. (b)", LABELS, {4}),
-])  # fmt: skip
-def test_the_letter_comes_first(answer, options, chosen):
-    assert choose(answer, options) == chosen
 
 
 # ---- results that cannot be lost -------------------------------------------------------------------

@@ -185,6 +185,8 @@ def test_ocrbench_with_the_real_lmms_eval(items):
 
 ANIMALS = ("cat", "dog", "owl", "cow")
 NUMBERS = ("4", "1", "2", "3")
+LABELS = ("(c)", "(a)", "(e)", "(d)", "(b)")
+SIGNS = ("C", "A", "B", "D")
 CHOICES = [  # answer, options, what it commits to
     ("B", ANIMALS, {1}), ("b", ANIMALS, {1}), ("(b)", ANIMALS, {1}), ("B.", ANIMALS, {1}), ("[B]", ANIMALS, {1}),
     ("option B", ANIMALS, {1}), ("Option (B)", ANIMALS, {1}), ("The correct answer is B", ANIMALS, {1}),
@@ -207,6 +209,12 @@ CHOICES = [  # answer, options, what it commits to
     ("5 cm", ("5", "5 cm"), {1}), ("same", ("same", "same"), None), ("II", ("I", "II", "III"), {1}),
     ("I", ("I", "II", "III"), {0}), ("C", ("", "", "", ""), {2}), ("C. seven", ("", "", "", ""), {2}),
     ("seven", ("", "", "", ""), None), ("300, 400", ("300, 400", "3.5"), {0}), ("F", ("", "", ""), {5}),
+    # The letter comes first, also where another option's text is a letter.
+    ("B", LABELS, {1}), ("(b)", LABELS, {1}), ("b", LABELS, {1}), ("\\text{(b)}", LABELS, {1}), ("F", LABELS, {5}),
+    ("E. (b)", LABELS, {4}), ("(a) and (b)", LABELS, {0, 1}), ("option (e)", LABELS, {4}),
+    ("\\text{B}", SIGNS, {1}), ("\\textbf{(B)}", SIGNS, {1}), ("$B$", SIGNS, {1}), ("C. B", SIGNS, {2}),
+    ("A. C", SIGNS, {0}), ("A, B", SIGNS, {0, 1}), ("BD", SIGNS, {1, 3}), ("b", ("x", "y", "b"), {1}),
+    ("\\mathrm{C}", ("volt", "C", "A", "ohm"), {2}), ("J", ("J", "W", "N"), {0}), ("N", ("J", "W", "N"), {2}),
     ("yes", ("Yes", "No"), {0}), ("no", ("Yes", "No"), {1}), ("No.", ("Yes", "No"), {1}), ("C D", ("A B", "C D"), {1}),
 ]  # fmt: skip
 
