@@ -297,7 +297,7 @@ def test_rows_as_they_are(case, tmp_path, here):
         assert any(words in prompt and more in prompt for prompt in seen), (words, seen)
 
 
-# ---- a row that cannot be read ---------------------------------------------------------------------
+# ---- a row that cannot be read -------------------------------------------------------------------
 
 
 def test_two_of_a_hundred_rows_are_left_out_and_named(tmp_path, here):
@@ -332,7 +332,7 @@ def test_options_in_one_string(text, options):
     assert split_at_letters(text) == options
 
 
-# ---- results that cannot be lost -------------------------------------------------------------------
+# ---- results that cannot be lost -----------------------------------------------------------------
 
 
 def aime(root: Path) -> list[str]:
