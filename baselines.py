@@ -116,7 +116,7 @@ def distill(learner: Learner, teacher_model, groups: Sequence[Group], recipe: Re
     norm: float | None = 0.0
     if rows:  # none kept: no loss, no step
         for micro in learner.micro_batches(rows):
-            divergence, entropy, weight = learner.forward(micro, teacher_model)  # [N] each
+            divergence, entropy, weight = learner.divergences(micro, teacher_model)  # [N] each
             loss = (weight * divergence).sum()
             learner.backward(loss / total_weight)
             totals += torch.stack([loss.detach(), entropy[weight != 0].sum()]).to(totals)

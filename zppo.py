@@ -254,7 +254,7 @@ def update(learner: Learner, groups: Sequence[Group], recipe: Recipe, key: tuple
     for rows, _ in parts[1:]:  # pi_theta_old is the policy before the first of the I updates
         for micro in learner.micro_batches(rows):
             with torch.no_grad():
-                logp, _, _ = learner.forward(micro)
+                logp, _, _ = learner.log_probs(micro)
             for row, old_logp in zip(micro, logp.split([len(row.tokens) for row in micro]), strict=True):
                 row.old_logp = old_logp
 
@@ -265,7 +265,7 @@ def update(learner: Learner, groups: Sequence[Group], recipe: Recipe, key: tuple
             without_signal += 1
             continue
         for micro in learner.micro_batches(rows):
-            logp, entropy, advantage = learner.forward(micro)  # [N] each, over the response tokens of the micro-batch
+            logp, entropy, advantage = learner.log_probs(micro)  # [N] each, over the response tokens of the micro-batch
             old_logp = torch.cat([row.old_logp for row in micro]) if i else logp.detach()
             loss = policy_loss(logp, old_logp, advantage, recipe.eps_low, recipe.eps_high, recipe.dual_clip)
             learner.backward(loss.sum() / tokens)  # [Da2] the mean over the mini-batch's tokens on all processes
