@@ -45,9 +45,6 @@ from engine.models import (
 )
 from engine.questions import Question
 
-# Of a micro-batch, as a share of a full one's cost: kernels to start, gradients to add up.
-FIXED_COST = 1 / 16
-
 
 @dataclass
 class Row:
@@ -144,34 +141,22 @@ def check_head(model, prompt: Tensors) -> None:
 
 
 def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[int]]:
-    """Rows cut into micro-batches, a multiple of `world`, at the least cost: padded tokens and a
-    fixed cost for each.
+    """Rows cut into micro-batches, the longest rows first, each filled up to the budget.
 
     lengths: tokens of each row. budget: tokens of a micro-batch, padding included; a longer row is
-    a micro-batch of its own. Returns positions in `lengths`, the longest rows first: memory runs
-    out at once or never, and `world` neighbours, one for each process, are of like size. The last
-    ones are empty where rows are few.
+    a micro-batch of its own. Returns positions in `lengths`, a multiple of `world` lists of them.
+    Memory runs out at once or never, and `world` neighbours, one for each process, are of like
+    size. The last lists are empty where rows are few.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    least, start = (
-        [0.0],
-        [0],
-    )  # of the first j rows: the least cost, and where their last micro-batch starts
-    for j in range(1, len(order) + 1):
-        costs = {}
-        for i in reversed(range(j)):  # rows i to j - 1 are one micro-batch, as wide as row i
-            padded = lengths[order[i]] * (j - i)
-            if costs and padded > budget:
-                break
-            costs[i] = least[i] + padded
-        start.append(min(costs, key=costs.get))
-        least.append(costs[start[j]] + budget * FIXED_COST)
-    found, j = [], len(order)
-    while j:
-        found.insert(0, order[start[j] : j])
-        j = start[j]
-    share_out(found, lengths, world)
-    return found
+    batches: list[list[int]] = []
+    for i in order:
+        # Every row of a micro-batch is padded to its first one.
+        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append(i)
+    share_out(batches, lengths, world)
+    return batches
 
 
 def share_out(batches: list[list[int]], lengths: Sequence[int], world: int) -> None:
