@@ -38,7 +38,8 @@ BOX = r"\$*\\?\bboxed\b(?:\s*\{[^{}]*\})?\$*"
 FORMAT = re.compile(  # what a wish is about; a sentence without any of these stays
     rf"(?i){BOX}|</?(?:answer|think)>|"
     r"\b(?:single|one)[ -](?:word|letter|number|phrase)\b|\bword or (?:short )?phrase\b|"
-    r"\bletters?\b|\bstep[ -]by[ -]step\b|\bdirectly\b|\bat the end\b|\b(?:last|own) line\b|\bjson\b|"
+    r"\bletters?\b|\bstep[ -]by[ -]step\b|\bdirectly\b|\bat the end\b|\b(?:last|own) line\b|"
+    r"\bjson\b|"
     r"\b(?:your|the) (?:reasoning|thinking)\b|"
     r"\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b"
 )
@@ -150,8 +151,7 @@ def clean_answer(value) -> tuple[str, str]:
 
 
 def spelled_list(value, kinds: tuple = (str,)):
-    """The list that a string spells out as Python does, if all its items are of these kinds; else
-    the value itself."""
+    """The list that a string spells out in Python, if its items have these kinds; else the value."""
     if not isinstance(value, str) or not value.strip().startswith("["):
         return value
     try:
@@ -163,8 +163,7 @@ def spelled_list(value, kinds: tuple = (str,)):
 
 
 def worked_answer(text: str) -> tuple[str, str]:
-    """(short answer, "####" or "boxed") of a worked solution; (text, "column") of any other text
-    (decision 4)."""
+    """(short answer, "####" or "boxed") of a worked solution, else (text, "column"): decision 4."""
     if closing := re.search(r"####[ \t]*([^\n#]+)\s*\Z", text):
         return closing[1].strip(), "####"
     box = extract_boxed(text)

@@ -1,4 +1,4 @@
-"""Pixels and prompts: image cells to upright RGB, pixel bounds, the chat turns and tokens of a prompt.
+"""Pixels and prompts: image cells to upright RGB, pixel bounds, a prompt's turns and tokens.
 
 Decisions where the paper is silent:
 1. Images come first, then the text. The model's processor resizes images (`bound_pixels`, Table 8).
@@ -57,8 +57,7 @@ def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
 
 
 def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS):
-    """Set the pixel bounds (Table 8) on a processor of the Qwen family, in place; returns the
-    processor."""
+    """Set the pixel bounds (Table 8) on a processor of the Qwen family; returns the processor."""
     processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     return processor
 

@@ -51,8 +51,7 @@ def load_processor(path: str):
 
 
 def load_model(path: str, dtype: torch.dtype = torch.float32):
-    """The model of a folder or hub id: a VLM where its architecture is one, else a causal LM.
-    Dropout is off."""
+    """The model of a folder or hub id, VLM or causal LM, without dropout."""
     config = AutoConfig.from_pretrained(path)
     check_fp8(path, config)
     is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -91,8 +90,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
 
 
 def lm_head(model) -> tuple[torch.Tensor, float | None]:
-    """(weight [V, H], soft cap of the logits if there is one): what takes last hidden states to
-    logits."""
+    """(weight [V, H], soft cap if there is one): what takes the last hidden states to logits."""
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return model.get_output_embeddings().weight, cap
 
@@ -110,8 +108,7 @@ def end_token_ids(model, processor) -> list[int]:
 
 
 def banned_token_ids(model, processor) -> list[int]:
-    """Vision placeholders: a sampled one would ask for an image that is not there. They get
-    probability 0."""
+    """Vision placeholders get probability 0: a sampled one would ask for a missing image."""
     names = ("image", "video", "vision_start", "vision_end", "audio")
     ids = set()
     for name in names:

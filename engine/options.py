@@ -27,8 +27,7 @@ class JsonObject(dict):
 
 @dataclass
 class Range:
-    """The numbers that an option takes, as argparse's `choices`: it asks what is in them and prints
-    them."""
+    """The numbers that an option takes, as argparse's `choices`: it asks `in` and prints them."""
 
     minimum: float
     maximum: float
@@ -48,8 +47,7 @@ def option(
     maximum: float = math.inf,
     choices: Sequence[str] = (),
 ):
-    """A field with its help, and its range or its choices. default: a value, or a class that makes
-    one."""
+    """A field with its help, range or choices. default: a value, or a class that makes one."""
     is_number = type(default) in (int, float)
     metadata: dict = {"help": help, "metavar": "N" if is_number else "TEXT"}
     if choices:
@@ -87,8 +85,7 @@ def parse(classes: Sequence[type], argv: Sequence[str], description: str) -> lis
 
 
 def words(file: str) -> list[str]:
-    """The options of a YAML or JSON file as words of a command line, which is checked as a
-    whole."""
+    """The options of a YAML or JSON file as words of a command line, which is checked later."""
     try:
         given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -108,8 +105,7 @@ def words(file: str) -> list[str]:
 
 
 class OneLine(ArgumentDefaultsHelpFormatter):
-    """Help with one spelling of each option, on one line where it fits, and defaults where there
-    are any."""
+    """Help with one spelling of each option, on one line if it fits, and its default if any."""
 
     def _format_action_invocation(self, action) -> str:
         name = action.option_strings[0]

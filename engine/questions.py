@@ -42,8 +42,7 @@ DECODER = json.JSONDecoder(parse_float=str, parse_int=str)  # decision 4: number
 
 
 class DataError(ValueError):
-    """A source is not as expected; the message names what was expected, what exists, and the
-    fix."""
+    """A source is not as expected; the message says what was, what exists, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,7 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
 
 
 def open_source(source, split: str, config: str | None) -> tuple[Rows, str]:
-    """(rows, folder where relative image names start) of a hub id, file or folder; a Dataset stays
-    one. Raises DataError."""
+    """(rows, folder where relative image names start) of a source. Raises DataError."""
     if isinstance(source, datasets.Dataset):
         return source, ""
     path = Path(source).absolute()
@@ -150,8 +148,7 @@ def part_of(rows: list[dict], split: str) -> list[dict]:
 
 
 def read_text_file(path: str) -> list[dict]:
-    """Rows of a .jsonl, .json or .csv file. Raises DataError: what is wrong, in which line, and the
-    fix."""
+    """Rows of a .jsonl, .json or .csv file. Raises DataError with the cause, its line, the fix."""
     raw = Path(path).read_bytes()
     try:
         text = raw.decode("utf-8-sig")
@@ -159,15 +156,18 @@ def read_text_file(path: str) -> list[dict]:
         line = raw.count(b"\n", 0, error.start) + 1
         what = f"{path}, line {line}: not UTF-8 (UTF-16 or Latin-1?)"
         raise DataError(f"{what}. Save the file as UTF-8") from error
-    if path.lower().endswith(".csv"):
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="more"))
-    else:
-        rows = read_json(path, text)
+    is_csv = path.lower().endswith(".csv")
+    rows = read_csv(text) if is_csv else read_json(path, text)
     if not rows or not all(isinstance(row, dict) for row in rows):
         what = "a row is no object" if rows else "the file is empty"
         example = '{"question": "1 + 1?", "answer": "2"}'
         raise DataError(f"{path}: {what}. Expected are rows like {example}")
     return rows
+
+
+def read_csv(text: str) -> list[dict]:
+    """The rows below a header. Cells beyond the header get a column of their own."""
+    return list(csv.DictReader(io.StringIO(text, newline=""), restkey="more"))
 
 
 def read_json(path: str, text: str) -> list:
@@ -258,10 +258,7 @@ def read_row(
     for (column, position), image in zip(places, question.images):
         images.append(LazyImage(rows, index, column, position, folder, image.size))
     uid = value_of(row, names["uid"])
-    if uid is None:
-        uid = question.uid
-    else:
-        uid = str(uid).encode(errors="replace").decode()
+    uid = question.uid if uid is None else str(uid).encode(errors="replace").decode()
     return replace(question, uid=uid, images=tuple(images)), ""
 
 
@@ -292,8 +289,7 @@ def clean_row(question, answer, cells: list, folder: str = "") -> tuple[Question
 
 
 def last_turn(question) -> tuple[str | None, str]:
-    """(last user turn, system turn) of a chat: [{"role", "content"}]. Content: a string or
-    parts."""
+    """(last user turn, system turn) of a chat [{"role", "content"}]. Content: text or parts."""
     if isinstance(question, str):
         return question, ""
     if isinstance(question, dict):  # {"role": [...], "content": [...]}: so older sets hold a chat
