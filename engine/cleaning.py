@@ -151,7 +151,7 @@ def clean_answer(value) -> tuple[str, str]:
 
 
 def spelled_list(value, kinds: tuple = (str,)):
-    """The list that a string spells out in Python, if its items have these kinds; else the value."""
+    """The list that a string spells out, if its items are of these kinds; else the string."""
     if not isinstance(value, str) or not value.strip().startswith("["):
         return value
     try:
