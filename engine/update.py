@@ -143,6 +143,7 @@ def check_head(model, prompt: Tensors) -> None:
 def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[int]]:
     """Rows cut into micro-batches, the longest rows first, each filled up to the budget.
 
+    No row is padded to more than twice its length: NCQ prompts are far longer than plain ones.
     lengths: tokens of each row. budget: tokens of a micro-batch, padding included; a longer row is
     a micro-batch of its own. Returns positions in `lengths`, a multiple of `world` lists of them.
     Memory runs out at once or never, and `world` neighbours, one for each process, are of like
@@ -150,10 +151,12 @@ def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
+    width = 0  # of the last micro-batch: the length of its first row
     for i in order:
-        # Every row of a micro-batch is padded to its first one.
-        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > budget:
+        full = not batches or width * (len(batches[-1]) + 1) > budget
+        if full or width > 2 * lengths[i]:
             batches.append([])
+            width = lengths[i]
         batches[-1].append(i)
     share_out(batches, lengths, world)
     return batches
