@@ -359,14 +359,19 @@ class Run:
         """Held-out accuracy in percent by family; the responses go to the file of this name."""
         if not self.held_out:
             return {}
-        records = evaluate(
-            self.student,
-            self.held_out,
-            sampling=replace(DECODING, max_new_tokens=self.recipe.max_response_tokens),
-            seed=self.args.seed,
-            judge=self.teacher,
-            reward=self.reward,
-        )
+        tokens = self.recipe.max_response_tokens
+        try:
+            records = evaluate(
+                self.student,
+                self.held_out,
+                sampling=replace(DECODING, max_new_tokens=tokens),
+                seed=self.args.seed,
+                judge=self.teacher,
+                reward=self.reward,
+            )
+        except InterruptedError:
+            # A signal, while a served judge was asked: the run stops after this step.
+            return {}
         self.output.write(records, name)
         return accuracies(records)
 
