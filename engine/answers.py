@@ -1,35 +1,40 @@
 """Comparison of two short answers: LaTeX, numbers, units, sets, intervals, words and options.
 
-The reward of ZPPO (arXiv 2606.18216, App. D.1) calls mathruler here; we compare ourselves. An expression is its values
-at eight fixed points: two expressions are equal if their values are. Five phases, each under a banner:
+The reward of ZPPO (arXiv 2606.18216, App. D.1) calls mathruler here; we compare ourselves. An
+expression is its values at eight fixed points: two expressions are equal if their values are.
+This file imports nothing from the rest of the project: copy it. Five phases:
 
-    spelling      `clean` gives one spelling to signs that mean the same
-    words         options, words and units, which are no mathematics
-    values        what an operation gives at the eight points
-    parser        `read` makes a tree of values and shapes (lists, sets, tuples, relations)
-    comparison    `same` compares two trees
+    1. spelling: `clean` gives one spelling to signs that mean the same
+    2. words, options and units, which are no mathematics
+    3. values: what an operation gives at the eight points
+    4. parser: `read` makes a tree of values and shapes (lists, sets, tuples, relations)
+    5. comparison: `same` compares two trees
 
-This file imports nothing from the rest of the project: copy what you need. Decisions and deviations:
+Decisions and deviations:
 
  1. What is ambiguous is refused: a false positive trains a wrong model, a miss costs one reward.
- 2. Nothing is run as code: the parser has fixed lists of commands and functions. Text that the parser cannot read is
-    compared as text. sympy is not used, because its simplifier has no bound; mpmath is.
- 3. Work is bounded by counting characters, names, nesting and bits, not by signals, threads or clocks: the answer is
-    the same in every thread, on every machine. Beyond a bound only identical text is equal.
- 4. Numbers are exact: 0.333 is not 1/3, 3.14 is not pi, 2/4 is 1/2. Only a decimal of 10 digits or more stands for
-    the number it is cut or rounded from. Expressions are equal if they differ by less than 1e-250 at fixed points,
-    wherever both are real: (sqrt x)^2 is x; sqrt(x^2) is |x|, not x.
+ 2. Nothing is run as code: the parser has fixed lists of commands and functions. Text that the
+    parser cannot read is compared as text. sympy is not used, because its simplifier has no bound.
+ 3. Work is bounded by counting characters, names, nesting and bits, not by signals, threads or
+    clocks: the answer is the same in every thread, on every machine. Beyond a bound only identical
+    text is equal.
+ 4. Numbers are exact: 0.333 is not 1/3, 3.14 is not pi, 2/4 is 1/2. Only a decimal of 10 digits or
+    more stands for the number it is cut or rounded from. Expressions are equal if they differ by
+    less than 1e-250 at the points where both are real: (sqrt x)^2 is x; sqrt(x^2) is |x|, not x.
  5. A percent mark divides by 100, a degree mark multiplies by pi/180.
  6. 1,000 is a number and "1, 000" is not. Inside brackets of any kind a comma always separates.
- 7. Sets and lists without brackets have no order; tuples, intervals and matrices have one, and the brackets count:
-    (1,2) is neither [1,2] nor {1,2} nor "1, 2". A set of one is its member.
- 8. "x = 5" is 5, "x > 5" is (5, oo); "x+y = 5" is not 5, "x = 5" is not "y = 5". Other relations are equal if left
-    minus right is, up to its sign for an equation: "2x = 10" is not "x = 5".
- 9. One side may lack the unit or currency of the other. Two different units are refused, not converted.
-10. log without a base has an unknown one: log ab = log a + log b holds, log 100 = 2 and log x = ln x do not.
-11. 101_2 is neither 101 nor 5; 2:3 is 2/3, but 2:4 is not 1:2; "5-10" and 2024-05-01 are text; 2 3/2, x/2y and 1/xy
-    are refused, while 1 1/2 is 1.5 and 1/2x is (1/2)x.
-12. One letter is a variable, so b is not B; in the brackets of an option, (b), it is. Words ignore case.
+ 7. Sets and lists without brackets have no order; tuples, intervals and matrices have one, and the
+    brackets count: (1,2) is neither [1,2] nor {1,2} nor "1, 2". A set of one is its member.
+ 8. "x = 5" is 5, "x > 5" is (5, oo); "x+y = 5" is not 5, "x = 5" is not "y = 5". Other relations
+    are equal if left minus right is, up to its sign for an equation: "2x = 10" is not "x = 5".
+ 9. One side may lack the unit or currency of the other. Two different units are refused, not
+    converted.
+10. log without a base has an unknown one: log ab = log a + log b holds, log 100 = 2 and
+    log x = ln x do not.
+11. 101_2 is neither 101 nor 5; 2:3 is 2/3, but 2:4 is not 1:2; "5-10" and 2024-05-01 are text;
+    2 3/2, x/2y and 1/xy are refused, while 1 1/2 is 1.5 and 1/2x is (1/2)x.
+12. One letter is a variable, so b is not B; in the brackets of an option, (b), it is. Words ignore
+    case.
 """
 
 import math
@@ -52,216 +57,138 @@ DIGITS = 500  # of any other number: rounding errors stay far below the toleranc
 TOLERANCE = Fraction(1, 10**250)  # two other numbers that differ by less are equal
 LOCK = threading.Lock()  # mpmath's functions change the precision of their context for a moment
 
-PLAIN_NUMBER = re.compile(
-    r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|[+-]?\.[0-9]+"
-)
-
 
 def answers_match(given: str, gold: str) -> bool:
     """True if two short answers mean the same. Symmetric, never raises; only strings match."""
     if not isinstance(given, str) or not isinstance(gold, str):
         return False
-    given = given.strip()
-    gold = gold.strip()
+    given, gold = given.strip(), gold.strip()
     if given == gold:
         return given != ""
     if max(len(given), len(gold)) > MAX_CHARS:
         return given.split() == gold.split()
     if PLAIN_NUMBER.fullmatch(given) and PLAIN_NUMBER.fullmatch(gold):
-        return plain_value(given) == plain_value(gold)
-    given = clean(given)
-    gold = clean(gold)
-    given_option = option(given)
-    gold_option = option(gold)
+        return Fraction(given.replace(",", "")) == Fraction(gold.replace(",", ""))
+    given, gold = clean(given), clean(gold)
+    given_option, gold_option = option(given), option(gold)
     if given_option and gold_option:
-        return same_option(given_option, gold_option)
+        (letter, text), (gold_letter, gold_text) = given_option, gold_option
+        same_text = not text or not gold_text or answers_match(text, gold_text)
+        return letter == gold_letter and same_text
     if as_words(given) == as_words(gold):
         return given != ""
     try:
         with LOCK:
-            return same_answer(read(given), read(gold))
+            (tree, unit), (gold_tree, gold_unit) = read(given), read(gold)
+            same_unit = not unit or not gold_unit or unit == gold_unit
+            return same_unit and same(tree, gold_tree)
     except (ArithmeticError, ValueError, RecursionError):
         return False
-
-
-def plain_value(text):
-    return Fraction(text.replace(",", ""))
 
 
 # ------------------------------------------------------------------------------------------------
 # 1. Spelling: one for the many ways to write the same signs
 
-GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma "
-    "tau upsilon phi chi psi omega"
-).split()
-# A line holds spellings of its first entry. There _ is a space, so that names do not grow together.
+PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+", re.ASCII)
+GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
+sigma tau upsilon phi chi psi omega""".split()
+# The first of each stands for the others. There _ is a space, so that names do not grow together.
 SPELLINGS = r"""
-- − – — ‐ ‑ ‒
-* × · ⋅ ∙ ∗ • \cdot \times \ast
-/ ÷ ⁄ ∕ \div
-" “ ” „
-' ‘ ’ ′ \prime
-< \lt
-> \gt
-≈ ≃ \approx
-≤ ≦ ⩽ \le \leq \leqslant
-≥ ≧ ⩾ \ge \geq \geqslant
-≠ \ne \neq
-° º \degree \degrees
-∞ \infty
-∈ \in
-∪ \cup
-∩ \cap
-∖ \setminus \backslash
-∅ \emptyset \varnothing
-± \pm
-∓ \mp
-| \lvert \rvert \vert \mid
-⌊ \lfloor
-⌋ \rfloor
-⌈ \lceil
-⌉ \rceil
-⟨ 〈 \langle
-⟩ 〉 \rangle
-\{ \lbrace
-\} \rbrace
-[ \lbrack
-] \rbrack
-€ \euro
-£ \pounds
-: \colon
-\frac \dfrac \tfrac \cfrac
-\binom \dbinom \tbinom
-\epsilon \varepsilon
-\phi \varphi
-\theta \vartheta
-\root{2} √
-\root{3} ∛
-\mathbb_R_ ℝ
-_and_ \land \wedge
-_or_ \lor \vee
-_ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle
-"""
-# name: an example ⟹ what becomes of it, then the pattern ⟹ its replacement. ␣ is a space, ＄ a
-# dollar that is money, ⏎ a new row. A name with () is a function below.
+- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ÷ ⁄ ∕ \div; " “ ” „; ' ‘ ’ ′ \prime; < \lt; > \gt
+; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ± \pm; ∓ \mp
+; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash
+; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil
+; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro; £ \pounds
+; : \colon; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi
+; \theta \vartheta; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ; _and_ \land \wedge; _or_ \lor \vee
+; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""
+PLAIN = {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
+for line in SPELLINGS.split(";"):
+    first, *others = line.split()
+    PLAIN |= dict.fromkeys(others, first.replace("_", " "))
+SIGNS = {ord(sign): plain for sign, plain in PLAIN.items() if len(sign) == 1}
+
+# A rule: its name, an example ⟹ what becomes of it, four spaces, its pattern ⟹ the replacement.
+# ␣ is a space, ＄ a dollar that is money, ⏎ a new row, ␀ nothing, name() a function of the match.
 RULES = r"""
 # spaces, wrappers and signs with a backslash
-new row: a\\b ⟹ a⏎b
-    \\\\(?: ?\[[\d.]+[a-z]{2}\])? ⟹ ⏎
-money: \$5 ⟹ ＄5
-    \\\$ ⟹ ＄
-escaped sign: 5\% ⟹ 5%
-    \\([%#&]) ⟹ \1
-mathematics: \(x\) ⟹ ␣x␣
-    \\[()\[\]] ⟹ ␣
-explicit thousands: 12{,}345 ⟹ 12345
-    (?<=\d)(?:, ?\\! ?|\{,\}|\\[,;:! ])(?=\d{3}(?!\d)) ⟹
-negative space: x\!y ⟹ xy
-    \\! ⟹
-space: 5\,m ⟹ 5␣m
-    \\[,;: ]|(?<=.)~ ⟹ ␣
-only dollar: $5 ⟹ ＄5
-    ^([^$]*)\$([^$]*)$ ⟹ \1＄\2
-dollar: $x$ ⟹ ␣x␣
-    \$ ⟹ ␣
-wrapper: 5\text{ cm} ⟹ 5␣ cm␣
-    \\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)|[mh]box|emph|boldsymbol|bm
-    |boxed|underline|operatorname\*?) *\{([^{}]*)\} ⟹ ␣\1␣
-bracket size: \left(x\right) ⟹ (x)
-    \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.? ⟹
-command: x\leq 5 ⟹ x≤ 5
-    \\[A-Za-z]+ ⟹ first_spelling()
-spaces: x   y ⟹ x y
-    ␣+ ⟹ ␣
-
+new row: a\\b ⟹ a⏎b    \\\\(?: ?\[[\d.]+[a-z]{2}\])? ⟹ ⏎
+money: \$5 ⟹ ＄5    \\\$ ⟹ ＄
+escaped sign: 5\% ⟹ 5%    \\([%#&]) ⟹ \1
+mathematics: \(x\) ⟹ ␣x␣    \\[()\[\]] ⟹ ␣
+thousands: 12{,}345 ⟹ 12345    (?<=\d)(?:, ?\\! ?|\{,\}|\\[,;:! ])(?=\d{3}(?!\d)) ⟹ ␀
+negative space: x\!y ⟹ xy    \\! ⟹ ␀
+thin space: 5\,m ⟹ 5␣m    \\[,;: ]|(?<=.)~ ⟹ ␣
+only dollar: $5 ⟹ ＄5    ^([^$]*)\$([^$]*)$ ⟹ \1＄\2
+dollar: $x$ ⟹ ␣x␣    \$ ⟹ ␣
+wrapper: 5\text{ cm} ⟹ 5␣ cm␣    \\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)
+    |[mh]box|emph|boldsymbol|bm|boxed|underline|operatorname\*?) *\{([^{}]*)\} ⟹ ␣\1␣
+size: \left(x\right) ⟹ (x)    \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.? ⟹ ␀
+command: x\leq 5 ⟹ x≤ 5    \\[A-Za-z]+ ⟹ first_spelling()
+spaces: x   y ⟹ x y    ␣+ ⟹ ␣
 # what stands around the answer
-announcement: The final answer is 5 ⟹ ␣5
-    (?i)^ ?(?:the )?(?:final )?answer(?: is|:)(?=[ :]) ⟹
-outer spaces: ␣5␣ ⟹ 5
-    ^[ :]+|[ :]+$ ⟹
-emphasis: **5** ⟹ 5
-    ^(\*+|[`"_]+)([^*`"]+)\1$ ⟹ \2
-outer signs: = 5. ⟹ 5
-    ^[=≈ ]+|[.,; ]+$ ⟹
-
+phrase: The answer is 5 ⟹ ␣5    (?i)^ ?(?:the )?(?:final )?answer(?: is|:)(?=[ :]) ⟹ ␀
+outer space: ␣5: ⟹ 5    ^[ :]+|[ :]+$ ⟹ ␀
+emphasis: **5** ⟹ 5    ^(\*+|[`\"_]+)([^*`\"]+)\1$ ⟹ \2
+outer sign: = 5. ⟹ 5    ^[=≈ ]+|[.,; ]+$ ⟹ ␀
 # operators and relations
-at most: x<=5 ⟹ x≤5
-    <= ⟹ ≤
-at least: x>=5 ⟹ x≥5
-    >= ⟹ ≥
-equal: x==5 ⟹ x=5
-    == ⟹ =
-unequal: x != 5 ⟹ x≠ 5
-    ␣!= ⟹ ≠
-power: x**2 ⟹ x^2
-    (?<=[\w)}]) ?\*\* ?(?=[\w({\\-]) ⟹ ^
-comma and: 1, and 2 ⟹ 1, 2
-    ([,;]) ?(?:and|or)\b ⟹ \1
-empty set: \{\} ⟹ ∅
-    \\\{ ?\\\} ⟹ ∅
-member of a set of one: x∈\{5\} ⟹ x=5
-    ∈ ?\\\{([^,;{}\\]*)\\\} ⟹ =\1
-index: x_12 ⟹ x_{12}
-    _ ?(\d+) ⟹ _{\1}
-index of two roots: x_{±} ⟹ x
-    _ ?\{ ?[±∓] ?\} ⟹
-prime: f^' ⟹ f'
-    \^ ?(') ⟹ \1
-infinity: -oo ⟹ -∞
-    (?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z]) ⟹ ∞
-all reals: (-∞,∞) ⟹ \mathbb R
-    \( ?- ?∞ ?, ?\+? ?∞ ?\) ⟹ \\mathbb R
-
+at most: x<=5 ⟹ x≤5    <= ⟹ ≤
+at least: x>=5 ⟹ x≥5    >= ⟹ ≥
+equal: x==5 ⟹ x=5    == ⟹ =
+unequal: x != 5 ⟹ x≠ 5    ␣!= ⟹ ≠
+power: x**2 ⟹ x^2    (?<=[\w)}]) ?\*\* ?(?=[\w({\\-]) ⟹ ^
+comma and: 1, and 2 ⟹ 1, 2    ([,;]) ?(?:and|or)\b ⟹ \1
+empty set: \{\} ⟹ ∅    \\\{ ?\\\} ⟹ ∅
+member of one: x∈\{5\} ⟹ x=5    ∈ ?\\\{([^,;{}\\]*)\\\} ⟹ =\1
+index: x_12 ⟹ x_{12}    _ ?(\d+) ⟹ _{\1}
+index of two: x_{±} ⟹ x    _ ?\{ ?[±∓] ?\} ⟹ ␀
+prime: f^' ⟹ f'    \^ ?(') ⟹ \1
+infinity: -oo ⟹ -∞    (?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z]) ⟹ ∞
+all reals: (-∞,∞) ⟹ \mathbb R    \( ?- ?∞ ?, ?\+? ?∞ ?\) ⟹ \\mathbb R
 # matrices become lists of rows, all roots \root{3}{x}
-matrix: \begin{pmatrix}1&2⏎3&4\end{pmatrix} ⟹ [[1,2],[3,4]]
-    ([(\[] *)?\\begin *\{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?
-    (.*?)(?:⏎ *)?\\end *\{ *\w+ *\}(?(1) *[)\]]) ⟹ list_of_rows()
-root: \sqrt[3]{x} ⟹ \root{3}{x}
-    \\sqrt ?\[([^\[\]]*)\] ⟹ \\root{\1}
-square root: sqrt(x) ⟹ \root{2}(x)
-    \\?(?<![A-Za-z])sqrt ⟹ \\root{2}
-choose: {n\choose 2} ⟹ \choose{n}{ 2}
-    \{([^{}]*)\\(over|choose)\b([^{}]*)\} ⟹ \\\2{\1}{\3}
-
+matrix: \begin{bmatrix}1&2⏎3&4\end{bmatrix} ⟹ [[1,2],[3,4]]    ([(\[] *)?\\begin *
+    \{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}
+    (?(1) *[)\]]) ⟹ list_of_rows()
+root: \sqrt[3]{x} ⟹ \root{3}{x}    \\sqrt ?\[([^\[\]]*)\] ⟹ \\root{\1}
+square root: sqrt(x) ⟹ \root{2}(x)    \\?(?<![A-Za-z])sqrt ⟹ \\root{2}
+choose: {n\choose 2} ⟹ \choose{n}{ 2}    \{([^{}]*)\\(over|choose)\b([^{}]*)\} ⟹ \\\2{\1}{\3}
 # numbers
-repeating decimal: 0.1\overline{6} ⟹ (0.1+6/90)
-    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\} ⟹ sum_with_period()
-mixed number: 1\frac12 ⟹ 1 1/2
-    (?<![\w.^_}])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?(?:\{ ?(\d+) ?\}|(\d)) ?(?![\d.])
-    ⟹ \1 \2\3/\4\5
-mixed sum: 1 1/2 ⟹ (1+1/2)
-    (?<![\w.^_}])(\d+) ?(?<= )(\d+) ?/ ?(\d+)(?![\d.]) ⟹ sum_with_fraction()
-thousand: 5 thousand ⟹ 5*10^3
-    (?<=\d) ?thousand\b ⟹ *10^3
-million: 1.5 million ⟹ 1.5*10^6
-    (?<=\d) ?million\b ⟹ *10^6
-billion: 2billion ⟹ 2*10^9
-    (?<=\d) ?billion\b ⟹ *10^9
-
+period: 0.1\overline{6} ⟹ (0.1+6/90)    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}
+    ⟹ sum_with_period()
+mixed number: 1\frac12 ⟹ 1 1/2    (?<![\w.^_}])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?
+    (?:\{ ?(\d+) ?\}|(\d)) ?(?![\d.]) ⟹ \1 \2\3/\4\5
+mixed sum: 1 1/2 ⟹ (1+1/2)    (?<![\w.^_}])(\d+) ?(?<= )(\d+) ?/ ?(\d+)(?![\d.])
+    ⟹ sum_with_fraction()
+thousand: 5 thousand ⟹ 5*10^3    (?<=\d) ?thousand\b ⟹ *10^3
+million: 1.5 million ⟹ 1.5*10^6    (?<=\d) ?million\b ⟹ *10^6
+billion: 2billion ⟹ 2*10^9    (?<=\d) ?billion\b ⟹ *10^9
 # marks and units
-power of ten: 3 x 10^5 ⟹ 3*10^5
-    (?<=\d) ?[xX] ?(?=10 ?\^) ⟹ *
-degree: 45^{\circ} ⟹ 45°
-    \^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\}) ⟹ °
-measure of an angle: m\angle A ⟹ \angle A
-    \bm ?(?=\\angle) ⟹
-percent: 5 percent ⟹ 5%
-    (?<=[\d)}]) ?per ?cent\b ⟹ %
-degrees: 45 degrees ⟹ 45°
-    (?<=[\d)}]) ?deg(?:rees?)?\b ⟹ °
-temperature: 25° Celsius ⟹ 25 °C
-    ␣?° ?([CF])[a-z]*\b ⟹ ␣°\1
+power of ten: 3 x 10^5 ⟹ 3*10^5    (?<=\d) ?[xX] ?(?=10 ?\^) ⟹ *
+degree: 45^{\circ} ⟹ 45°    \^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\}) ⟹ °
+measured angle: m\angle A ⟹ \angle A    \bm ?(?=\\angle) ⟹ ␀
+percent: 5 percent ⟹ 5%    (?<=[\d)}]) ?per ?cent\b ⟹ %
+degrees: 45 degrees ⟹ 45°    (?<=[\d)}]) ?deg(?:rees?)?\b ⟹ °
+temperature: 25° Celsius ⟹ 25 °C    ␣?° ?([CF])[a-z]*\b ⟹ ␣°\1
 """
-TIMES = {"wrapper": 3}  # wrappers stand inside each other; every other rule is applied once
 
 
-class Rule(NamedTuple):
-    name: str
-    example: str
-    result: str
-    pattern: re.Pattern
-    replacement: object  # a template of re.sub, or a function of the match
+def clean(text):
+    """The answer in one spelling, without wrappers, delimiters and needless spaces."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}", text)
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
+    text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
+    seen = [sign for sign in text if unicodedata.category(sign) != "Cf"]
+    text = "".join(sign if sign.isprintable() else " " for sign in seen)
+    text = re.sub(r"[^\x00-\x7f]", ascii_digit, text)
+    for rule in REWRITES:
+        for _ in range(3 if rule.name == "wrapper" else 1):  # wrappers stand inside each other
+            text = re.sub(rule.pattern, rule.replacement, text)
+    return text
+
+
+def ascii_digit(match):
+    return str(unicodedata.digit(match[0], match[0]))
 
 
 def first_spelling(match):
@@ -283,73 +210,70 @@ def sum_with_period(match):
 def sum_with_fraction(match):
     """1 1/2 is 1 + 1/2. 2 3/2 stays as it is: it could be mixed or a product (decision 11)."""
     whole, numerator, denominator = match.groups()
-    if 0 < int(numerator) < int(denominator):
-        return f"({whole}+{numerator}/{denominator})"
-    return match[0]
+    proper = 0 < int(numerator) < int(denominator)
+    return f"({whole}+{numerator}/{denominator})" if proper else match[0]
 
 
-def plain_signs():
-    """{spelling: the one that we use}."""
-    plain = {}
-    for line in SPELLINGS.strip().splitlines():
-        first, *others = line.split()
-        for name in others:
-            plain[name] = first.replace("_", " ")
-    for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK):
-        plain[sign] = f"\\{name} "
-    return plain
+class Rule(NamedTuple):
+    name: str
+    example: str
+    result: str
+    pattern: str
+    replacement: object  # a template of re.sub, or a function of the match
 
 
 def read_rules():
     """The rules of the table, in its order."""
-    functions = (first_spelling, list_of_rows, sum_with_period, sum_with_fraction)
-    by_name = {f"{function.__name__}()": function for function in functions}
-    table = re.sub(r"(?m)^(?:#.*)?\n", "", RULES)
     rules = []
-    for rule in re.split(r"\n(?=\S)", table.rstrip()):
-        head, *lines = rule.split("\n")
-        name, example = head.split(": ", 1)
-        before, after = example.split(" ⟹ ")
-        body = "".join(line.strip() for line in lines)
-        pattern, replacement = re.split(" ?⟹ ?", body)
-        texts = [text.replace("␣", " ") for text in (before, after, pattern, replacement)]
-        texts[-1] = by_name.get(replacement, texts[-1])
+    for line in RULES.replace("\n    ", "").strip().splitlines():
+        if line.startswith("#"):
+            continue
+        name, rest = line.split(": ", 1)
+        texts = re.split(" ?⟹ ?|    ", rest)
+        texts = [text.replace("␣", " ").replace("␀", "") for text in texts]
+        if texts[-1].endswith("()"):
+            texts[-1] = globals()[texts[-1].removesuffix("()")]
         rules.append(Rule(name, *texts))
     return rules
 
 
-PLAIN = plain_signs()
-SIGNS = {ord(sign): plain for sign, plain in PLAIN.items() if len(sign) == 1}
 REWRITES = read_rules()
-
-
-def clean(text):
-    """The answer in one spelling, without wrappers, delimiters and needless spaces."""
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}", text)
-    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}", text)
-    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
-    text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
-    text = "".join(map(printable, text))
-    text = re.sub(r"[^\x00-\x7f]", ascii_digit, text)
-    for rule in REWRITES:
-        for _ in range(TIMES.get(rule.name, 1)):
-            text = re.sub(rule.pattern, rule.replacement, text)
-    return text
-
-
-def printable(sign):
-    """The sign, a space for one that is not printable, nothing for one that only formats."""
-    if unicodedata.category(sign) == "Cf":
-        return ""
-    return sign if sign.isprintable() else " "
-
-
-def ascii_digit(match):
-    return str(unicodedata.digit(match[0], match[0]))
 
 
 # ------------------------------------------------------------------------------------------------
 # 2. What is no mathematics: words, options, units
+
+OPTION = re.compile(
+    r"(?i:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? ?)?"
+    r"(?:([A-J])(?:[.:)]? ?$|[.:)] )|[(\[]([A-Ja-j])[)\]][.:]?)(?: ?(?![A-J]\b)(.+))?"
+)
+# The first name of each unit is ours. Names of three letters or more have a plural.
+UNIT_NAMES = """
+m metre meter; cm centimetre centimeter; mm millimetre millimeter; km kilometre kilometer
+; ft feet foot; in inch inche; yd yard; mi mile; g gram; kg kilogram; mg milligram; lb pound
+; oz ounce; ton; L liter litre; mL ml; gal gallon; cup; s sec second; min minute; h hr hour; day
+; week; month; year; mph; kmh kph; rad radian; °C; °F; K kelvin; N newton; J joule; kJ; cal calorie
+; W watt; kW; V volt; A amp; Hz hertz; Pa pascal; mol mole; eV; ＄ $ dollar USD; ¢ cent; € euro EUR
+; £ GBP; ¥ yen; ₹ rupee; unit; way; time; point; person people"""
+UNITS = {}
+for line in UNIT_NAMES.split(";"):
+    names = line.split()
+    names += [name + "s" for name in names if len(name) > 2]
+    UNITS |= dict.fromkeys(names, names[0])
+ANY_UNIT = "|".join(map(re.escape, sorted(UNITS, key=len, reverse=True)))
+ONE_UNIT = (
+    rf"(?:(?:square|sq\.?|cubic|cu\.?) )?(?:{ANY_UNIT})(?![A-Za-z])"
+    r"(?: ?\^ ?\{?-?\d\}?| squared| cubed)?"
+)
+UNIT = re.compile(
+    rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE_UNIT}(?: ?(?:/|\*| per | ) ?{ONE_UNIT}){{0,3}}$"
+)
+CURRENCY = re.compile(r"([+-]?) ?([＄€£¥₹]) ?")
+# "5 apples" is 5, but with one of these words the number alone is not the answer.
+NO_NOUNS = """less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens
+|hundreds|thousands|remainders|millions|billions|halves|thirds|quarters
+|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths""".replace("\n", "")
+NOUNS = rf"([+-]?[\d,.]+) (?!.*\b(?:{NO_NOUNS})\b)((?:[a-z]+ ){{0,2}}[a-z]{{3,}}s)"
 
 
 def as_words(text):
@@ -366,12 +290,6 @@ def as_words(text):
     return re.sub(r"^(?:the|an?) (?=.{3})", "", text).strip(" .!?'")
 
 
-OPTION = re.compile(
-    r"(?i:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? ?)?"
-    r"(?:([A-J])(?:[.:)]? ?$|[.:)] )|[(\[]([A-Ja-j])[)\]][.:]?)(?: ?(?![A-J]\b)(.+))?"
-)
-
-
 def option(text):
     """(letter, text) of a multiple-choice answer: B, (b), B., "Option B", "B: text"; or None."""
     match = OPTION.fullmatch(text.replace("**", "").strip())
@@ -381,111 +299,23 @@ def option(text):
     return (letter or bracketed).upper(), rest
 
 
-def same_option(given, gold):
-    letter, text = given
-    gold_letter, gold_text = gold
-    if letter != gold_letter:
-        return False
-    return not text or not gold_text or answers_match(text, gold_text)
-
-
-# A line is one unit: our name, then other names. A name of three letters or more has a plural.
-UNIT_NAMES = """
-m metre meter
-cm centimetre centimeter
-mm millimetre millimeter
-km kilometre kilometer
-ft feet foot
-in inch inche
-yd yard
-mi mile
-g gram
-kg kilogram
-mg milligram
-lb pound
-oz ounce
-L liter litre
-mL ml
-gal gallon
-s sec second
-min minute
-h hr hour
-kmh kph
-rad radian
-K kelvin
-N newton
-J joule
-cal calorie
-W watt
-V volt
-A amp
-Hz hertz
-Pa pascal
-＄ $ dollar USD
-¢ cent
-€ euro EUR
-£ GBP
-¥ yen
-₹ rupee
-person people
-"""
-OTHER_UNITS = "cup day week month year mph ton °C °F kJ kW mol mole eV unit way time point"
-
-
-def unit_names():
-    """{name or plural: the name that we use}."""
-    units = {}
-    for line in UNIT_NAMES.strip().splitlines() + OTHER_UNITS.split():
-        names = line.split()
-        for name in names:
-            units[name] = names[0]
-            if len(name) > 2:
-                units[name + "s"] = names[0]
-    return units
-
-
-UNITS = unit_names()
-ANY_UNIT = "|".join(map(re.escape, sorted(UNITS, key=len, reverse=True)))
-ONE_UNIT = (
-    rf"(?:(?:square|sq\.?|cubic|cu\.?) )?(?:{ANY_UNIT})(?![A-Za-z])"
-    r"(?: ?\^ ?\{?-?\d\}?| squared| cubed)?"
-)
-UNIT = re.compile(
-    rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE_UNIT}(?: ?(?:/|\*| per | ) ?{ONE_UNIT}){{0,3}}$"
-)
-CURRENCY = re.compile(r"([+-]?) ?([＄€£¥₹]) ?")
-# "5 apples" is 5, but these words say that the number alone is not the answer.
-NO_NOUNS = (
-    "less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens|hundreds"
-    "|thousands|remainders|millions|billions|halves|thirds|quarters"
-    "|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths"
-)
-NOUNS = re.compile(
-    rf"([+-]?[\d,.]+) (?!.*\b(?:{NO_NOUNS})\b)((?:[a-z]+ ){{0,2}}[a-z]{{3,}}s)"
-)
-
-
 def split_unit(text):
     """(value, unit) of "5 cm", "\\$5", "3 red apples"; the unit is "" if there is none."""
     currency = CURRENCY.match(text)
     if currency:
         return currency[1] + text[currency.end() :], currency[2]
     unit = UNIT.search(text)
-    if unit:
-        value = text[: unit.start()]
-        if not is_variable(value, unit[0]):
-            return value, plain_unit(unit[0])
-    noun = NOUNS.fullmatch(text)
+    if unit and not ends_with_variable(text[: unit.start()], unit[0]):
+        return text[: unit.start()], plain_unit(unit[0])
+    noun = re.fullmatch(NOUNS, text)
     return noun.groups() if noun else (text, "")
 
 
-def is_variable(value, unit):
-    """True if a unit of one letter is a variable: "5m" and "3x + 5 m" end with one."""
-    if len(unit.strip()) > 1:
-        return False
-    last_side = value.rsplit("=")[-1]
-    letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", last_side))
-    return unit[0] != " " or letters is not None
+def ends_with_variable(value, unit):
+    """True if a unit of one letter is a variable, as in "5m" and "3x + 5 m"."""
+    last_side = re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1])
+    apart = unit[0] == " " and not re.search("[A-Za-z]", last_side)
+    return len(unit.strip()) == 1 and not apart
 
 
 def plain_unit(unit):
@@ -508,10 +338,10 @@ SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
 POINTS = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)
 MP = mpmath.MPContext()
 MP.dps = DIGITS
-TRIGONOMETRIC = "sin cos tan cot sec csc sinh cosh tanh".split()
-ARCS = {arc + name: "a" + name for name in TRIGONOMETRIC for arc in ("a", "ar", "arc")}
-FUNCTIONS = {*TRIGONOMETRIC, *ARCS, "ln", "log", "lg", "exp", "abs"}
 CONSTANTS = {"\\pi": MP.pi, "e": MP.e, "i": MP.j}
+TRIG = "sin cos tan cot sec csc sinh cosh tanh".split()
+ARCS = {arc + name: "a" + name for name in TRIG for arc in ("a", "ar", "arc")}
+FUNCTIONS = {*TRIG, *ARCS, "ln", "log", "lg", "exp", "abs"}
 IN_MPMATH = {"+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial"} | ARCS
 
 
@@ -534,24 +364,19 @@ def values_at_points(value):
     name = parts[0]
     if name in CONSTANTS:
         return [AtPoint(+CONSTANTS[name], True)] * len(POINTS)
-    return [variable_at(point, name) for point in POINTS]
-
-
-def variable_at(point, name):
-    share = random.Random(f"{point}{name}").random()
-    return AtPoint(MP.mpf(share * point), True)
+    shares = [random.Random(f"{point}{name}").random() for point in POINTS]
+    return [AtPoint(MP.mpf(share * point), True) for share, point in zip(shares, POINTS)]
 
 
 def build(operation, *parts):
     """Value of an operation on values: an exact number where it can be, else values at points."""
     if any(part[0] in SHAPES for part in parts):
         raise ValueError("arithmetic on something that is no value")
-    exact = exact_result(operation, parts)
-    if exact is not None:
-        return number(exact)
-    exponent = None
-    if operation == "^" and parts[1][0] == "num":
-        exponent = parts[1][1]
+    if operation in ("+", "*", "^") and all(part[0] == "num" for part in parts):
+        exact = exact_result(operation, [part[1] for part in parts])
+        if exact is not None:
+            return number(exact)
+    exponent = parts[1][1] if operation == "^" and parts[1][0] == "num" else None
     rows = zip(*map(values_at_points, parts))
     values = [value_at_point(operation, row, exponent) for row in rows]
     if not any(values):
@@ -559,27 +384,19 @@ def build(operation, *parts):
     return ("values", *values)
 
 
-def exact_result(operation, parts):
-    """Sum, product or power of exact numbers; None where there is no exact result."""
-    if operation not in ("+", "*", "^") or any(part[0] != "num" for part in parts):
-        return None
-    numbers = [part[1] for part in parts]
-    if sum(map(bits, numbers)) > MAX_BITS:
+def exact_result(operation, numbers):
+    """Sum, product or power of exact numbers; None where the power is none."""
+    bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
+    if sum(bits) > MAX_BITS:
         raise ValueError("too large a number")
-    if operation == "+":
-        return sum(numbers)
-    if operation == "*":
-        return math.prod(numbers)
+    if operation != "^":
+        return sum(numbers) if operation == "+" else math.prod(numbers)
     base, exponent = numbers
     if not base and not exponent:
         raise ValueError("zero to the power of zero")
-    if exponent.denominator == 1 and abs(exponent) * bits(base) <= MAX_BITS:
+    if exponent.denominator == 1 and abs(exponent) * bits[0] <= MAX_BITS:
         return base**exponent.numerator
     return None
-
-
-def bits(x):
-    return x.numerator.bit_length() + x.denominator.bit_length()
 
 
 def value_at_point(operation, arguments, exponent):
@@ -590,45 +407,42 @@ def value_at_point(operation, arguments, exponent):
     real = not any(isinstance(number, MP.mpc) for number in numbers)
     if operation == "^" and abs(numbers[1]) > MAX_EXPONENT:
         return None
+    function = getattr(MP, IN_MPMATH.get(operation, operation))
     try:
         if exponent and exponent.denominator % 2 and real and numbers[0] < 0:
             # The real root of -8 is -2, not a complex one.
             result = MP.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
-        elif operation in ("+", "*"):
-            result = getattr(MP, IN_MPMATH[operation])(numbers)
         else:
-            result = getattr(MP, IN_MPMATH.get(operation, operation))(*numbers)
+            result = function(numbers) if operation in ("+", "*") else function(*numbers)
     except (ArithmeticError, TypeError, ValueError):
         return None
     if result and not abs(MP.mag(result)) <= MAX_MAGNITUDE:  # true for nan, too
         return None
-    stays_real = not (real and isinstance(result, MP.mpc))
-    return AtPoint(result, stays_real and all(argument.real for argument in arguments))
+    turned_complex = real and isinstance(result, MP.mpc)
+    return AtPoint(result, not turned_complex and all(argument.real for argument in arguments))
 
 
 def negative(value):
     return build("*", MINUS_ONE, value)
 
 
-def quotient(value, divisor):
-    return build("*", value, build("^", divisor, MINUS_ONE))
+def inverse(value):
+    return build("^", value, MINUS_ONE)
 
 
 MINUS_ONE = number(-1)
-PI = ("sym", "\\pi")
 INFINITY = ("sym", "∞")
 MINUS_INFINITY = negative(INFINITY)
-MARKS = {"%": number("1/100"), "°": build("*", number("1/180"), PI)}
-# By base: the factor of ln. log without a base has an unknown one (decision 10).
-LOG_FACTORS = {"lg": build("^", build("ln", number(10)), MINUS_ONE), "log": ("sym", "\\log")}
+MARKS = {"%": number("1/100"), "°": build("*", number("1/180"), ("sym", "\\pi"))}
+# The factor of ln, by base. log without a base has an unknown one (decision 10).
+LOG_FACTORS = {"lg": inverse(build("ln", number(10))), "log": ("sym", "\\log")}
 
 
 # ------------------------------------------------------------------------------------------------
 # 4. Parser: from the cleaned text to a tree
 
-# A line holds operators of one rank and kind. The last infix is none: letters side by side.
-OPERATOR_TABLE = """
-1 list , ; and or
+# Rank, kind and signs of the operators. The rank is how tightly they bind.
+OPERATOR_TABLE = """1 list , ; and or
 2 rel = < > ≤ ≥ ≠ ≈ ∈
 3 ratio :
 4 ∪ ∪ U
@@ -636,12 +450,15 @@ OPERATOR_TABLE = """
 4 ∖ ∖
 5 + + -
 6 * * /
-8 ^ ^
-"""
-PRODUCT_RANK = 7  # of factors side by side
+8 ^ ^"""
+FACTORS = 7  # the rank of letters and brackets side by side
+OPERATORS = {"": (FACTORS, "*")}
+for line in OPERATOR_TABLE.splitlines():
+    rank, kind, *signs = line.split()
+    OPERATORS |= dict.fromkeys(signs, (int(rank), kind))
 INFIX = (
     r"(?:and|or)\b|U(?= ?[(\[{\\])|[,;=<>≤≥≠≈∈:∪∩∖+*/^-]"
-    r"|(?=[A-Za-z({⌊⌈∞]|\\[A-Za-z])"
+    r"|(?=[A-Za-z({⌊⌈∞]|\\[A-Za-z])"  # last: nothing between two factors
 )
 FUNCTION = rf"\\?(?:{'|'.join(FUNCTIONS)})\b"
 # Area, AB, f(x), f^{-1}(x), P(A): what a side is called that names the other one.
@@ -649,36 +466,10 @@ LABEL = (
     r"([A-Za-z]{4,}(?: [A-Za-z]+)*|[A-Z]{2,3}"
     r"|[A-Wa-w](?:_\w|_\{[^{}]*\})?'*(?:\^ ?\{ ?-1 ?\})? ?\( ?\w+(?: ?, ?\w+)* ?\)) ?(?==)"
 )
-CLOSING = {
-    "(": r"[)\]]",
-    "[": r"[)\]]",
-    "⟨": "⟩",
-    "{": r"\}",
-    "\\{": r"\\\}",
-    "|": r"\|",
-    "⌊": "⌋",
-    "⌈": "⌉",
-}
+CLOSING = {"(": r"[)\]]", "[": r"[)\]]", "{": r"\}", "\\{": r"\\\}", "|": r"\|", "⟨": "⟩"}
+CLOSING |= {"⌊": "⌋", "⌈": "⌉"}
 ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
 MARKED = "mathbb mathcal overline hat widehat bar tilde angle triangle".split()
-
-
-class Operator(NamedTuple):
-    rank: int
-    kind: str
-
-
-def operators():
-    """{sign: Operator}."""
-    found = {"": Operator(PRODUCT_RANK, "*")}
-    for line in OPERATOR_TABLE.strip().splitlines():
-        rank, kind, *signs = line.split()
-        for sign in signs:
-            found[sign] = Operator(int(rank), kind)
-    return found
-
-
-OPERATORS = operators()
 
 
 class Parser:
@@ -692,20 +483,15 @@ class Parser:
     def look(self, pattern):
         return re.compile(f" ?({pattern})").match(self.text, self.at)
 
-    def take(self, pattern):
-        """The text of what comes next if it fits the pattern; else None."""
+    def take(self, pattern, needed=False):
+        """The text of what comes next if it fits the pattern; else None, or ValueError."""
         match = self.look(pattern)
-        if not match:
-            return None
-        self.at = match.end()
-        return match[1]
-
-    def need(self, pattern):
-        """The text of what comes next. Raises ValueError if it does not fit the pattern."""
-        text = self.take(pattern)
-        if text is None:
+        if match:
+            self.at = match.end()
+            return match[1]
+        if needed:
             raise ValueError(f"expected {pattern}")
-        return text
+        return None
 
     def expression(self, rank):
         """The tree of what follows, up to the first operator that binds less than the rank."""
@@ -716,15 +502,16 @@ class Parser:
         divided = False
         while infix := self.look(INFIX):
             sign = infix[1]
-            strength = OPERATORS[sign].rank
-            if strength < rank:
-                break
-            if rank == PRODUCT_RANK and not sign and self.look(FUNCTION):
-                break  # sin x cos x is a product of two functions
+            strength = OPERATORS[sign][0]
+            if strength < rank or rank == FACTORS and not sign and self.look(FUNCTION):
+                break  # in sin x cos x, cos x is no part of the argument of sin
             if divided and not sign:
                 raise ValueError("a/bc can be read in two ways")
             self.at = infix.end()
-            right = self.right_operand(sign, strength)
+            if sign == "^" and self.look("{"):
+                right = self.atom()  # in a^{b}c, c is no part of the exponent
+            else:
+                right = self.expression(8 if sign in ("*", "/", "^") else strength + 1)
             divided = sign == "/" and not left[0] == right[0] == "num"
             left = join(sign, left, right)
         self.depth -= 1
@@ -745,11 +532,6 @@ class Parser:
             value = build("!", value) if mark == "!" else build("*", value, MARKS[mark])
         return value
 
-    def right_operand(self, sign, strength):
-        if sign == "^" and self.look("{"):
-            return self.atom()  # a^{b}c is a^{b} times c
-        return self.expression(8 if sign in ("*", "/", "^") else strength + 1)
-
     def argument(self):
         """A digit or an atom: \\frac12 is 1/2."""
         return number(self.take(r"\d")) if self.look(r"\d") else self.atom()
@@ -757,13 +539,11 @@ class Parser:
     def atom(self):
         if self.look(r"\.?\d"):
             return self.number()
-        opening = self.take(r"\\\{|[(\[⟨{|⌊⌈]")
-        if opening:
+        if opening := self.take(r"\\\{|[(\[⟨{|⌊⌈]"):
             return self.enclosed(opening)
-        sign = self.take("[∞∅]")
-        if sign:
+        if sign := self.take("[∞∅]"):
             return INFINITY if sign == "∞" else ("set",)
-        name = self.need(r"\\?[A-Za-z]+")
+        name = self.take(r"\\?[A-Za-z]+", needed=True)
         if name[0] == "\\" or name in FUNCTIONS or name.lower() in GREEK:
             return self.command(name.strip("\\"))
         if len(name) > 3:
@@ -772,6 +552,7 @@ class Parser:
         return self.symbol(name[0])
 
     def symbol(self, name):
+        """A name with its index and primes."""
         index = self.take(r"_ ?(?:\{[^{}]*\}|[A-Za-z])")
         if index:
             name += "_" + index.replace(" ", "").strip("_{}")
@@ -781,22 +562,20 @@ class Parser:
     def number(self):
         """A number as it is written. A comma separates thousands only outside of brackets."""
         before = self.text[: self.at]
-        opened = sum(map(before.count, "([{⟨"))
-        closed = sum(map(before.count, ")]}⟩"))
-        thousands = "" if opened > closed else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
+        opened = sum(map(before.count, "([{⟨")) - sum(map(before.count, ")]}⟩"))
+        thousands = "" if opened > 0 else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
         match = self.look(rf"({thousands}\d*)((?:\.\d+)?)(?:[eE]([-+]?\d{{1,4}}))?")
-        _, whole, decimals, exponent = match.groups()
         self.at = match.end()
-        digits = whole.replace(",", "")
+        digits = match[2].replace(",", "")
         if re.match(r"0\d", digits) or self.look(r"[\d._]"):
             raise ValueError("a part of a time, a date, a list or a number cut at its commas")
-        power = build("^", number(10), number(exponent or 0))
-        return build("*", number(digits + decimals), power)
+        power = build("^", number(10), number(match[4] or 0))
+        return build("*", number(digits + match[3]), power)
 
     def enclosed(self, opening):
         """What stands in brackets: a value, a set, a tuple, an interval, a matrix."""
         inner = self.expression(5 if opening in ROUNDING else 1)
-        brackets = opening + self.need(CLOSING[opening])
+        brackets = opening + self.take(CLOSING[opening], needed=True)
         if opening in ROUNDING:
             return build(ROUNDING[opening], inner)
         items = inner[1:] if inner[0] == "list" else (inner,)
@@ -804,59 +583,52 @@ class Parser:
             return inner
         if "{" in opening:
             return ("set", *dict.fromkeys(items))
-        rows_of_one = [item for item in items if item[:2] == ("seq", "[]") and len(item) == 3]
-        if brackets == "[]" and len(rows_of_one) == len(items):
-            return ("seq", "()", *(row[2] for row in rows_of_one))  # a column is a tuple
+        if brackets == "[]" and all(item[:2] == ("seq", "[]") and len(item) == 3 for item in items):
+            return ("seq", "()", *(item[2] for item in items))  # rows of one: a column is a tuple
         return ("seq", "()" if opening == "⟨" else brackets, *items)
 
     def command(self, name):
+        """What a command or a function with its arguments stands for."""
         if name in ("frac", "over", "binom", "choose"):
-            first = self.argument()
-            second = self.argument()
+            first, second = self.argument(), self.argument()
             if name in ("frac", "over"):
-                return quotient(first, second)
+                return join("/", first, second)
             return build("binomial", first, second)
         if name == "root":
-            power = build("^", self.argument(), MINUS_ONE)
+            power = inverse(self.argument())
             return build("^", self.atom(), power)
         if name in FUNCTIONS:
             return self.function(name)
         if name.lower() in GREEK:
             return self.symbol("\\" + name)
         if name in MARKED:
-            marked = self.need(r"\{[\w ]+\}|[A-Z]{1,3}|\w")
+            marked = self.take(r"\{[\w ]+\}|[A-Z]{1,3}|\w", needed=True)
             return self.symbol(f"\\{name}" + marked.replace(" ", "").strip("{}"))
         raise ValueError("a command that is not in the list")
 
     def function(self, name):
         factor = LOG_FACTORS.get(name)
         if name == "log" and self.take("_"):
-            factor = build("^", build("ln", self.argument()), MINUS_ONE)
+            factor = inverse(build("ln", self.argument()))
         exponent = self.argument() if self.take(r"\^") else number(1)
-        if exponent == MINUS_ONE:
-            name = "a" + name  # sin^{-1} is the inverse function
-            exponent = number(1)
+        if exponent == MINUS_ONE:  # sin^{-1} is the inverse function
+            name, exponent = "a" + name, number(1)
         if name not in FUNCTIONS:
             raise ValueError("an inverse without a name")
-        argument = self.atom() if self.look(r"[({]") else self.expression(PRODUCT_RANK)
-        if factor:
-            value = build("*", build("ln", argument), factor)
-        else:
-            value = build(name, argument)
+        argument = self.atom() if self.look(r"[({]") else self.expression(FACTORS)
+        value = build("*", build("ln", argument), factor) if factor else build(name, argument)
         return build("^", value, exponent)
 
 
 def join(sign, left, right):
     """The tree of an operator and its two operands."""
-    kind = OPERATORS[sign].kind
+    kind = OPERATORS[sign][1]
     if kind == "rel":
-        if left[0] == "rel":  # a chain: 1 < x < 2
-            return ("rel", left[1] + sign, *left[2:], right)
-        return ("rel", sign, left, right)
-    if sign == "-":
-        return build("+", left, negative(right))
-    if sign == "/":
-        return quotient(left, right)
+        chain = left[2:] if left[0] == "rel" else (left,)  # 1 < x < 2
+        signs = left[1] + sign if left[0] == "rel" else sign
+        return ("rel", signs, *chain, right)
+    if sign in ("-", "/"):
+        right = negative(right) if sign == "-" else inverse(right)
     if kind in ("+", "*", "^"):
         return build(kind, left, right)
     if kind == "ratio" and not {left[0], right[0]}.isdisjoint(SHAPES - {"ratio"}):
@@ -865,53 +637,42 @@ def join(sign, left, right):
     return (kind, *items, right)
 
 
-DATES = re.compile(
-    r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)"  # ranges, too
-)
-WORDS = re.compile(r"(?![b-df-hj-np-tv-z]{2,3}$)[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*")
-TERMS = re.compile(r"\\?[A-Za-z]+|[\^!%°]")
-SET_BUILDER = re.compile(
-    r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*[<>≤≥≠=].*)\\\}"
-)
+DATES = r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)"
+WORDS = r"(?![b-df-hj-np-tv-z]{2,3}$)[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*"
+TERMS = r"\\?[A-Za-z]+|[\^!%°]"
+SET_BUILDER = r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*[<>≤≥≠=].*)\\\}"
 
 
 def read(text):
-    """(tree, unit) of a cleaned answer. Raises ValueError where it is no mathematics or too long."""
-    if is_words(text) or is_date(text) or len(TERMS.findall(text)) > MAX_TERMS:
-        raise ValueError("words, a date, a time, a range, or too long")
-    text, unit = split_unit(SET_BUILDER.sub(r"\1", text))
+    """(tree, unit) of a cleaned answer. Raises ValueError: no mathematics, or beyond a bound."""
+    refuse_text(text)
+    text, unit = split_unit(re.sub(SET_BUILDER, r"\1", text))
     two_signs = "±" in text or "∓" in text
     items = []
     for plus, minus in ("+-", "-+") if two_signs else ("+-",):
-        tree = parse(text.replace("±", plus).replace("∓", minus))
+        parser = Parser(text.replace("±", plus).replace("∓", minus))
+        tree = parser.expression(1)
+        if parser.at < len(parser.text):
+            raise ValueError("text left over")
         items += tree[1:] if tree[0] == "list" else [tree]
     items = [smaller_first(item) for item in items]
     if two_signs:
         items = list(dict.fromkeys(items))
     tree = items[0] if len(items) == 1 else ("list", *items)
     if tree[0] == "set" and len(tree) == 2 and tree[1][0] != "set":
-        tree = tree[1]
+        tree = tree[1]  # decision 7: a set of one is its member
     return tree, unit
 
 
-def is_words(text):
-    return WORDS.fullmatch(text) and FUNCTIONS.union(GREEK).isdisjoint(text.split())
-
-
-def is_date(text):
-    """True for dates, times and ranges. 5-2 is 3, because no range falls."""
-    date = DATES.fullmatch(text)
-    if not date or not date[1]:
-        return date is not None
-    return int(date[1]) < int(date[2])
-
-
-def parse(text):
-    parser = Parser(text)
-    tree = parser.expression(1)
-    if parser.at < len(parser.text):
-        raise ValueError("text left over")
-    return tree
+def refuse_text(text):
+    """Raises ValueError for words, a date, a time, a range, and for too many terms."""
+    if re.fullmatch(WORDS, text) and FUNCTIONS.union(GREEK).isdisjoint(text.split()):
+        raise ValueError("words")
+    date = re.fullmatch(DATES, text)
+    if date and not (date[1] and int(date[1]) >= int(date[2])):  # 5-2 is 3
+        raise ValueError("a date, a time or a range")
+    if len(re.findall(TERMS, text)) > MAX_TERMS:
+        raise ValueError("too many terms")
 
 
 def smaller_first(tree):
@@ -923,52 +684,32 @@ def smaller_first(tree):
 
 
 # ------------------------------------------------------------------------------------------------
-# 5. Comparison
-
-
-def same_answer(given, gold):
-    tree, unit = given
-    gold_tree, gold_unit = gold
-    if unit and gold_unit and unit != gold_unit:
-        return False
-    return same(tree, gold_tree)
+# 5. Comparison of two trees
 
 
 def same(a, b):
     """True if two trees mean the same answer."""
     kinds = {a[0], b[0]}
-    if a == b:
+    if a == b or kinds == {"rel"} and same_relation(a, b):
         return True
-    if kinds == {"rel"} and same_relation(a, b):
+    if kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:]) and same_members(a, b):
         return True
-    if is_system(a) and is_system(b) and same_members(a, b):
-        return True
-    name, value = named(a)
-    other_name, other_value = named(b)
-    if value is not a or other_value is not b:
-        if name and other_name and name != other_name:
-            return False
-        return value[0] != "rel" and other_value[0] != "rel" and same(value, other_value)
+    (name, x), (other, y) = named(a), named(b)
+    if x is not a or y is not b:  # at most one name, and the name is gone
+        one_name = not name or not other or name == other
+        return one_name and x[0] != "rel" != y[0] and same(x, y)
     if not kinds & SHAPES:
         return agree(a, b)
     if kinds <= {"list", "set", "∪"}:
         return same_members(a, b)
-    if kinds == {"ratio", "num"}:
-        return same_ratio(*sorted((a, b)))
+    if kinds == {"ratio", "num"}:  # decision 11: 2:3 is 2/3, but 2:4 is not 1/2
+        (_, value), ratio = sorted((a, b))
+        parts = (number(value.numerator), number(value.denominator))
+        return value.denominator > 1 and ratio[1:] == parts
     if a[0] != b[0] or len(a) != len(b):
         return False
-    return all(same_part(p, q) for p, q in zip(a, b))
-
-
-def same_part(p, q):
-    """True for equal brackets or signs, and for subtrees that mean the same."""
-    if isinstance(p, tuple) and isinstance(q, tuple):
-        return same(p, q)
-    return p == q
-
-
-def is_system(tree):
-    return tree[0] == "list" and all(item[0] == "rel" for item in tree[1:])
+    parts = [(p, q) for p, q in zip(a, b) if p != q]
+    return all(isinstance(p, tuple) and isinstance(q, tuple) and same(p, q) for p, q in parts)
 
 
 def same_members(a, b):
@@ -982,25 +723,15 @@ def same_members(a, b):
     return not rest
 
 
-def same_ratio(fraction, ratio):
-    """2:3 is 2/3, but 2:4 is not 1/2 and 2:1 is not 2."""
-    x = fraction[1]
-    return x.denominator > 1 and ratio[1:] == (number(x.numerator), number(x.denominator))
-
-
 def same_relation(a, b):
     """True if left minus right is equal, up to its sign for an equation."""
-    signs = a[1]
-    if signs != b[1] or signs not in ("=", "≠", "<", "≤"):
+    (signs, left, *right), (other_signs, other_left, *other_right) = a[1:], b[1:]
+    if signs != other_signs or signs not in ("=", "≠", "<", "≤"):
         return False
-    difference = minus(a[2], a[3])
-    if agree(difference, minus(b[2], b[3])):
+    difference = join("-", left, *right)
+    if agree(difference, join("-", other_left, *other_right)):
         return True
-    return signs in ("=", "≠") and agree(difference, minus(b[3], b[2]))
-
-
-def minus(left, right):
-    return build("+", left, negative(right))
+    return signs in ("=", "≠") and agree(difference, join("-", *other_right, other_left))
 
 
 def label(tree):
@@ -1008,15 +739,15 @@ def label(tree):
     if tree[:2] == ("seq", "()"):
         names = [label(item) for item in tree[2:]]
         return ",".join(names) if all(names) else None
-    if tree[0] != "sym" or tree in (INFINITY, *((("sym", name)) for name in CONSTANTS)):
-        return None
-    return tree[1]
+    return tree[1] if tree[0] == "sym" and tree[1] not in {*CONSTANTS, "∞"} else None
 
 
 def named(tree):
     """(name, value) of "x = 5", "x > 5", "x ∈ ..." or a list of them; (None, tree) otherwise."""
     if tree[0] == "list":
-        return named_list(tree)
+        names, values = zip(*map(named, tree[1:]))
+        if all(names) and sorted(set(names)) == list(names):  # "x = k pi, k ∈ Z" is no point
+            return ",".join(names), ("seq", "()", *values)
     if tree[0] != "rel":
         return None, tree
     signs, sides = tree[1], tree[2:]
@@ -1027,40 +758,27 @@ def named(tree):
     return named_interval(tree)
 
 
-def named_list(tree):
-    """x = 1, y = 2 is (1, 2), called x,y. "x = k pi, k ∈ Z" is no point: the names must rise."""
-    names, values = zip(*map(named, tree[1:]))
-    if all(names) and sorted(set(names)) == list(names):
-        return ",".join(names), ("seq", "()", *values)
-    return None, tree
-
-
 def named_equation(tree):
     """x = 5, 5 = x, x = 2 + 3 = 5, and 1/3 ≈ 0.333 without a name."""
     signs, sides = tree[1], tree[2:]
     if label(sides[-1]) and not label(sides[0]):
-        signs = signs[::-1]
-        sides = sides[::-1]
+        signs, sides = signs[::-1], sides[::-1]
     name = label(sides[0])
     if name:
-        signs = signs[1:]
-        sides = sides[1:]
-    for sign, side in zip(signs, sides[1:]):
-        if sign == "=" and not same(sides[0], side):
-            return None, tree
-    return name, sides[0]
+        signs, sides = signs[1:], sides[1:]
+    exact = [side for sign, side in zip(signs, sides[1:]) if sign == "="]
+    if all(same(sides[0], side) for side in exact):
+        return name, sides[0]
+    return None, tree
 
 
 def named_interval(tree):
     """x > 5 is (5, ∞), 1 < x ≤ 2 is (1, 2]."""
     signs, sides = tree[1], tree[2:]
-    if signs in ("<", "≤"):
-        if label(sides[0]):
-            signs = "<" + signs
-            sides = (MINUS_INFINITY, *sides)
-        else:
-            signs = signs + "<"
-            sides = (*sides, INFINITY)
+    if signs in ("<", "≤") and label(sides[0]):
+        signs, sides = "<" + signs, (MINUS_INFINITY, *sides)
+    elif signs in ("<", "≤"):
+        signs, sides = signs + "<", (*sides, INFINITY)
     if len(sides) != 3 or not set(signs) <= {"<", "≤"} or not label(sides[1]):
         return None, tree
     opening = "[" if signs[0] == "≤" else "("
@@ -1070,13 +788,11 @@ def named_interval(tree):
 
 def decimal_slack(value):
     """One unit in the last place of a decimal of 10 places and 10 digits or more; else 0."""
-    x = value[1] if value[0] == "num" else Fraction(0)
-    for places in range(100):
-        if 10**places % x.denominator == 0:
-            break
-    else:
+    if value[0] != "num":
         return 0
-    long_enough = places >= 10 and abs(x) * 10**places >= 10**9
+    fitting = (n for n in range(100) if 10**n % value[1].denominator == 0)
+    places = next(fitting, 0)
+    long_enough = places >= 10 and abs(value[1]) * 10**places >= 10**9
     return Fraction(1, 10**places) if long_enough else 0
 
 
@@ -1091,6 +807,5 @@ def agree(a, b):
     slack = MP.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
     pairs = [(x, y) for x, y in zip(values_at_points(a), values_at_points(b)) if x and y]
     real = [(x, y) for x, y in pairs if x.real and y.real]
-    if len(real) >= 2:
-        pairs = real
+    pairs = real if len(real) >= 2 else pairs
     return len(pairs) >= 2 and all(abs(x.number - y.number) <= slack for x, y in pairs)
