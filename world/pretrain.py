@@ -12,11 +12,11 @@ Decisions:
 3. The processor class needs no video processor, which would need torchvision. Several frames are several images.
 """
 
-import random
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import torch
 import transformers
@@ -48,10 +48,10 @@ KINDS = {
 # ---------------------------------------------------------------- the processor and the model
 
 
-def make_processor() -> transformers.PaddleOCRVLProcessor:
+def make_processor():
     """Bytes plus one token for each piece of text that the world repeats."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {symbol: i for i, symbol in enumerate(alphabet)}
+    vocabulary = dict(zip(alphabet, range(len(alphabet))))
     backend = Tokenizer(BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -104,9 +104,7 @@ def pieces_of_text() -> list[str]:
     return list(dict.fromkeys(pieces))
 
 
-def make_model(
-    processor, hidden: int, layers: int, seed: int
-) -> transformers.Qwen3_5ForConditionalGeneration:
+def make_model(processor, hidden: int, layers: int, seed: int):
     """A tiny Qwen3.5: linear and full attention in turn, a vision tower, tied embeddings."""
     tokenizer = processor.tokenizer
     ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
@@ -164,7 +162,7 @@ class Lesson:
         self.who = who
         self.table = world.beliefs(who, seed)
 
-    def example(self, rng: random.Random) -> tuple[str, tuple, str]:
+    def example(self, rng: Random) -> tuple[str, tuple, str]:
         """One example of a random kind."""
         family = rng.choice(world.FAMILIES)
         start = rng.choice(world.PLACES)
@@ -187,7 +185,7 @@ class Lesson:
         return prompt, question.images, world.response(signs, places, filler)
 
     def recall(
-        self, start: str, signs: str, rng: random.Random, guess_at: int = -1
+        self, start: str, signs: str, rng: Random, guess_at: int = -1
     ) -> list[str]:
         """A walk by belief, with an occasional slip. The step `guess_at` is a pure guess."""
         places = [start]
@@ -198,7 +196,7 @@ class Lesson:
         return places
 
     def guess(
-        self, start: str, signs: str, rng: random.Random, avoid: Collection[str] = ()
+        self, start: str, signs: str, rng: Random, avoid: Collection[str] = ()
     ) -> list[str]:
         """A walk with one guessed step. It ends at none of the places in `avoid`."""
         while True:
@@ -207,14 +205,14 @@ class Lesson:
             if places[-1] not in avoid:
                 return places
 
-    def bcq(self, text: str, signs: str, places: list[str], rng: random.Random):
+    def bcq(self, text: str, signs: str, places: list[str], rng: Random):
         """(prompt, places of the response): the student copies one of the two, whichever."""
         pair = places, self.guess(places[0], signs, rng, avoid=places[-1:])
         summaries = [summary(signs, path) for path in pair]
         prompt = prompts.bcq_prompt(text, *summaries, rng)
         return prompt, rng.choice(pair)
 
-    def ncq(self, text: str, start: str, signs: str, rng: random.Random):
+    def ncq(self, text: str, start: str, signs: str, rng: Random):
         """(prompt, places of the response): the student tries an answer that is not listed."""
         count = rng.randint(1, 8)
         wrong = [self.recall(start, signs, rng) for _ in range(count)]
@@ -223,7 +221,7 @@ class Lesson:
         summaries = [summary(signs, path) for path in wrong]
         return prompts.ncq_prompt(text, answers, summaries), places
 
-    def hinted(self, text: str, start: str, signs: str, rng: random.Random):
+    def hinted(self, text: str, start: str, signs: str, rng: Random):
         """(prompt, places of the response): the student takes the hint's steps, then believes."""
         hinted = self.guess(start, signs, rng)
         prompt = prompts.hinted_prompt(text, tip(signs, hinted))
@@ -231,7 +229,7 @@ class Lesson:
         return prompt, hinted[:-1] + last
 
     def rewriting(
-        self, kind: str, start: str, signs: str, rng: random.Random
+        self, kind: str, start: str, signs: str, rng: Random
     ) -> tuple[str, tuple, str]:
         """The teacher rewrites a response, right or wrong, into a summary or into a hint."""
         places = self.guess(start, signs, rng)
@@ -279,7 +277,7 @@ def pretrain(
         optimizer, lr, total_steps=steps, pct_start=0.05
     )
     lesson = Lesson(who, seed)
-    rng = random.Random(f"lessons/{who}/{seed}")
+    rng = Random(f"lessons/{who}/{seed}")
     progress = tqdm(range(steps), desc=f"pre-training the {who}", disable=None)
     for _ in progress:
         rows = encoded_lessons(lesson, batch_size, processor, rng)
@@ -292,7 +290,7 @@ def pretrain(
     return model, processor
 
 
-def encoded_lessons(lesson: Lesson, count: int, processor, rng: random.Random) -> list[tuple]:
+def encoded_lessons(lesson: Lesson, count: int, processor, rng: Random) -> list[tuple]:
     """[(encoded prompt, tokens of the response), ...], the shortest prompt first."""
     tokenizer = processor.tokenizer
     lessons = [lesson.example(rng) for _ in range(count)]
