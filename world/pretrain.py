@@ -108,6 +108,7 @@ def make_model(processor, hidden: int, layers: int, seed: int):
     """A tiny Qwen3.5: linear and full attention in turn, a vision tower, tied embeddings."""
     tokenizer = processor.tokenizer
     ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    positions = dict(partial_rotary_factor=1.0, mrope_section=[6, 5, 5], mrope_interleaved=True)
     text = dict(
         vocab_size=len(tokenizer),
         max_position_embeddings=4096,
@@ -123,9 +124,7 @@ def make_model(processor, hidden: int, layers: int, seed: int):
         linear_num_value_heads=2,
         linear_key_head_dim=32,
         linear_value_head_dim=32,
-        rope_parameters=dict(
-            partial_rotary_factor=1.0, mrope_section=[6, 5, 5], mrope_interleaved=True
-        ),
+        rope_parameters=positions,
         **ends,
     )
     vision = dict(
