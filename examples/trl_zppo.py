@@ -1,15 +1,24 @@
-"""ZPPO inside TRL: its GRPOTrainer samples (with vLLM, too), scores and steps; the rollout step is Algorithm 1's.
+"""ZPPO inside TRL: GRPOTrainer samples (also with vLLM), scores and steps; Algorithm 1 is ours.
 
-    python -m examples.trl_zppo        (pip install trl==1.16.0) a few steps in the embedded world, on any CPU
-    accelerate launch -m examples.trl_zppo --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-8B --data questions.jsonl
-        --use_vllm True --steps 200 --new_per_step 384 --micro_batches 96 --max_response_tokens 12288 --lr 1e-6
+A few steps in the embedded world, on any CPU (pip install trl==1.16.0):
 
-`ZPPOTrainer.collect` is the method; it calls the functions that train.py calls. Images, resuming, served teachers and
-baselines are in train.py alone. TRL's update differs from zppo.update in this:
-1. Each of the I updates divides by 1/I of the step's tokens, not by its own tokens. With I = 1 the two are one.
-2. Rollouts with advantage 0 run through the model, and the optimiser steps even where no group has any signal.
+    python -m examples.trl_zppo
+
+The paper's settings on GPUs:
+
+    accelerate launch -m examples.trl_zppo --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-8B
+        --data questions.jsonl --use_vllm True --steps 200 --new_per_step 384 --micro_batches 96
+        --max_response_tokens 12288 --lr 1e-6
+
+`ZPPOTrainer.collect` is the method; it calls the functions that train.py calls. Images, resuming,
+served teachers and baselines are in train.py alone. TRL's update differs from zppo.update in this:
+1. Each of the I updates divides by 1/I of the step's tokens, not by its own tokens. With I = 1 the
+   two are one.
+2. Rollouts with advantage 0 run through the model, and the optimiser steps even where no group has
+   any signal.
 3. Rollouts come from each process's random stream, not from (seed, step, question, sample).
-4. With vLLM, TRL also weights tokens by a truncated ratio: probability under the model to that under the sampler.
+4. With vLLM, TRL also weights tokens by a truncated ratio: probability under the model to that
+   under the sampler.
 """
 
 import math
@@ -29,7 +38,18 @@ from engine.options import option, parse
 from engine.questions import Question, load_questions
 from generate import Actor, Reply
 from world import table as world
-from zppo import Context, Group, Recipe, advantages, plain_groups, quota, reformulate, roll_out, select, summarise
+from zppo import (
+    Context,
+    Group,
+    Recipe,
+    advantages,
+    plain_groups,
+    quota,
+    reformulate,
+    roll_out,
+    select,
+    summarise,
+)
 
 COLUMNS = ("prompt_ids", "completion_ids", "logprobs", "env_mask")  # of TRL's rollouts
 
@@ -40,7 +60,7 @@ class Arguments:
 
     student: str = option(str(world.WORLD / "student"), "causal language model: folder or hub id")
     teacher: str = option(str(world.WORLD / "teacher"), "frozen teacher: folder or hub id")
-    data: str = option("", "questions without images: hub id, folder or file; none: the embedded world's")
+    data: str = option("", "questions without images: hub id, folder or file; '': the world's")
     output: str = option("runs/trl", "folder for the trained student")
     steps: int = option(10, "rollout steps", minimum=1)
     new_per_step: int = option(16, "|X_new|, new questions per rollout step", minimum=1)
@@ -51,7 +71,10 @@ class Arguments:
 
 
 class ZPPOTrainer(GRPOTrainer):
-    """GRPOTrainer with Algorithm 1's rollout step. A row of its data set is {"prompt": uid of a question}."""
+    """GRPOTrainer with Algorithm 1's rollout step.
+
+    A row of its data set is {"prompt": uid of a question}.
+    """
 
     def __init__(self, teacher: str, questions: list[Question], recipe: Recipe, **settings):
         super().__init__(
@@ -67,14 +90,15 @@ class ZPPOTrainer(GRPOTrainer):
         self.replay_buffer = ReplayBuffer(recipe.buffer_capacity)
 
     def collect(self, new: list[Question]) -> list[Group]:
-        """Algorithm 1 without the gradient: all groups of one rollout step, the same on all processes."""
+        """Algorithm 1 without the gradient: all groups of a step, the same on all processes."""
         recipe = self.recipe
         buffer = self.replay_buffer
         step = self.state.global_step // recipe.updates_per_step
         ctx = Context(self.draw, self.teacher, recipe, (self.args.seed, step))
         count = quota(recipe.rho_replay, len(new))
         new_uids = [question.uid for question in new]
-        replayed = [self.questions[uid] for uid in buffer.sample(count, ctx.rng("replay"), new_uids)]
+        old_uids = buffer.sample(count, ctx.rng("replay"), new_uids)
+        replayed = [self.questions[uid] for uid in old_uids]
         plain = roll_out(ctx, plain_groups(new + replayed), "rollout")  # stage 1
         chosen = select(ctx, plain, quota(recipe.rho_aug, len(new)))  # stages 2 and 3, the caps
         reformulated = roll_out(ctx, reformulate(ctx, chosen), "reformulate")  # stages 4 and 5
@@ -87,14 +111,18 @@ class ZPPOTrainer(GRPOTrainer):
         return groups
 
     def draw(self, requests, n: int, sampling, key: tuple, phase: str) -> list[list[Reply]]:
-        """The student, called as generate.Actor is: n replies to each request. Every process samples its share."""
+        """The student, called as generate.Actor is: n replies to each request.
+
+        Every process samples its share.
+        """
         if not requests:
             return []
         share = math.ceil(len(requests) / self.accelerator.num_processes)
         first = share * self.accelerator.process_index
         prompts = []
         for i in range(first, first + share):
-            request = requests[i % len(requests)]  # the last shares may start again from the first request
+            # All shares are equally long, so the last ones may start again from the first request.
+            request = requests[i % len(requests)]
             tokens = self.encoder(request.text, request.question)["input_ids"].tolist()
             prompts += [tokens] * n
         responses, logps = self._generate_single_turn(prompts, None, {}, n)
@@ -105,19 +133,18 @@ class ZPPOTrainer(GRPOTrainer):
         rows = gather_object([dict(zip(COLUMNS, row)) for row in sampled])
         rows = rows[: len(requests) * n]
         self.rows += rows  # in the order of the groups
-        return self.replies_of(rows, n)
-
-    def replies_of(self, rows: list[dict], n: int) -> list[list[Reply]]:
-        """The sampled rows as replies, n to a request."""
-        tokens = [row["completion_ids"] for row in rows]
-        texts = self.processing_class.batch_decode(tokens, skip_special_tokens=True)
-        replies = []
-        for text, ids in zip(texts, tokens, strict=True):
-            replies.append(Reply(text, ids, finished=ids[-1] in self.eos_token_ids))
+        replies = [self.reply(row["completion_ids"]) for row in rows]
         return [replies[i : i + n] for i in range(0, len(replies), n)]
 
+    def reply(self, tokens: list[int]) -> Reply:
+        text = self.processing_class.decode(tokens, skip_special_tokens=True)
+        return Reply(text, tokens, finished=tokens[-1] in self.eos_token_ids)
+
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-        """One rollout step of ours in place of TRL's, which then pads its rows and computes their old log-probs."""
+        """One rollout step of ours in place of TRL's.
+
+        TRL then pads its rows and computes their old log-probs.
+        """
         self.rows = []
         self.encoder = Encoder(self.processing_class)  # remembers what it encodes for one step
         uids = gather_object([row["prompt"] for row in inputs])
@@ -133,7 +160,10 @@ class ZPPOTrainer(GRPOTrainer):
             return super()._generate_and_score_completions(self.rows)
 
     def add_blank_rows(self) -> None:
-        """TRL drops the rows that fill no micro-batch. Blank rows fill it; their mask keeps them out of the loss."""
+        """TRL drops the rows that fill no micro-batch. Blank rows fill the last one.
+
+        The mask of a blank row keeps it out of the loss.
+        """
         micro_batches = self.accelerator.num_processes * self.args.steps_per_generation
         unit = math.lcm(self.num_generations, micro_batches)
         end = self.eos_token_ids[:1]
@@ -149,12 +179,15 @@ def columns_of_rows(_, trainer: ZPPOTrainer) -> dict[str, list]:
 
 
 def advantage_as_reward(advantage: list[float], **_) -> list[float]:
-    """TRL subtracts the mean of each group. Our advantages sum to 0 in each group, so they stay as they are."""
+    """TRL subtracts the mean of each group. Our advantages sum to 0 there, so they stay."""
     return advantage
 
 
 def make_trainer(args: Arguments, recipe: Recipe, questions: list[Question]) -> ZPPOTrainer:
-    """The trainer for these questions. Raises SystemExit where they or the options do not fit TRL."""
+    """The trainer for these questions.
+
+    Raises SystemExit where the questions or the options do not fit TRL.
+    """
     processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
     passes = args.micro_batches * recipe.updates_per_step
     rows = args.new_per_step * recipe.group_size

@@ -3,7 +3,8 @@
 Figures: `python -m bench.figures`. Comparisons of rows over seeds: bench/replicate.py.
 
 Decisions:
-1. Graduation pools all seeds. Wilson's interval takes admissions as independent, which those of one question are not.
+1. Graduation pools all seeds. Wilson's interval takes admissions as independent, which those of one
+   question are not.
 """
 
 import argparse
@@ -18,9 +19,11 @@ import pandas as pd  # comes with datasets
 from engine.output import read_records
 from rewards import answers_match
 
-# The rows of the paper's tables in its order, then what is not in the paper. No two share a colour or a marker.
+# The rows of the paper's tables in its order, then what is not in the paper.
+# No two share a colour or a marker.
 LOOKS = pd.read_csv(Path(__file__).with_name("rows.csv"), index_col="method")
-ROWS = dict(zip(LOOKS.index, LOOKS.itertuples(index=False)))  # by method: label, colour, line, marker
+# By method: label, colour, line, marker.
+ROWS = dict(zip(LOOKS.index, LOOKS.itertuples(index=False)))
 ORDER = list(ROWS)
 KEYS = ["method", "seed"]
 FATES = ["graduated", "evicted", "in the buffer"]
@@ -35,7 +38,8 @@ class Runs(NamedTuple):
     paths: dict[tuple[str, int], Path]
     metrics: pd.DataFrame  # a line per step
     held_out: pd.DataFrame  # a line per family: accuracy in percent before and after
-    admissions: pd.DataFrame  # to the buffer: fields of `buffer.Entry`; graduated and admitted are 0 or 1
+    # Admissions to the buffer: fields of `buffer.Entry`; graduated and admitted are 0 or 1.
+    admissions: pd.DataFrame
 
 
 def read_runs(paths: Iterable[Path]) -> Runs:
@@ -112,8 +116,9 @@ def admissions_table(entries: list[dict]) -> pd.DataFrame:
 def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
     """Fig. 4: how many admissions graduated.
 
-    A line per plain accuracy at admission, then "all" (F.2): graduated, admitted, their ratio in percent and the 95%
-    interval of the ratio (low, high) by Wilson (decision 1). admissions: columns accuracy, graduated, admitted (counts).
+    A line per plain accuracy at admission, then "all" (F.2): graduated, admitted, their ratio in
+    percent and the 95% interval of the ratio (low, high) by Wilson (decision 1). admissions:
+    columns accuracy, graduated, admitted (counts).
     """
     counts = admissions.groupby("accuracy")[["graduated", "admitted"]].sum().astype(int)
     labels = [f"{100 * accuracy:g}%" for accuracy in counts.index]
@@ -132,15 +137,18 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
 
 
 def fates_by_visits(admissions: pd.DataFrame) -> pd.DataFrame:
-    """Figs. 20-24: how many admissions met which fate (columns: FATES), a line per number of replays."""
+    """Figs. 20-24: how many admissions met which fate.
+
+    A line per number of replays, a column per fate of FATES.
+    """
     counts = pd.crosstab(admissions.visits, admissions.fate)
     return counts.reindex(columns=FATES, fill_value=0)
 
 
 def audit(records: Iterable[dict]) -> Iterator[tuple[str, str]]:
-    """Tables 16-17: (kind of prompt, how the answer relates to the candidates), for each BCQ and NCQ rollout.
+    """Tables 16-17: how the answers of BCQ and NCQ rollouts relate to the candidates.
 
-    records: lines of dumps/.
+    records: lines of dumps/. Yields (kind of prompt, relation) for each rollout.
     """
     for record in records:
         if record["kind"] not in ("bcq", "ncq"):
@@ -171,9 +179,10 @@ def cluster_bootstrap(
 ) -> pd.DataFrame:
     """F.6, on one (scale, family) block: how much better each method is than the reference.
 
-    scores: accuracies in percent, a line per benchmark, a column per method. Returns for each method its mean, the
-    mean difference (delta) to the reference with its 95% percentile interval (low, high), and on how many benchmarks
-    the method is better (wins). Benchmarks are resampled with replacement, one shared resample for all methods.
+    scores: accuracies in percent, a line per benchmark, a column per method. Returns for each
+    method its mean, the mean difference (delta) to the reference with its 95% percentile interval
+    (low, high), and on how many benchmarks the method is better (wins). Benchmarks are resampled
+    with replacement, one shared resample for all methods.
     """
     deltas = scores.sub(scores[reference], axis=0)
     rng = np.random.default_rng(seed)
@@ -201,7 +210,10 @@ def print_tables(runs: Runs, dumps: int) -> None:
     audited = audit_table(runs, dumps)
     print_table("Graduation by plain accuracy at admission (Fig. 4)", admissions.apply(graduation))
     print_table("Fates of admissions by number of visits (Figs. 20-24)", fates)
-    print_table("BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)", audited)
+    print_table(
+        "BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)",
+        audited,
+    )
 
 
 def audit_table(runs: Runs, dumps: int) -> pd.DataFrame:
@@ -228,9 +240,13 @@ def print_table(title: str, table: pd.DataFrame) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="output folders of train.py; grouped by method, then seed")
-    parser.add_argument("--dumps", type=int, default=3, help="newest dumps of each run that are audited (default 3)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    folders = "output folders of train.py; grouped by method, then seed"
+    newest = "newest dumps of each run that are audited (default 3)"
+    parser.add_argument("runs", nargs="+", type=Path, help=folders)
+    parser.add_argument("--dumps", type=int, default=3, help=newest)
     args = parser.parse_args(argv)
     print_tables(read_runs(args.runs), args.dumps)
 

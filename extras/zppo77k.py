@@ -2,19 +2,22 @@
 
     python -m extras.zppo77k --out zppo77k
 
-The result is a parquet set that train.py takes as it is, with a report in which every row that was read has one fate.
-The recipe stands in zppo77k.yaml; where a source has renamed something, the message names the line to edit there. The
-same command resumes an interrupted build, GROUP files at a time. Other settings, another recipe or other files start
-afresh. After other changes of a source or of the code, delete --out first: until the end it holds all rows too.
+The result is a parquet set that train.py takes as it is, with a report in which every row that was
+read has one fate. The recipe stands in zppo77k.yaml; where a source has renamed something, the
+message names the line to edit there. The same command resumes an interrupted build, GROUP files at
+a time. Other settings, another recipe or other files start afresh. After other changes of a source
+or of the code, delete --out first: until the end it holds all rows too.
 
 Decisions where the paper is silent (those on texts and golds are in engine/cleaning.py):
-1. Sub-datasets are merged by canonical name: two WeMath configs share one cap. A sub-dataset that both sources hold is
-   taken from Vero alone.
-2. Vero rows graded by box, click, web action or instruction check have no short answer: dropped. So are golds that list
-   the parts of one answer or a sequence, and MMFineReason rows without a pass_rate.
+1. Sub-datasets are merged by canonical name: two WeMath configs share one cap. A sub-dataset that
+   both sources hold is taken from Vero alone.
+2. Vero rows graded by box, click, web action or instruction check have no short answer: dropped. So
+   are golds that list the parts of one answer or a sequence, and MMFineReason rows without a
+   pass_rate.
 3. The same question and images with different golds: all are dropped.
-4. Copies across sub-datasets are merged before the caps, and the copy of Vero stays. A cap then takes the questions of
-   the lowest hash of (seed, uid): the set depends neither on workers nor on files or their order.
+4. Copies across sub-datasets are merged before the caps, and the copy of Vero stays. A cap then
+   takes the questions of the lowest hash of (seed, uid): the set depends neither on workers nor on
+   files or their order.
 """
 
 import hashlib
@@ -39,7 +42,15 @@ from engine.cleaning import spelled_list
 from engine.images import bound_pixels, image_bytes, prompt_tokens
 from engine.models import load_processor
 from engine.options import option, parse
-from engine.questions import DataError, Question, as_list, clean_row, names_in, open_images, value_of
+from engine.questions import (
+    DataError,
+    Question,
+    as_list,
+    clean_row,
+    names_in,
+    open_images,
+    value_of,
+)
 from rewards import answers_match
 
 VERO = "vero"
@@ -53,6 +64,7 @@ CAPS = {  # most questions of a sub-dataset: {"vero/ai2d": 2800, ...}
     for name in RECIPE[source][tier]
 }
 GROUP = 32  # files that are filtered in one go
+PROCESSES = max(1, (os.cpu_count() or 2) - 1)
 TEXTS = ["uid", "question", "answer", "subset", "origin", "row_id", "fate"]
 COLUMNS = {name: datasets.Value("string") for name in TEXTS}
 FEATURES = datasets.Features({**COLUMNS, "images": [datasets.Image()]})
@@ -61,12 +73,12 @@ FEATURES = datasets.Features({**COLUMNS, "images": [datasets.Image()]})
 @dataclass
 class BuildArgs:
     out: str = option("zppo77k", "folder of the set; the same command again resumes there")
-    student: str = option("Qwen/Qwen3.5-0.8B", "model id or folder whose processor measures the prompts")
+    student: str = option("Qwen/Qwen3.5-0.8B", "model whose processor measures the prompts")
     vero: str = option(RECIPE[VERO]["id"], "hub id or folder of the first source; '' leaves it out")
     mmfinereason: str = option(RECIPE[FINE]["id"], "the second source; '' leaves it out")
-    allow_missing: bool = option(False, "build although the sources lack sub-datasets of the recipe")
+    allow_missing: bool = option(False, "build although the sources lack some of the recipe")
     seed: int = option(0, "of the choice under the caps")
-    workers: int = option(max(1, (os.cpu_count() or 2) - 1), "processes; the set does not depend on them", minimum=1)
+    workers: int = option(PROCESSES, "processes; the set does not depend on them", minimum=1)
 
 
 def canonical(origin: str) -> str:
@@ -97,9 +109,9 @@ def reading(what: str, fix: str):
 def plan(args: BuildArgs) -> tuple[list[tuple], set[str], dict[str, list[str]]]:
     """What is read: (files, held, found).
 
-    files: [(origin, rows of one file), ...]. held: names of MMFineReason that Vero holds too. found: "outside", origins
-    that are not in the recipe, and "missing", names of the recipe without an origin. Raises DataError where a source is
-    not as the recipe says.
+    files: [(origin, rows of one file), ...]. held: names of MMFineReason that Vero holds too.
+    found: "outside", origins that are not in the recipe, and "missing", names of the recipe without
+    an origin. Raises DataError where a source is not as the recipe says.
     """
     files, origins = [], []
     paths = {VERO: args.vero, FINE: args.mmfinereason}
@@ -131,8 +143,8 @@ def plan(args: BuildArgs) -> tuple[list[tuple], set[str], dict[str, list[str]]]:
 def streams_of(source: str, path: str) -> tuple[list[str], dict]:
     """(origins that a source holds, {origin: its rows, images undecoded} of those in the recipe).
 
-    Vero has a config for each origin. MMFineReason names the origin in each row: its one stream stands under the name
-    of the source.
+    Vero has a config for each origin. MMFineReason names the origin in each row: its one stream
+    stands under the name of the source.
     """
     load = partial(datasets.load_dataset, path, split=RECIPE["split"], streaming=True)
     if source == FINE:
@@ -149,7 +161,7 @@ def streams_of(source: str, path: str) -> tuple[list[str], dict]:
 
 
 def check_columns(source: str, place: str, there: dict) -> None:
-    """Raises DataError where none of a column's names is there. place: the source, for the message."""
+    """Raises DataError where none of a column's names is there. place: names the source."""
     for ours, names in RECIPE[source]["columns"].items():
         if there.keys().isdisjoint(names):
             what = f"no column for {ours}: expected one of {names}, the source has {list(there)}"
@@ -187,7 +199,10 @@ def judged_rows(files: list[tuple], held: set[str], processor):
 
 
 def unwanted(subset: str, value: dict, held: set[str]) -> str:
-    """Why the recipe drops a row of these values, whatever its question and image; "" if it does not."""
+    """Why the recipe drops a row of these values, whatever its question and image.
+
+    "" if the recipe does not.
+    """
     if subset not in CAPS:
         return "not_in_recipe"
     if subset in held:
@@ -221,9 +236,10 @@ def unfit(question: Question, processor) -> str:
 
 
 def settle(rows: pd.DataFrame) -> pd.Series:
-    """The one fate of each row: its reason, or what becomes of copies and caps (decisions 3, 4), or "kept"."""
+    """The one fate of each row: its reason, or what becomes of copies and caps, or "kept"."""
     passed = rows[rows["fate"] == ""].copy()
-    passed["second"] = ~passed["subset"].str.startswith(VERO)  # decision 4: the copy of Vero comes first
+    # Decision 4: the copy of Vero comes first.
+    passed["second"] = ~passed["subset"].str.startswith(VERO)
     passed = passed.sort_values(["second", "subset", "origin", "answer", "row_id"])
     questions = passed.groupby("uid")
     first = questions[["subset", "answer"]].transform("first")
@@ -250,7 +266,7 @@ def settle(rows: pd.DataFrame) -> pd.Series:
 
 
 def build(args: BuildArgs, processor=None) -> dict:
-    """Make the set in args.out: data/train.parquet and report.json. Returns the report (see report_of).
+    """Make the set in args.out: data/train.parquet and report.json. Returns `report_of` the set.
 
     processor: that of args.student if None.
     """
@@ -282,7 +298,10 @@ def build(args: BuildArgs, processor=None) -> dict:
 def filtered_rows(
     files: list[tuple], given: dict, settings: dict, work: Path, workers: int
 ) -> datasets.Dataset:
-    """judged_rows of all files, GROUP files at a time. A group that is on disk from the same inputs is not read again."""
+    """`judged_rows` of all files, GROUP files at a time.
+
+    A group that is on disk from the same inputs is not read again.
+    """
     origins = [origin for origin, _ in files]
     state = sha256(repr((settings, RECIPE, GROUP, origins)))[:16]
     groups = []
@@ -305,8 +324,11 @@ def sha256(text: str) -> str:
 
 
 def report_of(texts: pd.DataFrame, kept: pd.DataFrame, settings: dict, found: dict) -> dict:
-    """{"questions", "settings", "outside" and "missing" of the recipe, "subsets": {subset: [cap, questions]}, "totals":
-    {"rows", fate: n}, "origins": {origin: the same}}."""
+    """What report.json holds.
+
+    "questions": how many. "settings". "outside" and "missing" of the recipe. "subsets": {subset:
+    [cap, questions]}. "totals": {"rows", fate: n}. "origins": {origin: the same}.
+    """
     report = {"questions": len(kept), "settings": settings, **found}
     subsets = kept.groupby("subset")
     report["subsets"] = {name: [CAPS[name], len(members)] for name, members in subsets}
@@ -317,7 +339,8 @@ def report_of(texts: pd.DataFrame, kept: pd.DataFrame, settings: dict, found: di
 
 
 def main() -> None:
-    (args,) = parse([BuildArgs], sys.argv[1:], "Build ZPPO-77K (App. B.1) from its two public sources.")
+    purpose = "Build ZPPO-77K (App. B.1) from its two public sources."
+    (args,) = parse([BuildArgs], sys.argv[1:], purpose)
     try:
         report = build(args)
     except DataError as error:

@@ -1,7 +1,7 @@
-"""How densely a Python file is written: its tokens, long lines, packed statements and longest function.
+"""How densely a Python file is written: tokens, long lines, packed statements, longest function.
 
-What counts is how much there is to read, so tokens are counted and not lines. Comments, docstrings and layout are no
-tokens. A line of code is a line that holds a token.
+What counts is how much there is to read, so tokens are counted and not lines. Comments, docstrings
+and layout are no tokens. A line of code is a line that holds a token.
 """
 
 import ast
@@ -109,7 +109,7 @@ def lines_between(first: int, last: int) -> set[int]:
 
 
 def devices_in(statement: ast.stmt) -> int:
-    """How many expressions of a statement hide an act of their own. Dictionaries that are merged count as well."""
+    """How many expressions of a statement hide an act of their own."""
     return sum(is_device(node) for node in own_nodes(statement))
 
 

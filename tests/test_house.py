@@ -1,4 +1,4 @@
-"""The house: engine/ knows nothing of the paper, no circle of imports, and no more to read than the caps allow."""
+"""The house: what imports what, how much there is to read, and how dense it is."""
 
 import ast
 import subprocess
@@ -9,8 +9,9 @@ import pytest
 from legibility import measure, total
 from runs import ROOT
 
-OUTSIDE = ("tests", "bench")  # what nobody imports
-SOURCES = [p.relative_to(ROOT) for p in ROOT.rglob("*.py") if not {*OUTSIDE, ".venv", "runs"} & {*p.parts}]
+OUTSIDE = {"tests", "bench", ".venv", "runs"}  # what nobody imports
+FILES = [path.relative_to(ROOT) for path in ROOT.rglob("*.py")]
+SOURCES = [path for path in FILES if OUTSIDE.isdisjoint(path.parts)]
 NAMES = {".".join(path.with_suffix("").parts): path for path in SOURCES}
 TOP = {"train", "zppo", "buffer", "prompts", "rewards", "generate", "baselines", "evaluate"}
 
@@ -47,7 +48,7 @@ def test_no_circle_of_imports():
     assert not below, f"these import each other: {below}"
 
 
-# ---------------------------------------------------------------- how much there is to read, and how dense it is
+# ---------------------------------------------------------------- how much there is to read
 
 MEASURES = {path: measure((ROOT / path).read_text(encoding="utf-8")) for path in SOURCES}
 TOP_LEVEL = [path for path in SOURCES if len(path.parts) == 1]
@@ -84,13 +85,14 @@ def test_functions_at_the_top_level_and_in_engine_fit_on_a_screen():
 
 
 def test_the_measure_counts_what_a_reader_reads():
-    """By hand: the docstring, the comment and the blank line are no code; the last line is long and packed."""
+    """By hand: docstring, comment and blank line are no code; the last line is long and packed."""
     text = '''"""A docstring."""
 
 def double(x):  # a comment
     return 2 * x
 
-y = [double(x) for x in (1, 2)] if double(1) else [double(x) for x in (''' + "1, " * 20 + "3)]\n"
+y = [double(x) for x in (1, 2)] if double(1) else [double(x) for x in ('''
+    text += "1, " * 20 + "3)]\n"
     found = measure(text)
     assert (found.code_lines, found.statements, found.longest) == (3, 4, 2)
     assert (found.long_lines, found.packed) == (1, 1)
@@ -101,7 +103,11 @@ y = [double(x) for x in (1, 2)] if double(1) else [double(x) for x in (''' + "1,
 # ---------------------------------------------------------------- what people copy
 
 
-@pytest.mark.parametrize("name", ["buffer.py", "prompts.py", "engine/logprobs.py", "engine/answers.py"])
+COPIED = ["buffer.py", "prompts.py", "engine/logprobs.py", "engine/answers.py"]
+
+
+@pytest.mark.parametrize("name", COPIED)
 def test_what_people_copy_stands_alone(name, tmp_path):
     (tmp_path / "copied.py").write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, "-c", "import copied"], cwd=tmp_path, check=True, env={"PYTHONSAFEPATH": ""})
+    command = [sys.executable, "-c", "import copied"]
+    subprocess.run(command, cwd=tmp_path, check=True, env={"PYTHONSAFEPATH": ""})

@@ -1,15 +1,20 @@
 """How the two models of the embedded world were made: ordinary `qwen3_5` folders with a processor.
 
-    python -m world.pretrain    rebuilds world/student and world/teacher from a seed; what ships is what it makes
+    python -m world.pretrain
 
-Both models know the formats of BCQ, NCQ and Hint, as a pretrained model does, but not how to tell the right candidate.
-The student learns to copy one of two candidates at random; all candidates come from its own beliefs and random guesses.
-Its texts hold the true value of a misremembered entry no more often than any other wrong value.
+rebuilds world/student and world/teacher from a seed. What ships is what this command makes.
+
+Both models know the formats of BCQ, NCQ and Hint, as a pretrained model does, but not how to tell
+the right candidate. The student learns to copy one of two candidates at random; all candidates come
+from its own beliefs and random guesses. Its texts hold the true value of a misremembered entry no
+more often than any other wrong value.
 
 Decisions:
-1. Each fixed template of prompts.py is one token, so prompts stay short; any other text falls back to bytes.
+1. Each fixed template of prompts.py is one token, so prompts stay short; any other text falls back
+   to bytes.
 2. One 16 x 16 pixel cell is one image token (patch 8, merge 2).
-3. The processor class needs no video processor, which would need torchvision. Several frames are several images.
+3. The processor class needs no video processor, which would need torchvision. Several frames are
+   several images.
 """
 
 import re
@@ -33,8 +38,10 @@ from world import table as world
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -95,7 +102,8 @@ def pieces_of_text() -> list[str]:
         prompts.HINT,
     ]
     for template in templates:
-        pieces += re.split(r"\{\w+\}", template)  # the fixed text around {start}, {signs}, {response}
+        # The fixed text around {start}, {signs}, {response}.
+        pieces += re.split(r"\{\w+\}", template)
     for opening, closing in ("<>", "[]"):
         for tag in prompts.TAGS:
             pieces.append(f"{opening}{tag}{closing}")
@@ -319,7 +327,7 @@ def backward(policy: Policy, rows: list[tuple]) -> float:
 
 @dataclass
 class BuildArguments:
-    """Rebuild the folders world/student and world/teacher from a seed (about twenty minutes on one core)."""
+    """Rebuild world/student and world/teacher from a seed (about twenty minutes on one core)."""
 
     out: str = str(world.WORLD)
     seed: int = 0

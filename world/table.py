@@ -1,14 +1,16 @@
-"""The embedded world: its secret table, what student and teacher believe of it, and the questions about it.
+"""The embedded world: its secret table, what student and teacher believe of it, its questions.
 
-Thirty places, four signs, and one secret table: at every place each sign leads to another place. A
-question shows a row of signs as an image and asks where they lead. The response looks up one step at a
-time inside <think> and boxes the last place: "<think>17●24▲31</think>\\boxed{31}".
+Thirty places, four signs, and one secret table: at every place each sign leads to another place.
+A question shows a row of signs as an image and asks where they lead. The response looks up one step
+at a time inside <think> and boxes the last place: "<think>17●24▲31</think>\\boxed{31}".
 
-- The student knows most of the table and holds firm misconceptions about the rest. A question that needs
-  a misremembered entry fails on every rollout: plain RL has no gradient there (Section 3.1 of the paper).
+- The student knows most of the table and holds firm misconceptions about the rest. A question that
+  needs a misremembered entry fails on every rollout: plain RL has no gradient there (Section 3.1 of
+  the paper).
 - The teacher is larger and right on nearly everything, but not on all of it.
-- Three held-out families, as in the paper: image questions (like the training set), text-only questions
-  and questions over several frames, each split into what the base student knows and what it does not.
+- Three held-out families, as in the paper: image questions (like the training set), text-only
+  questions and questions over several frames. Each is split into what the base student knows and
+  what it does not.
 """
 
 import random
@@ -40,7 +42,7 @@ Entry = tuple[str, str]  # (place, sign)
 Table = dict[Entry, str]  # where the sign leads from the place
 
 
-# ---------------------------------------------------------------- the table and what the models believe
+# ---------------------------------------------------------------- the table and the beliefs
 
 
 def secret_table(seed: int = 0) -> Table:
@@ -118,14 +120,9 @@ def draw(signs: str, rng: random.Random) -> Image.Image:
     return image
 
 
-def box(x: int, y: int, half_width: int, half_height: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) around the centre (x, y)."""
-    return (
-        x - half_width,
-        y - half_height,
-        x + half_width,
-        y + half_height,
-    )
+def box(x: int, y: int, dx: int, dy: int) -> tuple:
+    """(left, top, right, bottom) around the centre (x, y), dx and dy from the centre."""
+    return x - dx, y - dy, x + dx, y + dy
 
 
 def question(family: str, start: str, signs: str, answer: str) -> Question:
@@ -162,13 +159,13 @@ def questions(seed: int = 0) -> tuple[list[Question], dict[str, list[Question]]]
         held_out[f"{family}/known"] = []
         held_out[f"{family}/hard"] = []
         for _ in range(HELD_OUT):
-            start, signs = chains.pop()
-            kind = "hard" if misremembered(table, student, start, signs) else "known"
-            answer = walk(table, start, signs)[-1]
-            held_out[f"{family}/{kind}"].append(question(family, start, signs, answer))
+            chain = chains.pop()
+            kind = "hard" if misremembered(table, student, *chain) else "known"
+            answer = walk(table, *chain)[-1]
+            held_out[f"{family}/{kind}"].append(question(family, *chain, answer))
 
     training = []
-    for start, signs in chains:
-        answer = walk(table, start, signs)[-1]
-        training.append(question("image", start, signs, answer))
+    for chain in chains:
+        answer = walk(table, *chain)[-1]
+        training.append(question("image", *chain, answer))
     return training, held_out
