@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import ENV, ROOT, command
-from test_zppo import collect
+from stages import collect
 from tiny import PROCESSOR, TOKENIZER
 
 import baselines
