@@ -143,9 +143,10 @@ class ServedActor:
         for i in self.share_of(requests, key):
             for j, seed in enumerate(self.begin(requests[i], n, sampling, key)):
                 seeds[i, j] = seed
-        drawn = self.wait_for(list(seeds.values()), self.patience.of(step), sampling, phase)
-        # The same on all processes from here on.
-        answers = dict(gather_object(list(zip(seeds, drawn, strict=True))))
+        patience = self.patience.of(step)
+        drawn = self.wait_for(list(seeds.values()), patience, sampling, phase)
+        ours = list(zip(seeds, drawn, strict=True))
+        answers = dict(gather_object(ours))  # from here on the same on all processes
         causes = Counter(answer.cause for answer in answers.values())
         self.patience.learn(step, causes)
         self.count(causes, phase)
@@ -188,7 +189,11 @@ class ServedActor:
             "top_p": sampling.top_p,
             "presence_penalty": sampling.presence_penalty,
         }
-        more = {"top_k": sampling.top_k, "min_p": sampling.min_p, "repetition_penalty": 1.0}
+        more = {
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": 1.0,
+        }
         if self.takes_top_k:
             body |= more | {"top_k": sampling.top_k or -1}
         else:
@@ -239,7 +244,8 @@ class ServedActor:
             ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
             most = tokens + SPARE_TOKENS
             if len(ids) > most:
-                text = tokenizer.decode(ids[:most]).rstrip("\ufffd")  # half of a character
+                # What stays of half a character is not text.
+                text = tokenizer.decode(ids[:most]).rstrip("\ufffd")
         if text == answer.reply.text:
             return answer
         return Answer(Reply(text, [], finished=False), CUT)
@@ -278,7 +284,7 @@ class Patience:
         """Until all is answered, or no answer has come for so long, or `stop` is set."""
         pending = set(sent)
         last = self.clock()
-        hidden = None if PartialState().is_main_process else True  # None: shown on a terminal only
+        hidden = not PartialState().is_main_process or None  # None: shown on a terminal only
         with tqdm(total=len(sent), desc=phase, leave=False, disable=hidden) as bar:
             while pending and not stop.is_set() and self.clock() - last < seconds:
                 done, pending = wait(pending, timeout=LOOK)
@@ -367,7 +373,7 @@ class Connection:
                         cause = f"an answer of more than {len(answer)} bytes"
                         return Answer(EMPTY_REPLY, cause), None
             if response.is_success:
-                # One character more than asked for, for `shorten` to see the cut.
+                # One character more than asked for, so that `answer_of` sees the cut.
                 return Answer(read_reply(answer, thinking, most + 1), ""), None
             cause = f"HTTP {response.status_code}"
             again = wait_before_retry(response)
