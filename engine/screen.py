@@ -96,7 +96,7 @@ def closing_tables(
     return "\n".join(lines)
 
 
-def print_samples(records: list[dict], n: int, rollouts: int = 1) -> None:
+def print_samples(records: list[dict], n: int, rollouts: int = 1, whole: bool = False) -> None:
     """n of the records of `zppo.dump`, evenly spread over them, each with its first rollouts."""
     distance = max(1, len(records) // max(1, n))
     for record in records[::distance][:n]:
@@ -105,7 +105,7 @@ def print_samples(records: list[dict], n: int, rollouts: int = 1) -> None:
             reward = f"reward {rollout['reward']:.0f}"
             answers = f"answer {rollout['answer']!r}, gold {record['gold']!r}"
             texts += [f"---- {reward}, {answers}", rollout["text"]]
-        print_main("\n".join(map(shorten, texts)))
+        print_main("\n".join(texts if whole else map(shorten, texts)))
 
 
 def shorten(text: str) -> str:

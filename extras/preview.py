@@ -96,7 +96,7 @@ def show_prompts(ctx: Context, groups: Sequence[Group], student: Actor) -> None:
             question.turns,
             **student.encoder.template,
         )
-        print_samples([record], 1, rollouts=2, shorten=False)
+        print_samples([record], 1, rollouts=2, whole=True)
     for branch in ctx.recipe.branches:
         if branch in ("bcq", "ncq") and branch not in first:
             print_main(f"\n---- no {branch} prompt: {why_missing(ctx, groups, branch)}")
