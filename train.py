@@ -47,7 +47,7 @@ from engine.screen import LEGEND, closing_tables, print_main, print_samples
 from engine.stopping import Stop, exit_with
 from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
-from extras.preview import preview
+from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
 from extras.setup import load_actors, load_data, quieten_libraries, within_budget
 from generate import seed_of
@@ -125,7 +125,7 @@ class Run:
             options = asdict(args) | asdict(recipe)
             self.output = Output(Path(args.output), self.accelerator, options)
         print_main("reading the questions, loading the models ...")
-        questions, self.held_out, self.about_data = load_data(args)
+        questions, self.held_out, self.data_report = load_data(args)
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
         self.student, self.teacher = load_actors(
@@ -150,7 +150,8 @@ class Run:
         self.reason = ""  # why the run stops before its last step
 
     def look(self) -> None:
-        """--preview."""
+        """--preview: nothing is written."""
+        self.print_data_report()
         preview(
             self.context(0),
             self.learner,
@@ -171,7 +172,7 @@ class Run:
         for uid in self.buffer.entries.keys() - self.by_uid.keys():
             del self.buffer.entries[uid]
         processes = self.accelerator.num_processes
-        print_main(self.about_data)
+        self.print_data_report()
         print_main(
             f"{self.recipe.method}: {len(self.questions)} questions, steps {self.done + 1} to "
             f"{self.args.steps} on {processes} processes, output in {self.args.output}"
@@ -334,6 +335,11 @@ class Run:
             "data": self.data,
         }
 
+    def print_data_report(self) -> None:
+        """Of one's own data: how the golds are graded, where they come from, what was skipped."""
+        if self.data_report:
+            print_main(f"{routes(self.questions)}\n{self.data_report}")
+
     def is_due(self, every: int, done: int) -> bool:
         """Every so many steps, and after the last one; 0: never."""
         if every == 0:
@@ -353,14 +359,19 @@ class Run:
         """Held-out accuracy in percent by family; the responses go to the file of this name."""
         if not self.held_out:
             return {}
-        records = evaluate(
-            self.student,
-            self.held_out,
-            sampling=replace(DECODING, max_new_tokens=self.recipe.max_response_tokens),
-            seed=self.args.seed,
-            judge=self.teacher,
-            reward=self.reward,
-        )
+        tokens = self.recipe.max_response_tokens
+        try:
+            records = evaluate(
+                self.student,
+                self.held_out,
+                sampling=replace(DECODING, max_new_tokens=tokens),
+                seed=self.args.seed,
+                judge=self.teacher,
+                reward=self.reward,
+            )
+        except InterruptedError:
+            # A signal, while a served judge was asked: the run stops after this step.
+            return {}
         self.output.write(records, name)
         return accuracies(records)
 

@@ -17,10 +17,10 @@ Decisions where the paper is silent, and shortcuts that change no result:
  2. Hard questions are asked in rounds, hardest first, until the pool is full. Each kept question
     fills at least one slot, so asking all would give the same pool. `teacher_on_all_hard` asks all.
  3. Only traces that end up in a prompt are compressed, those of BCQ and NCQ alike once.
- 4. A compressed trace must end in the same answer, verbatim, as its response. Otherwise the last
-    lines of the response with their own box take its place, and a metric counts them. A wrong
-    candidate must never become right. A trace without an answer keeps its summary without any box:
-    raw lines beside a tidy candidate would be a label.
+ 4. A compressed trace must end in the same answer, verbatim, as its response: a wrong candidate
+    must never become right. Otherwise the last lines of the response, with its own box, take its
+    place (counted). A trace without an answer keeps its summary, but no box: raw lines would be a
+    label.
  5. Wrong rollouts without a parsed answer still give their trace to NCQ.
  6. Rollouts with advantage 0 count in the token denominator, but the update does not run them
     through the model: their numerator, and so their gradient, is exactly zero.
@@ -35,6 +35,7 @@ Decisions where the paper is silent, and shortcuts that change no result:
 11. GRPO† + BCQ walks on past questions on which the teacher fails, until its cap is full ("admit
     at least one").
 12. Compression waits for all plain rollouts; a served teacher's rollouts do not (extras/served.py).
+13. BCQ's wrong candidate is drawn from all wrong rollouts. A metric counts those without a box.
 """
 
 import math
@@ -73,8 +74,7 @@ METHODS = {
     "grpo_both": ("bcq", "ncq"),
     "grpo_replay_bcq": ("bcq", "replay"),
     "grpo_replay_ncq": ("ncq", "replay"),
-    # These are in baselines.py.
-    "off_distill": ("off_distill",),
+    "off_distill": ("off_distill",),  # this and the next: baselines.py
     "off_distill_replay": ("off_distill", "replay"),
     "on_distill": ("on_distill",),
     "on_distill_replay": ("on_distill", "replay"),
@@ -190,8 +190,7 @@ def plain_groups(questions: Iterable[Question]) -> list[Group]:
 def roll_out(ctx: Context, groups: Sequence[Group], phase: str) -> list[Group]:
     """The groups, each with G_S scored student rollouts of its prompt [G1]."""
     requests = [request_for(group, group.kind) for group in groups]
-    n = ctx.recipe.group_size
-    rows = scored_rollouts(ctx, ctx.student, requests, n, phase)
+    rows = scored_rollouts(ctx, ctx.student, requests, ctx.recipe.group_size, phase)
     return [replace(group, rollouts=row) for group, row in zip(groups, rows)]
 
 
@@ -329,6 +328,9 @@ def reformulate(ctx: Context, chosen: Sequence[HardQuestion]) -> list[Group]:
         texts = [summaries[id(trace)] for trace in row]
         answers = [trace.answer for trace in row]
         groups.append(reformulated(ctx, hard, texts, answers))
+    # decision 13: where students rarely box, the box is the label
+    bcq_answers = [group.candidates["answers"] for group in groups if group.kind == "bcq"]
+    ctx.counts["bcq_unboxed"] = sum(None in answers for answers in bcq_answers)
     return groups
 
 
@@ -367,22 +369,20 @@ def compress(ctx: Context, traces: Sequence[Rollout]) -> list[str]:
     ]
     sampling = Sampling(max_new_tokens=COMPRESSION_TOKENS)
     replies = ctx.teacher(requests, 1, sampling, ctx.key, "compress")
-    summaries = []
-    fallbacks = 0
-    for (reply,), trace in zip(replies, traces, strict=True):
-        summary, fell_back = read_summary(reply.text, trace.text, trace.answer)
-        summaries.append(summary)
-        fallbacks += fell_back
-    ctx.counts |= {"compressed": len(summaries), "compression_fallbacks": fallbacks}
-    return summaries
+    read = [
+        read_summary(reply.text, trace.text, trace.answer)
+        for (reply,), trace in zip(replies, traces, strict=True)
+    ]
+    ctx.counts["compressed"] = len(read)
+    ctx.counts["compression_fallbacks"] = sum(fell_back for _, fell_back in read)
+    return [summary for summary, _ in read]
 
 
 def read_summary(reply: str, trace: str, answer: str | None) -> tuple[str, bool]:
     """The candidate text of one trace, and whether the teacher's summary had to be given up.
 
     reply: what the teacher wrote. trace, answer: the response and the content of its last box.
-    Where the summary is missing or changes the answer, the last lines of the trace with its own box
-    take its place (decision 4).
+    Where the summary is missing or changes the answer, the trace's last lines replace it.
     """
     start = reply.rfind("<summary>")
     end = reply.rfind("</summary>")
@@ -557,8 +557,7 @@ def score_old_policy(learner: Learner, batches: Sequence[MiniBatch]) -> None:
         for micro in learner.micro_batches(batch.rows):
             logp, _, _ = learner.log_probs(micro)
             lengths = [len(row.tokens) for row in micro]
-            per_row = logp.split(lengths)
-            for row, old_logp in zip(micro, per_row):
+            for row, old_logp in zip(micro, logp.split(lengths)):
                 row.old_logp = old_logp
 
 

@@ -160,10 +160,10 @@ def encode(
     return {key: value[0] if key in TOKEN_KEYS else value for key, value in encoded.items()}
 
 
-def render(processor, text: str, **template) -> str:
-    """One user turn in the model's chat template, as text, with the start of the response."""
+def render(processor, text: str, system: str = "", turns=(), **template) -> str:
+    """A prompt in the model's chat template, as text, with the start of the response."""
     template |= dict(tokenize=False, add_generation_prompt=True)
-    return processor.apply_chat_template(chat(text), **template)
+    return processor.apply_chat_template(chat(text, (), system, turns), **template)
 
 
 class Encoder:

@@ -49,7 +49,6 @@ def preview(
     extrapolation.
     """
     asked = questions[:count]
-    print_main(routes(questions))
     groups = draw(ctx, asked)
     start = time.perf_counter()
     if "logits" in baselines.needs_of(ctx.recipe):
@@ -87,10 +86,17 @@ def draw(ctx: Context, questions: Sequence[Question]) -> list[Group]:
 def show_prompts(ctx: Context, groups: Sequence[Group], student: Actor) -> None:
     """One prompt of each kind, as the student sees it, and why a kind is missing."""
     first = {group.kind: group for group in reversed(groups)}
-    records = dump(list(first.values()))
-    for record in records:
-        record["prompt"] = render(student.processor, record["prompt"], **student.encoder.template)
-    print_samples(records, len(records), rollouts=2)
+    for group in first.values():
+        question = group.question
+        (record,) = dump([group])
+        record["prompt"] = render(
+            student.processor,
+            group.prompt,
+            question.system,
+            question.turns,
+            **student.encoder.template,
+        )
+        print_samples([record], 1, rollouts=2, whole=True)
     for branch in ctx.recipe.branches:
         if branch in ("bcq", "ncq") and branch not in first:
             print_main(f"\n---- no {branch} prompt: {why_missing(ctx, groups, branch)}")

@@ -19,7 +19,6 @@ from engine.models import Encoder, encode, render, tokenizer_of
 from engine.questions import DataError, Question, load_questions
 from engine.screen import print_main
 from engine.update import check_head
-from extras.preview import routes
 from extras.served import ServedActor
 from generate import Actor
 from prompts import plain_prompt
@@ -34,13 +33,13 @@ def quieten_libraries() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def load_data(args) -> tuple[list[Question], dict[str, list[Question]], str]:
-    """(training questions, held-out ones by family, what the screen says of them)."""
+def load_data(args) -> tuple[list[Question], dict[str, list[Question]], dict]:
+    """(training questions, held-out ones by family, report: what was skipped, where golds are)."""
     if not args.data:
         questions, families = world.questions()
         count = args.eval_questions
         held_out = {family: asked[:count] for family, asked in families.items() if count}
-        return questions, held_out, "the embedded world's questions"
+        return questions, held_out, {}
     place = args.split, args.columns or None, args.config or None
     held_out = {}
     try:
@@ -52,7 +51,7 @@ def load_data(args) -> tuple[list[Question], dict[str, list[Question]], str]:
     default = args.system_prompt
     questions = [replace(question, system=question.system or default) for question in questions]
     parts = {name: report[name] for name in ("skipped", "gold_from") if report[name]}
-    return questions, held_out, f"{routes(questions)}\n{parts}"
+    return questions, held_out, parts
 
 
 def load_actors(
