@@ -66,7 +66,11 @@ def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
 
 
 def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS):
-    """Set the pixel bounds (Table 8) on a processor of the Qwen family; returns the processor."""
+    """Set the pixel bounds (Table 8) on a processor of the Qwen family; returns the processor.
+    Raises ValueError for one of another family: it neither counts nor scales as we do."""
+    if not hasattr(processor.image_processor, "merge_size"):
+        name = type(processor.image_processor).__name__
+        raise ValueError(f"its {name} is not known here: choose a VLM of the Qwen family")
     processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     return processor
 
