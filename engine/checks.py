@@ -17,7 +17,6 @@ from engine.update import Policy
 
 CHECKED = 8  # tokens that a row is sampled for
 LENGTHS = (16, 48)  # tokens of the two rows' prompts, where a model has no switch
-# Lengths in a config at which a model begins to compute in another way.
 SWITCHES = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
 
 
@@ -44,92 +43,52 @@ def check_model(model, prompt: Tensors, prompt_tokens: int, response_tokens: int
     """Refuse a model whose rollouts are drawn from another distribution than they are scored by.
 
     A short and a long row are sampled together, as rollouts are. Then they are scored as in the
-    update, twice together and once each alone. All four must agree.
-    model: in the mode of its scoring, and nothing wraps it yet. prompt: any encoded one, without images. The rest: the most
-    tokens of a run's prompts and responses.
+    update, twice together and once each alone. All four must agree to rounding.
+    model: in the mode of its scoring, and nothing wraps it yet. prompt: any encoded one, without
+    images. The rest: the most tokens of a run's prompts and responses.
     """
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    name = f"the model ({model.config.model_type})"
+    config = model.config.get_text_config()
+    window = getattr(config, "max_position_embeddings", None)
     if window and response_tokens >= window:
-        what = f"--max_response_tokens {response_tokens} is more than its window of {window}"
-        print_main(f"{kind_of(model)}: {what}, and what it writes behind that is worth little")
+        print_main(f"{name} was made for {window} tokens: lower --max_response_tokens")
     generator = torch.Generator().manual_seed(0)
-    lengths = lengths_of(model, prompt_tokens + response_tokens)
-    rows = [draw(prompt, length, generator) for length in lengths]
+    short, long = LENGTHS
+    longer = [length for length in switches(config) if length < prompt_tokens + response_tokens]
+    rows = [draw(prompt, length, generator) for length in (short, max([long, *longer]) + 1)]
     try:
         with decoding(model):
-            check_head(model, prompt)
             sampled, log_probs = sample(model, rows, generator)
         first = score(model, rows, sampled)
         again = score(model, rows, sampled)
         alone = torch.cat([score(model, rows[i : i + 1], sampled[i : i + 1]) for i in (0, 1)])
     except Exception as error:  # each architecture has errors of its own
-        refuse(model, f"cannot be sampled from and scored ({type(error).__name__}: {error})")
-    tolerance = rounding(model)
-    problems = {
-        "scores a row differently each time in train mode: noise in its layers?": again,
-        "scores a row differently beside a longer one: does its rotary embedding switch?": alone,
-        "samples from another distribution than it is scored by": log_probs,
-    }
-    for problem, others in problems.items():
-        gap = (first - others).abs().mean(-1).max()  # [2 rows, CHECKED]
-        if not gap <= tolerance:  # NaN is not, either
-            refuse(model, f"{problem} ({gap:.2g} in log-prob)")
-
-
-@torch.no_grad()
-def check_head(model, prompt: Tensors) -> None:
-    """Raises SystemExit where our log-probs are not those of the model's own logits.
-
-    This happens where the head also scales or shifts them. model: one that nothing wraps yet.
-    prompt: any encoded one.
-    """
-    response = prompt["input_ids"][-4:]
-    batch = collate([prompt], [response], device=model.device)
-    positions = position_ids(model, batch)
-    predicts = response_positions([prompt], [response], batch["input_ids"].shape)
-    ours, _ = Policy(model)(batch, positions, predicts.to(model.device))  # [4]
-    logits = (
-        model(**batch, position_ids=positions, use_cache=False).logits[predicts].float()
-    )  # [4, V]
-    tokens = response.to(logits.device).unsqueeze(-1)
-    theirs = logits.log_softmax(-1).gather(-1, tokens).squeeze(-1)
-    tolerance = rounding(model)
-    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
-        raise SystemExit(
-            f"{model.config.model_type}: its head does more than a linear map with a soft cap "
-            "(a scale? a bias?): choose another architecture, or teach `models.lm_head` this one"
-        )
-
-
-def rounding(model) -> float:
-    """What log-probs may differ by in the type that the model computes in."""
+        raise SystemExit(f"{name} cannot be sampled and scored here: {error!r}") from error
     kind = model.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
-    return torch.finfo(dtype).eps ** 0.5
+    causes = {
+        "in train mode, each time it scores a row: noise in its layers?": again,
+        "beside a longer row: does its rotary embedding switch?": alone,
+        "in sampling and in scoring: a scale or a bias behind its head, its own cache?": log_probs,
+    }
+    for cause, others in causes.items():
+        gap = (first - others).abs().mean(-1).max()  # [2 rows, CHECKED]
+        if not gap <= torch.finfo(dtype).eps ** 0.5:  # NaN is not, either
+            what = f"{name} gives other log-probs (by {gap:.2g}) {cause}"
+            raise SystemExit(f"{what} Choose another architecture")
 
 
-def refuse(model, problem: str) -> None:
-    raise SystemExit(f"{kind_of(model)} {problem}: choose another architecture")
-
-
-def kind_of(model) -> str:
-    return f"the model ({model.config.model_type})"
-
-
-def lengths_of(model, longest: int) -> list[int]:
-    """Tokens of a short and of a long prompt: longer than any switch that the run can reach."""
-    config = model.config.get_text_config()
-    found = [getattr(config, name, None) for name in SWITCHES]
+def switches(config) -> list[int]:
+    """Lengths at which a model begins to compute in another way."""
     rope = getattr(config, "rope_parameters", None) or {}
+    found = []
     # Some models have one for each kind of layer.
-    for kind in (rope, *rope.values()):
-        if isinstance(kind, dict):
-            found.append(kind.get("original_max_position_embeddings"))
-            if kind.get("rope_type") == "dynamic":
+    for part in (vars(config), rope, *rope.values()):
+        if isinstance(part, dict):
+            found += [part.get(name) for name in SWITCHES]
+            if part.get("rope_type") == "dynamic":
                 found.append(config.max_position_embeddings)
-    reached = [length for length in found if length and length < longest]
-    short, long = LENGTHS
-    return [short, max([long, *reached]) + 1]
+    return [length for length in found if length]
 
 
 def draw(prompt: Tensors, length: int, generator: torch.Generator) -> Tensors:

@@ -21,7 +21,10 @@ import json
 import re
 import string
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import getitem
 from pathlib import Path
 
 import datasets
@@ -69,18 +72,8 @@ class Question:
     free_form: bool = False  # graded by the judge, see is_free_form
     system: str = ""  # the row's own system turn
     turns: tuple[tuple[str, str], ...] = ()  # of a conversation, before the question: (role, text)
-    row: "LazyRow | None" = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class LazyRow:
-    """The row that a question was made from: what a reward of one's own may need of it."""
-
-    rows: Rows  # without images
-    row: int
-
-    def read(self) -> dict:
-        return self.rows[self.row]
+    # Reads the row that it was made from, without images: a reward of one's own may need it.
+    row: Callable[[], dict] = field(default=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,7 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
             skipped[reason] += 1
             continue
         gold_from[kind] += 1
-        questions[question.uid] = replace(question, row=LazyRow(others, index))
+        questions[question.uid] = replace(question, row=partial(getitem, others, index))
     if not questions:
         what = f"no question left of {len(rows)} rows; skipped: {dict(skipped)}; columns: {names}"
         fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"

@@ -1,6 +1,7 @@
 """What a row of a set becomes: golds of other types, options, chats, mixed sets; refusals."""
 
 import json
+import pickle
 
 import datasets
 import numpy as np
@@ -10,7 +11,7 @@ from test_questions import TEXT, cell, encoded, save
 
 from engine import images as pixels
 from engine import questions as data
-from engine.questions import DataError, LazyRow, load_questions, open_images
+from engine.questions import DataError, load_questions, open_images
 
 
 def load(rows: list[dict], **features):
@@ -224,9 +225,10 @@ def test_a_question_knows_its_row(tmp_path):
     path = save(tmp_path / "set.parquet", [row], features)
     (question,), _ = load_questions(path)
     del row["image"]
-    assert question.row.read() == row
+    assert question.row() == row
     (question,), _ = from_file(tmp_path, {"question": "a?", "answer": "1", "tests": "t"})
-    assert question.row == LazyRow([{"question": "a?", "answer": "1", "tests": "t"}], 0)
+    assert question.row() == {"question": "a?", "answer": "1", "tests": "t"}
+    assert pickle.loads(pickle.dumps(question)).row() == question.row()
 
 
 # ---------------------------------------------------------------- images
