@@ -1,15 +1,16 @@
-"""Sampling in plain PyTorch: each prompt is prefilled once and its KV cache shared out to its G rollouts.
+"""Sampling in plain PyTorch: each prompt is prefilled once and its KV cache shared out to its G
+rollouts.
 
 Decisions:
-1. All randomness of a token comes from one uniform number per (rollout, position): the inverse of the
-   cumulative distribution picks the token. A rollout has its own random stream, seeded from
+1. All randomness of a token comes from one uniform number per (rollout, position): the inverse of
+   the cumulative distribution picks the token. A rollout has its own random stream, seeded from
    (seed, step, question, sample), so it does not depend on the batch or the number of processes.
-2. Finished rows leave the batch; their tokens and lengths are recorded here, so nothing later has to
-   guess from token values where a response ended.
+2. Finished rows leave the batch; their tokens and lengths are recorded here, so nothing later has
+   to guess from token values where a response ended.
 3. The model's generation_config never decides how to sample: `Sampling` alone does.
 4. Vision placeholder tokens have probability 0, here and when log-probs are computed.
-5. On a GPU tokens are looked at every few steps only, so that the host need not wait for each of them: a row runs on
-   behind its end until then, and what it drew there is dropped.
+5. On a GPU the host looks at the tokens every few steps only, because it has to wait for them. A
+   finished row keeps sampling until the next look; those tokens are dropped.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 
-from engine.decode import Decoder, UniformStreams, evaluating, prefill
+from engine.decode import Decoder, UniformStreams, decoding, prefill
 from engine.images import bound_pixels
 from engine.models import (
     Encoder,
@@ -39,20 +40,25 @@ from engine.models import (
 from engine.questions import Question
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
-DROP_SHARE = 8  # finished rows are dropped once they are 1/8 of the batch (a drop copies the cache)
+# Finished rows are dropped once they are 1/8 of the batch: a drop copies the cache.
+DROP_SHARE = 8
 LOOK_EVERY = {"cuda": 16}  # steps between two looks at the tokens; elsewhere 1
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Decoding settings. The defaults are those of training rollouts: temperature 1, nothing cut off."""
+    """Decoding settings. The defaults are those of training rollouts: temperature 1, nothing cut
+    off.
+    """
 
     max_new_tokens: int = 12288
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0  # 0: off
     min_p: float = 0.0
-    presence_penalty: float = 0.0  # subtracted once from the logit of every token already in the response
+    presence_penalty: float = (
+        0.0  # subtracted once from the logit of every token already in the response
+    )
 
 
 def seed_of(*key) -> int:
@@ -62,7 +68,9 @@ def seed_of(*key) -> int:
 
 
 def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Inverse-CDF sampling. logits [B, V] (banned ones at -inf), uniform [B] in [0, 1) -> token ids [B]."""
+    """Inverse-CDF sampling. logits [B, V] (banned ones at -inf), uniform [B] in [0, 1) -> token ids
+    [B].
+    """
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / sampling.temperature
@@ -71,11 +79,13 @@ def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, sampling: Samplin
         logits = logits.masked_fill(logits < kth, -torch.inf)
     probs = logits.softmax(-1)
     if sampling.min_p:
-        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
+        least = sampling.min_p * probs.amax(-1, keepdim=True)
+        probs = probs.masked_fill(probs < least, 0.0)
     if sampling.top_p < 1:
         ordered, order = probs.sort(-1, descending=True)
         # Keep a token if the mass before it is below top_p: the first is always kept.
-        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p * ordered.sum(-1, keepdim=True)] = 0.0
+        before = ordered.cumsum(-1) - ordered
+        ordered[before >= sampling.top_p * ordered.sum(-1, keepdim=True)] = 0.0
         probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
     cdf = probs.cumsum(-1, dtype=torch.float64)  # [B, V]
     # Strictly below the total, so that the answer is always a token of positive probability.
@@ -85,7 +95,10 @@ def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, sampling: Samplin
 
 def until_end(tokens: list[int], ends: set[int]) -> list[int]:
     """The tokens up to the first end token, it included."""
-    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
+    for i, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: i + 1]
+    return tokens
 
 
 @torch.no_grad()
@@ -100,19 +113,22 @@ def generate(
     """Draw G rollouts for each of P prompts.
 
     prompts: P encoded prompts (`models.encode`). seeds: P lists of G seeds, one per rollout.
-    Returns P lists of G token lists. A list ends with its end token; one without was cut at max_new_tokens.
+    Returns P lists of G token lists. A list ends with its end token; one without was cut at
+    max_new_tokens.
     """
     device = model.get_output_embeddings().weight.device
-    ends, banned = set(end_ids), torch.tensor(list(banned_ids), device=device, dtype=torch.long)
+    ends = set(end_ids)
+    banned = torch.tensor(list(banned_ids), device=device, dtype=torch.long)
     groups = [len(group) for group in seeds]
     streams = UniformStreams([seed for group in seeds for seed in group], device)
     look_every = LOOK_EVERY.get(device.type, 1)
 
-    with evaluating(model):
+    with decoding(model):
         # One row per prompt, whose cache is then shared out to its rollouts.
         logits, *prefilled = prefill(model, prompts, device)
         decoder = Decoder(model, *prefilled, room=sampling.max_new_tokens)
-        index = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(groups, device=device))  # [B]
+        counts = torch.tensor(groups, device=device)
+        index = torch.arange(len(prompts), device=device).repeat_interleave(counts)  # [B]
         decoder.keep(index)
         logits = logits[index]  # [B, V]
         seen = torch.zeros_like(logits, dtype=torch.bool) if sampling.presence_penalty else None
@@ -137,14 +153,17 @@ def generate(
                 if not alive or step == sampling.max_new_tokens:
                     break
                 if (len(rows) - len(alive)) * DROP_SHARE >= len(rows):
-                    rows, kept = [rows[i] for i in alive], torch.tensor(alive, device=device)
+                    rows = [rows[i] for i in alive]
+                    kept = torch.tensor(alive, device=device)
                     decoder.keep(kept)
                     streams.keep(kept)
                     tokens = tokens[kept]
-                    seen = seen[kept] if seen is not None else None
+                    if seen is not None:
+                        seen = seen[kept]
             logits = decoder(tokens)
 
-    grouped, start = [], 0
+    grouped = []
+    start = 0
     for size in groups:
         grouped.append(rollouts[start : start + size])
         start += size
@@ -153,13 +172,17 @@ def generate(
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to sample from. kind and uid name its random streams; the question lends its images."""
+    """One prompt to sample from. kind and uid name its random streams; the question lends its
+    images.
+    """
 
     kind: str
     uid: str
     text: str
     question: Question | None = None
-    prefix: Sequence[int] = ()  # tokens that every response is made to start with (the Prefix baseline)
+    prefix: Sequence[
+        int
+    ] = ()  # tokens that every response is made to start with (the Prefix baseline)
 
     @property
     def images(self) -> int:
@@ -183,34 +206,61 @@ def ask(actor, key: tuple, texts: Sequence[str]) -> list[str]:
 def deal(items: Sequence, process: int, processes: int) -> list:
     """One process's share: 0, 1, ..., P-1, P-1, ..., 1, 0, 0, 1, ..."""
     turns = 2 * processes
-    return [item for i, item in enumerate(items) if min(i % turns, turns - 1 - i % turns) == process]
+    return [
+        item for i, item in enumerate(items) if min(i % turns, turns - 1 - i % turns) == process
+    ]
 
 
 class Actor:
-    """A model that answers requests: the student or an in-process teacher, on all processes together.
+    """A model that answers requests: the student or an in-process teacher, on all processes
+    together.
 
-    Requests are sorted by length and cut into batches of at most `rows` rollouts, of one size and as many for every
-    process. They are dealt longest first, there and back, so that no process gets the longer ones throughout. Which
-    rollouts share a batch changes them by rounding alone. Every process gets all replies.
+    Requests are sorted by length and cut into batches of at most `rows` rollouts, of one size and
+    as many for every process. They are dealt longest first, there and back, so that no process gets
+    the longer ones throughout. Which rollouts share a batch changes them by rounding alone. Every
+    process gets all replies.
 
     template: arguments of the chat template. seconds: wall-clock time by phase is added there.
     """
 
-    def __init__(self, model, processor, rows: int = 64, template: dict | None = None, seconds: dict | None = None):
-        self.model, self.processor, self.rows = model, processor, rows
+    def __init__(
+        self,
+        model,
+        processor,
+        rows: int = 64,
+        template: dict | None = None,
+        seconds: dict | None = None,
+    ):
+        self.model = model
+        self.processor = processor
+        self.rows = rows
         self.encoder = Encoder(processor, template)
-        self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
+        self.end_ids = end_token_ids(model, processor)
+        self.banned_ids = banned_token_ids(model, processor)
         self.seconds = {} if seconds is None else seconds
-        self.autocast: Callable[[], AbstractContextManager] = nullcontext  # mixed precision of each batch
-        self.whole_weights: Callable[[], AbstractContextManager] = nullcontext  # entered for a call: engine.update.gathered
+        # Mixed precision, entered for each batch.
+        self.autocast: Callable[[], AbstractContextManager] = nullcontext
+        # Sharded weights made whole, entered for a call: engine.update.gathered.
+        self.whole_weights: Callable[[], AbstractContextManager] = nullcontext
 
     @classmethod
-    def load(cls, path: str, accelerator: Accelerator, dtype: torch.dtype, pixels: tuple[int, int], **settings):
-        """The model of a folder or hub id. pixels: least and most of an image. Raises SystemExit: what is missing."""
+    def load(
+        cls,
+        path: str,
+        accelerator: Accelerator,
+        dtype: torch.dtype,
+        pixels: tuple[int, int],
+        **settings,
+    ):
+        """The model of a folder or hub id. pixels: least and most of an image. Raises SystemExit:
+        what is missing.
+        """
         try:
             processor = load_processor(path)
             if not processor.chat_template:
-                raise ValueError("it has no chat template: name an instruction-tuned model, or add one to its folder")
+                raise ValueError(
+                    "it has no chat template: name an instruction-tuned model, or add one to its folder"
+                )
             model = load_model(path, dtype).to(accelerator.device)
         except (OSError, ValueError) as error:
             raise SystemExit(f"the model {path!r} cannot be loaded: {error}") from error
@@ -222,47 +272,74 @@ class Actor:
 
     def reply(self, request: Request, tokens: list[int]) -> Reply:
         """What these sampled tokens say."""
-        text = tokenizer_of(self.processor).decode([*request.prefix, *tokens], skip_special_tokens=True)
+        text = tokenizer_of(self.processor).decode(
+            [*request.prefix, *tokens], skip_special_tokens=True
+        )
         return Reply(text, tokens, finished=bool(tokens) and tokens[-1] in self.end_ids)
 
     def draw(
         self, requests: Sequence[Request], samples: Sequence[int], sampling: Sampling, key: tuple
     ) -> list[list[Reply]]:
-        """These samples of each request, on this process. Where memory runs out it goes on with half as many rows."""
+        """These samples of each request, on this process. Where memory runs out it goes on with
+        half as many rows.
+        """
         rows = len(requests) * len(samples)
         if rows > max(1, self.rows):  # in halves, by requests or else by samples
             if len(requests) > 1:
                 half = len(requests) // 2
-                parts = [self.draw(part, samples, sampling, key) for part in (requests[:half], requests[half:])]
-                return [*parts[0], *parts[1]]
+                first = self.draw(requests[:half], samples, sampling, key)
+                return first + self.draw(requests[half:], samples, sampling, key)
             half = len(samples) // 2
-            (first,), (second,) = (self.draw(requests, x, sampling, key) for x in (samples[:half], samples[half:]))
-            return [[*first, *second]]
-        prompts = [extend(self.encoder(request.text, request.question), request.prefix) for request in requests]
-        seeds = [[seed_of(*key, request.kind, request.uid, j) for j in samples] for request in requests]
+            (first,) = self.draw(requests, samples[:half], sampling, key)
+            (second,) = self.draw(requests, samples[half:], sampling, key)
+            return [first + second]
+        prompts = [
+            extend(self.encoder(request.text, request.question), request.prefix)
+            for request in requests
+        ]
+        seeds = [
+            [seed_of(*key, request.kind, request.uid, j) for j in samples] for request in requests
+        ]
         try:
             with self.autocast():
-                drawn = generate(self.model, prompts, seeds, sampling, self.end_ids, self.banned_ids)
+                drawn = generate(
+                    self.model, prompts, seeds, sampling, self.end_ids, self.banned_ids
+                )
         except RuntimeError as error:
             if rows == 1 or not should_reduce_batch_size(error):
                 raise
             self.rows = rows // 2
         else:
-            return [[self.reply(request, row) for row in group] for request, group in zip(requests, drawn, strict=True)]
+            pairs = zip(requests, drawn, strict=True)
+            return [[self.reply(request, row) for row in group] for request, group in pairs]
         clear_device_cache(garbage_collection=True)
-        tqdm.write(f"out of memory with {rows} rollouts at a time: going on with {self.rows} (see --rollout_rows)")
+        tqdm.write(
+            f"out of memory with {rows} rollouts at a time: going on with {self.rows} (see --rollout_rows)"
+        )
         return self.draw(requests, samples, sampling, key)
 
     def batches(
         self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
     ) -> Iterator[dict[int, list[Reply]]]:
-        """This process's share of a call, one batch after another: {place of a request: its n replies}."""
-        start, state = time.perf_counter(), PartialState()
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
-        rounds = math.ceil(len(order) / (state.num_processes * max(1, self.rows // n)))  # batches on each process
+        """This process's share of a call, one batch after another: {place of a request: its n
+        replies}.
+        """
+        start = time.perf_counter()
+        state = PartialState()
+        order = sorted(
+            range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text))
+        )
+        rounds = math.ceil(
+            len(order) / (state.num_processes * max(1, self.rows // n))
+        )  # batches on each process
         size = math.ceil(len(order) / (state.num_processes * max(1, rounds)))
         cut = [order[i : i + size] for i in range(0, len(order), max(1, size))]
-        bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process or None)
+        bar = tqdm(
+            total=len(requests) * n,
+            desc=phase,
+            leave=False,
+            disable=not state.is_main_process or None,
+        )
         with self.whole_weights(), bar:
             for batch in deal(cut[::-1], state.process_index, state.num_processes):
                 rows = self.draw([requests[i] for i in batch], range(n), sampling, key)
@@ -274,14 +351,18 @@ class Actor:
         """The replies that all processes have drawn, in the order of the requests."""
         start = time.perf_counter()
         replies = dict(gather_object(list(drawn.items())))
-        self.rows = min(gather_object([self.rows]))  # where memory ran out on one process: batches are cut alike
+        self.rows = min(
+            gather_object([self.rows])
+        )  # where memory ran out on one process: batches are cut alike
         self.seconds[phase] += time.perf_counter() - start
         return [replies[i] for i in range(len(replies))]
 
     def __call__(
         self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
     ) -> list[list[Reply]]:
-        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness."""
+        """n replies to each request. key: (seed, step), with kind, uid and sample number the root
+        of all randomness.
+        """
         drawn: dict[int, list[Reply]] = {}
         for batch in self.batches(requests, n, sampling, key, phase):
             drawn |= batch

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations import sdpa_attention
 
 from engine import decode
-from engine.decode import Decoder, KVCache, RoomyLayer, grouped_attention, prefill
+from engine.decode import Decoder, KVCache, RoomyLayer, decoding, grouped_attention, prefill
 from engine.models import banned_token_ids
 from generate import Sampling, generate
 
@@ -49,10 +49,10 @@ def test_the_cache_moves_only_when_its_room_is_used_up(monkeypatch):
     decoder, places = started(tiny.make("qwen3"), room=10), []
     for step in range(10):
         decoder(torch.arange(step, step + 6))
-        places.append(decoder.cache.layers[0].held[0].data_ptr())
+        places.append(decoder.cache.layers[0].held_keys.data_ptr())
     moves = [step for step in range(1, 10) if places[step] != places[step - 1]]
     assert moves == [4, 8] and type(decoder.cache.layers[0]) is RoomyLayer
-    assert decoder.cache.layers[0].held[0].shape[2] == decoder.mask.shape[1]  # no more room than will be used
+    assert decoder.cache.layers[0].held_keys.shape[2] == decoder.mask.shape[1]  # no more room than will be used
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -134,5 +134,6 @@ def test_no_keys_are_copied_for_a_new_token(monkeypatch):
     model = tiny.make("qwen3")
     _, *prefilled = prefill(model, tiny.prompts(model), CPU)
     before = len(copies)
-    Decoder(model, *prefilled, room=1)(torch.tensor([5, 6, 7]))
+    with decoding(model):
+        Decoder(model, *prefilled, room=1)(torch.tensor([5, 6, 7]))
     assert before > 0 and len(copies) == before

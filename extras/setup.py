@@ -1,0 +1,154 @@
+"""What a run is given: questions and models, each checked before training starts.
+
+Everything here raises SystemExit with a sentence where what was asked for cannot be done. args: of
+the type train.Arguments.
+"""
+
+import logging
+import threading
+from dataclasses import replace
+from functools import partial
+
+import torch
+import transformers
+from accelerate import Accelerator, PartialState
+from tqdm import tqdm
+
+import baselines
+from engine.models import Encoder, encode, render, tokenizer_of
+from engine.questions import DataError, Question, load_questions
+from engine.screen import print_main
+from engine.update import check_head
+from extras.served import ServedActor
+from generate import Actor
+from prompts import plain_prompt
+from world import table as world
+from zppo import Recipe
+
+
+def quieten_libraries() -> None:
+    """No warnings and no bars where there is nothing to warn about or to wait for."""
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def load_data(args) -> tuple[list[Question], dict[str, list[Question]], dict]:
+    """(training questions, held-out ones by family, report: what was skipped, where golds are)."""
+    if not args.data:
+        questions, families = world.questions()
+        count = args.eval_questions
+        held_out = {family: asked[:count] for family, asked in families.items() if count}
+        return questions, held_out, {}
+    place = args.split, args.columns or None, args.config or None
+    held_out = {}
+    try:
+        questions, report = load_questions(args.data, *place)
+        if args.eval_data:
+            held_out["eval_data"], _ = load_questions(args.eval_data, *place)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+    default = args.system_prompt
+    questions = [replace(question, system=question.system or default) for question in questions]
+    parts = {name: report[name] for name in ("skipped", "gold_from") if report[name]}
+    return questions, held_out, parts
+
+
+def load_actors(
+    args,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    seconds: dict,
+    stop: threading.Event,
+) -> tuple[Actor, Actor | ServedActor]:
+    """Student and teacher.
+
+    seconds: both add their wall-clock time there, by phase. stop: ends the waiting for a served
+    teacher.
+    """
+    load = partial(
+        Actor.load,
+        accelerator=accelerator,
+        pixels=(args.min_pixels, args.max_pixels),
+        rows=args.rollout_rows,
+        seconds=seconds,
+    )
+    # The student is trained, in fp32.
+    student = load(args.student, dtype=torch.float32, template=args.chat_template_kwargs)
+    actors = [student]
+    needs = baselines.needs_of(recipe)
+    if args.teacher.startswith(("http://", "https://")):
+        if needs:
+            raise SystemExit(
+                f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} "
+                "serves only text: give --teacher a model folder or hub id"
+            )
+        teacher = connect(args, student, seconds, stop)
+    else:
+        # The teacher only ever writes text (or logits, in distillation).
+        bf16 = accelerator.mixed_precision == "bf16"
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        template = args.teacher_chat_template_kwargs
+        teacher = load(args.teacher, dtype=dtype, template=template)
+        teacher.model.requires_grad_(False).eval()
+    if "logits" in needs:
+        actors.append(teacher)
+    with accelerator.autocast():  # some kernels refuse fp32
+        for actor in actors:
+            check_head(actor.model, encode(actor.processor, "blank"))
+    if needs:
+        check_same_prompts(args, recipe, student, teacher)
+        teacher.encoder = Encoder(teacher.processor, args.chat_template_kwargs)  # they think alike
+    if args.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    student.model.train()
+    return student, teacher
+
+
+def connect(args, student: Actor, seconds: dict, stop: threading.Event) -> ServedActor:
+    """A teacher behind a URL that has answered once."""
+    teacher = ServedActor(
+        args.teacher,
+        args.teacher_model or None,
+        student.processor,
+        (args.min_pixels, args.max_pixels),
+        args.teacher_chat_template_kwargs,
+        concurrency=args.teacher_concurrency,
+        timeout=args.teacher_timeout,
+        seconds=seconds,
+        stop=stop,
+    )
+    try:
+        teacher.check()
+    except ConnectionError as error:
+        raise SystemExit(f"--teacher: {error}") from error
+    return teacher
+
+
+def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> None:
+    """The teacher's tokens go behind the student's prompt (baselines.py, decision 5)."""
+    vocabulary = tokenizer_of(student.processor).get_vocab()
+    if tokenizer_of(teacher.processor).get_vocab() != vocabulary:
+        raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
+    ours = render(student.processor, "Why?", **args.chat_template_kwargs)
+    theirs = render(teacher.processor, "Why?", **args.teacher_chat_template_kwargs)
+    if ours != theirs:
+        what = f"needs one rendering of prompts: {ours!r} is not {theirs!r}"
+        raise SystemExit(f"--method {recipe.method} {what}")
+
+
+def within_budget(args, questions: list[Question], student: Actor) -> list[Question]:
+    """The questions whose plain prompt is not too long, if there are enough for a step."""
+    hidden = None if PartialState().is_main_process else True
+    kept = []
+    for question in tqdm(questions, desc="prompt budget", leave=False, disable=hidden):
+        tokens = student.encoder.length(plain_prompt(question.text), question)
+        if tokens <= args.max_prompt_tokens:
+            kept.append(question)
+    if over := len(questions) - len(kept):
+        longer = "their prompts have more than --max_prompt_tokens"
+        print_main(f"{over} questions are left out: {longer}")
+    if len(kept) < args.new_per_step:
+        few = f"{len(kept)} usable questions are fewer than one step needs"
+        raise SystemExit(f"{few}: lower --new_per_step")
+    return kept
