@@ -36,7 +36,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -139,7 +139,7 @@ class ServedActor:
     def probe(self, most: int, question: Question | None = None) -> str:
         """The cause why one request fails, or ""."""
         sampling = Sampling(max_new_tokens=most)
-        request = Request("check", "image" if question else "", "Say yes.", question)
+        request = Request("check", "0", "Say yes.", question)
         seeds = self.begin(request, 1, sampling, ())
         (answer,) = self.wait_for(seeds, self.timeout, sampling, "check")
         return answer.cause if answer.cause != CUT else ""
@@ -189,7 +189,8 @@ class ServedActor:
         for seed in seeds:
             if seed not in self.memo:
                 sent = seed >> 32  # some servers take only 31 bits
-                self.memo[seed] = self.connection.send(body, sent, thinking)
+                asked = self.connection.ask(body, sent, thinking)
+                self.memo[seed] = self.connection.run(asked)
         return seeds
 
     def body(self, request: Request, sampling: Sampling) -> dict:
@@ -344,12 +345,10 @@ class Connection:
 
         Raises ConnectionError: no server."""
         place = f"{self.url}/models"
-        asked = self.client.get(place, timeout=timeout)
         try:
-            response = asyncio.run_coroutine_threadsafe(asked, self.loop).result()
+            response = self.run(self.client.get(place, timeout=timeout)).result()
         except httpx.RequestError as error:
-            said = self.hide(f"{self.name}: no server ({type(error).__name__}: {error})")
-            raise ConnectionError(said) from error
+            raise no_server(self.name, error) from error
         try:
             return [entry["id"] for entry in response.json()["data"]]
         except Exception:  # some servers list only what they have downloaded, or fail at it
@@ -359,9 +358,9 @@ class Connection:
         """The text without the key (decision 7)."""
         return text.replace(self.key, "***") if self.key else text
 
-    def send(self, body: Callable[[], dict], seed: int, thinking: bool) -> Future:
-        """Ask in the other thread. Returns the future of an Answer."""
-        return asyncio.run_coroutine_threadsafe(self.ask(body, seed, thinking), self.loop)
+    def run(self, asked: Coroutine) -> Future:
+        """Begin it in the other thread."""
+        return asyncio.run_coroutine_threadsafe(asked, self.loop)
 
     async def ask(self, body: Callable[[], dict], seed: int, thinking: bool) -> Answer:
         """The answer to one request, after all its tries (decision 3).
@@ -422,9 +421,13 @@ def open_client(url: str, key: str) -> tuple[httpx.AsyncClient, str]:
         # Without limits: else 100 connections at most.
         transport = httpx.AsyncHTTPTransport(proxy=proxy, limits=httpx.Limits())
     except (httpx.InvalidURL, ImportError, ValueError) as error:
-        raise ConnectionError(f"{name}: no server ({type(error).__name__}: {error})") from error
+        raise no_server(name, error) from error
     headers = {"Authorization": f"Bearer {key or 'none'}"}
     return httpx.AsyncClient(headers=headers, transport=transport, timeout=None), name
+
+
+def no_server(name: str, error: Exception) -> ConnectionError:
+    return ConnectionError(f"{name}: no server ({type(error).__name__}: {error})")
 
 
 def proxy_of(url: httpx.URL) -> str | None:
@@ -507,7 +510,8 @@ def overlapped(
 
     After each batch the teacher is asked for teacher_n rollouts of the all-wrong questions that are
     likely among the first_round questions of zppo.select's first round, whose ranking is the same.
-    """
+    A question that is free-form or still to come counts with the share of all-wrong ones so far, so
+    that little is asked early and not needed."""
     if phase != "rollout":
         return student(requests, n, sampling, key, phase)
     while teacher.memo:  # asked early in the step before, not needed
@@ -526,21 +530,11 @@ def overlapped(
             question = requests[i].question
             if not question.free_form:  # else the judge decides
                 all_wrong[i] = not any(grade(reply.text, question.answer) for reply in replies)
-        for i in likely_first(ranking, all_wrong, first_round):
-            teacher.begin(replace(requests[i], kind="teacher"), teacher_n, sampling, key)
+        # Careful while few are known.
+        share = (2 + sum(all_wrong.values())) / (2 + len(all_wrong))
+        before = 0.0  # all-wrong questions that are ranked before this one, as expected
+        for i in ranking:
+            if all_wrong.get(i) and before < first_round:
+                teacher.begin(replace(requests[i], kind="teacher"), teacher_n, sampling, key)
+            before += all_wrong.get(i, share)
     return student.gather(drawn, phase)
-
-
-def likely_first(ranking: list[int], all_wrong: dict[int, bool], first_round: int) -> list[int]:
-    """The all-wrong questions before which fewer than first_round others are expected.
-
-    A question that is free-form or still to come counts with the share of all-wrong ones so far, so
-    that little is asked early and not needed."""
-    share = (2 + sum(all_wrong.values())) / (2 + len(all_wrong))  # careful while few are known
-    before = 0.0  # all-wrong questions that are ranked before this one, as expected
-    likely = []
-    for i in ranking:
-        if all_wrong.get(i) and before < first_round:
-            likely.append(i)
-        before += all_wrong.get(i, share)
-    return likely
