@@ -49,6 +49,7 @@ def preview(
     extrapolation.
     """
     asked = questions[:count]
+    print_main(routes(questions))
     groups = draw(ctx, asked)
     start = time.perf_counter()
     if "logits" in baselines.needs_of(ctx.recipe):
