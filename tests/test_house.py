@@ -48,6 +48,14 @@ def test_no_circle_of_imports():
     assert not below, f"these import each other: {below}"
 
 
+def test_training_imports_neither_the_benchmarks_nor_the_measurements():
+    """Nobody who trains has to open suite/ or bench/."""
+    code = "import sys, train; print(*{name.split('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"suite", "bench", "examples"}.isdisjoint(done.stdout.split())
+
+
 # ---------------------------------------------------------------- how much there is to read
 
 MEASURES = {path: measure((ROOT / path).read_text(encoding="utf-8")) for path in SOURCES}
