@@ -123,9 +123,7 @@ def closing_tables(
     return "\n".join(lines)
 
 
-def print_samples(
-    records: list[dict], n: int, rollouts: int = 1, shorten: bool = True
-) -> None:
+def print_samples(records: list[dict], n: int, rollouts: int = 1, whole: bool = False) -> None:
     """n of the records of `zppo.dump`, evenly spread over them, each with its first rollouts."""
     distance = max(1, len(records) // max(1, n))
     for record in records[::distance][:n]:
@@ -134,12 +132,13 @@ def print_samples(
             reward = f"reward {rollout['reward']:.0f}"
             answers = f"answer {rollout['answer']!r}, gold {record['gold']!r}"
             texts += [f"---- {reward}, {answers}", rollout["text"]]
-        if shorten:
-            texts = [beginning_and_end(text) for text in texts]
+        if not whole:
+            texts = [shorten(text) for text in texts]
         print_main("\n".join(texts))
 
 
-def beginning_and_end(text: str) -> str:
+def shorten(text: str) -> str:
+    """Beginning and end of a long text."""
     if len(text) <= 2 * SHOWN:
         return text
     return f"{text[:SHOWN]}\n[...]\n{text[-SHOWN:]}"

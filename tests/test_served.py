@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import ENV, ROOT, command, read_metrics, read_state, train
-from test_zppo import collect
+from stages import collect
 from tiny import PROCESSOR, TOKENIZER
 
 import baselines
