@@ -151,7 +151,8 @@ class Run:
 
     def look(self) -> None:
         """--preview: nothing is written."""
-        self.print_data_report()
+        if self.data_report:
+            print_main(str(self.data_report))
         preview(
             self.context(0),
             self.learner,
@@ -171,8 +172,9 @@ class Run:
         # --data_may_differ: questions may have left the data
         for uid in self.buffer.entries.keys() - self.by_uid.keys():
             del self.buffer.entries[uid]
+        if self.data_report:
+            print_main(f"{routes(self.questions)}\n{self.data_report}")
         processes = self.accelerator.num_processes
-        self.print_data_report()
         print_main(
             f"{self.recipe.method}: {len(self.questions)} questions, steps {self.done + 1} to "
             f"{self.args.steps} on {processes} processes, output in {self.args.output}"
@@ -334,11 +336,6 @@ class Run:
             "buffer": self.buffer.state_dict(),
             "data": self.data,
         }
-
-    def print_data_report(self) -> None:
-        """Of one's own data: how the golds are graded, where they come from, what was skipped."""
-        if self.data_report:
-            print_main(f"{routes(self.questions)}\n{self.data_report}")
 
     def is_due(self, every: int, done: int) -> bool:
         """Every so many steps, and after the last one; 0: never."""

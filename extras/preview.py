@@ -49,6 +49,7 @@ def preview(
     extrapolation.
     """
     asked = questions[:count]
+    print_main(routes(questions))
     groups = draw(ctx, asked)
     start = time.perf_counter()
     if "logits" in baselines.needs_of(ctx.recipe):
@@ -96,7 +97,7 @@ def show_prompts(ctx: Context, groups: Sequence[Group], student: Actor) -> None:
             question.turns,
             **student.encoder.template,
         )
-        print_samples([record], 1, rollouts=2, shorten=False)
+        print_samples([record], 1, rollouts=2, whole=True)
     for branch in ctx.recipe.branches:
         if branch in ("bcq", "ncq") and branch not in first:
             print_main(f"\n---- no {branch} prompt: {why_missing(ctx, groups, branch)}")
