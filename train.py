@@ -128,8 +128,9 @@ class Run:
         questions, held_out, self.data_report = load_data(args)
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
+        picture = next((question for question in questions if question.images), None)
         self.student, self.teacher = load_actors(
-            args, recipe, self.accelerator, self.seconds, self.interrupted
+            args, recipe, self.accelerator, self.seconds, self.interrupted, picture
         )
         self.server = self.teacher if isinstance(self.teacher, ServedActor) else None
         self.learner = make_learner(
@@ -153,7 +154,8 @@ class Run:
 
     def look(self) -> None:
         """--preview: nothing is written."""
-        self.print_data_report()
+        if self.data_report:
+            print_main(str(self.data_report))
         preview(
             self.context(0),
             self.learner,
@@ -173,8 +175,9 @@ class Run:
         # --data_may_differ: questions may have left the data
         for uid in self.buffer.entries.keys() - self.by_uid.keys():
             del self.buffer.entries[uid]
+        if self.data_report:
+            print_main(f"{routes(self.questions)}\n{self.data_report}")
         processes = self.accelerator.num_processes
-        self.print_data_report()
         print_main(
             f"{self.recipe.method}: {len(self.questions)} questions, steps {self.done + 1} to "
             f"{self.args.steps} on {processes} processes, output in {self.args.output}"
@@ -336,11 +339,6 @@ class Run:
             "buffer": self.buffer.state_dict(),
             "data": self.data,
         }
-
-    def print_data_report(self) -> None:
-        """Of one's own data: how the golds are graded, where they come from, what was skipped."""
-        if self.data_report:
-            print_main(f"{routes(self.questions)}\n{self.data_report}")
 
     def is_due(self, every: int, done: int) -> bool:
         """Every so many steps, and after the last one; 0: never."""

@@ -109,7 +109,7 @@ class OneLine(ArgumentDefaultsHelpFormatter):
     """Help with one spelling of each option, on one line if it fits, and its default if any."""
 
     def _format_action_invocation(self, action) -> str:
-        name = action.option_strings[0]
+        name = min(action.option_strings, key=len)
         if action.metavar and action.nargs != "?":
             return f"{name} {action.metavar}"
         return name

@@ -4,7 +4,6 @@ Everything here raises SystemExit with a sentence where what was asked for canno
 the type train.Arguments.
 """
 
-import logging
 import threading
 from dataclasses import replace
 from functools import partial
@@ -23,12 +22,11 @@ from extras.served import ServedActor
 from generate import Actor
 from prompts import plain_prompt
 from world import table as world
-from zppo import Recipe
+from zppo import COMPRESSION_TOKENS, Recipe
 
 
 def quieten_libraries() -> None:
     """No warnings and no bars where there is nothing to warn about or to wait for."""
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
@@ -61,11 +59,12 @@ def load_actors(
     accelerator: Accelerator,
     seconds: dict,
     stop: threading.Event,
+    picture: Question | None = None,
 ) -> tuple[Actor, Actor | ServedActor]:
     """Student and teacher.
 
     seconds: both add their wall-clock time there, by phase. stop: ends the waiting for a served
-    teacher.
+    teacher. picture: a question with images, if there are any: the server is asked with it.
     """
     load = partial(
         Actor.load,
@@ -85,7 +84,7 @@ def load_actors(
                 f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} "
                 "serves only text: give --teacher a model folder or hub id"
             )
-        teacher = connect(args, student, seconds, stop)
+        teacher = connect(args, recipe, student, seconds, stop, picture)
     else:
         # The teacher only ever writes text (or logits, in distillation).
         bf16 = accelerator.mixed_precision == "bf16"
@@ -108,21 +107,31 @@ def load_actors(
     return student, teacher
 
 
-def connect(args, student: Actor, seconds: dict, stop: threading.Event) -> ServedActor:
-    """A teacher behind a URL that has answered once."""
-    teacher = ServedActor(
-        args.teacher,
-        args.teacher_model or None,
-        student.processor,
-        (args.min_pixels, args.max_pixels),
-        args.teacher_chat_template_kwargs,
-        concurrency=args.teacher_concurrency,
-        timeout=args.teacher_timeout,
-        seconds=seconds,
-        stop=stop,
-    )
+def connect(
+    args,
+    recipe: Recipe,
+    student: Actor,
+    seconds: dict,
+    stop: threading.Event,
+    picture: Question | None,
+) -> ServedActor:
+    """A teacher behind a URL that has answered as training will ask."""
     try:
-        teacher.check()
+        teacher = ServedActor(
+            args.teacher,
+            args.teacher_model or None,
+            student.processor,
+            (args.min_pixels, args.max_pixels),
+            args.teacher_chat_template_kwargs,
+            concurrency=args.teacher_concurrency,
+            timeout=args.teacher_timeout,
+            seconds=seconds,
+            stop=stop,
+        )
+        if set(recipe.branches) - {"ncq"}:
+            teacher.check(recipe.max_response_tokens, picture)
+        else:  # NCQ alone asks for summaries
+            teacher.check(COMPRESSION_TOKENS)
     except ConnectionError as error:
         raise SystemExit(f"--teacher: {error}") from error
     return teacher
