@@ -49,7 +49,7 @@ from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
-from extras.setup import load_actors, load_data, quieten_libraries, within_budget
+from extras.setup import load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
 from rewards import load_reward
 from zppo import (
@@ -125,7 +125,7 @@ class Run:
             options = asdict(args) | asdict(recipe)
             self.output = Output(Path(args.output), self.accelerator, options)
         print_main("reading the questions, loading the models ...")
-        questions, self.held_out, self.data_report = load_data(args)
+        questions, held_out, self.data_report = load_data(args)
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
         picture = next((question for question in questions if question.images), None)
@@ -140,7 +140,9 @@ class Run:
             args.weight_decay,
             args.micro_tokens,
         )
-        self.questions = within_budget(args, questions, self.student)
+        self.questions, self.held_out = usable(
+            args, questions, held_out, self.student, self.teacher
+        )
         self.by_uid = {question.uid: question for question in self.questions}
         self.data = fingerprint(self.questions)
         self.broken: set[str] = set()  # questions whose images could not be read
@@ -435,7 +437,7 @@ class Arguments:
     seed: int = option(0, "root of all randomness")
     steps: int = option(200, "rollout steps", minimum=1)
     new_per_step: int = option(384, "|X_new|, new questions per rollout step", minimum=1)
-    lr: float = option(1e-6, "AdamW learning rate, constant", minimum=0)
+    lr: float = option(1e-6, "AdamW learning rate, constant", minimum=0, maximum=1)
     weight_decay: float = option(0.1, "AdamW weight decay", minimum=0)
     max_prompt_tokens: int = option(4096, "questions with longer prompts are skipped", minimum=1)
     min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", minimum=1)
@@ -463,6 +465,10 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
     args, recipe = parse([Arguments, Recipe], line, about)
     if own and not (args.student and args.data and args.teacher):
         raise SystemExit("--student, --teacher and --data belong together: see --help")
+    if args.min_pixels > args.max_pixels:
+        raise SystemExit("--min_pixels is more than --max_pixels")
+    if not args.output:
+        raise SystemExit("--output is empty: name a folder")
     if not own:  # wherever it was started from
         root = preset.parent.parent
         args.student = str(root / args.student)

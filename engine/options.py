@@ -33,7 +33,8 @@ class Range:
     maximum: float
 
     def __contains__(self, value: float) -> bool:
-        return self.minimum <= value <= self.maximum  # not a number is in no range
+        # Not a number is in no range, nor is infinity.
+        return self.minimum <= value <= self.maximum and value < math.inf
 
     def __iter__(self):
         bound = f", up to {self.maximum}" if self.maximum < math.inf else ""

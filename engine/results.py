@@ -8,7 +8,12 @@ from pathlib import Path
 import pandas as pd
 from accelerate import PartialState
 
-from engine.output import read_records, refuse_changes, write_records, write_whole
+from engine.output import (
+    read_records,
+    refuse_changes,
+    write_records,
+    write_whole,
+)
 
 
 class Results:
@@ -55,7 +60,9 @@ class Results:
             return
         write_records(records, self.path)
         judged = [
-            record for record in records if record.get("method", "rule") != "rule"
+            record
+            for record in records
+            if record.get("method", "rule") != "rule"
         ]
         if judged:
             write_records(judged, self.path.with_suffix(".judged.jsonl"))

@@ -14,10 +14,10 @@ from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 import baselines
+from engine.checks import check_model, check_sight, check_student
 from engine.models import Encoder, encode, render, tokenizer_of
-from engine.questions import DataError, Question, load_questions
+from engine.questions import DataError, Question, intact, load_questions
 from engine.screen import print_main
-from engine.update import check_head
 from extras.served import ServedActor
 from generate import Actor
 from prompts import plain_prompt
@@ -39,17 +39,18 @@ def load_data(args) -> tuple[list[Question], dict[str, list[Question]], dict]:
         held_out = {family: asked[:count] for family, asked in families.items() if count}
         return questions, held_out, {}
     place = args.split, args.columns or None, args.config or None
-    held_out = {}
+    held_out, parts = {}, {}
     try:
         questions, report = load_questions(args.data, *place)
         if args.eval_data:
-            held_out["eval_data"], _ = load_questions(args.eval_data, *place)
+            held_out["eval_data"], eval_report = load_questions(args.eval_data, *place)
+            parts["skipped of --eval_data"] = eval_report["skipped"]
     except DataError as error:
         raise SystemExit(str(error)) from error
     default = args.system_prompt
     questions = [replace(question, system=question.system or default) for question in questions]
-    parts = {name: report[name] for name in ("skipped", "gold_from") if report[name]}
-    return questions, held_out, parts
+    parts |= {"skipped": report["skipped"], "gold_from": report["gold_from"]}
+    return questions, held_out, {name: part for name, part in parts.items() if part}
 
 
 def load_actors(
@@ -72,6 +73,7 @@ def load_actors(
         rows=args.rollout_rows,
         seconds=seconds,
     )
+    check_student(args.student)
     # The student is trained, in fp32.
     student = load(args.student, dtype=torch.float32, template=args.chat_template_kwargs)
     actors = [student]
@@ -92,15 +94,16 @@ def load_actors(
         teacher.model.requires_grad_(False).eval()
     if "logits" in needs:
         actors.append(teacher)
+    student.model.train()
     with accelerator.autocast():  # some kernels refuse fp32
         for actor in actors:
-            check_head(actor.model, encode(actor.processor, "blank"))
+            prompt = encode(actor.processor, plain_prompt("How many?"))
+            check_model(actor.model, prompt, args.max_prompt_tokens, recipe.max_response_tokens)
     if needs:
         check_same_prompts(args, recipe, student, teacher)
         teacher.encoder = Encoder(teacher.processor, args.chat_template_kwargs)  # they think alike
     if args.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    student.model.train()
     return student, teacher
 
 
@@ -146,8 +149,27 @@ def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> 
         raise SystemExit(f"--method {recipe.method} {what}")
 
 
+def usable(
+    args, questions: list[Question], held_out: dict, student: Actor, teacher
+) -> tuple[list[Question], dict[str, list[Question]]]:
+    """The questions within budget, if there are enough for a step; held-out ones whose images can
+    be decoded, too. Both models must see images where there are any; a server is asked."""
+    check_sight(f"--student {args.student}", student.processor, questions)
+    if isinstance(teacher, Actor):
+        check_sight(f"--teacher {args.teacher}", teacher.processor, questions)
+    questions = within_budget(args, questions, student)
+    if len(questions) < args.new_per_step:
+        few = f"{len(questions)} usable questions are fewer than one step needs"
+        raise SystemExit(f"{few}: lower --new_per_step")
+    for family, asked in held_out.items():
+        check_sight(f"--student {args.student}", student.processor, asked)
+        asked = within_budget(args, asked, student)
+        held_out[family], _, _ = intact(asked, [], set())
+    return questions, held_out
+
+
 def within_budget(args, questions: list[Question], student: Actor) -> list[Question]:
-    """The questions whose plain prompt is not too long, if there are enough for a step."""
+    """The questions whose plain prompt is not too long. How many are left out is said."""
     hidden = None if PartialState().is_main_process else True
     kept = []
     for question in tqdm(questions, desc="prompt budget", leave=False, disable=hidden):
@@ -157,7 +179,4 @@ def within_budget(args, questions: list[Question], student: Actor) -> list[Quest
     if over := len(questions) - len(kept):
         longer = "their prompts have more than --max_prompt_tokens"
         print_main(f"{over} questions are left out: {longer}")
-    if len(kept) < args.new_per_step:
-        few = f"{len(kept)} usable questions are fewer than one step needs"
-        raise SystemExit(f"{few}: lower --new_per_step")
     return kept

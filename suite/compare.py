@@ -41,7 +41,9 @@ def summary_of(entry: Benchmark, records: Sequence[dict]) -> dict:
     if entry.average:
         parts = list(groups[entry.average].values())
     others = beside(entry.name, records)
-    others = {name: value for name, value in others.items() if not np.isnan(value)}
+    others = {
+        name: value for name, value in others.items() if not np.isnan(value)
+    }
     return summary | {
         "score": float(np.mean(parts)),
         "beside": others,
@@ -64,9 +66,8 @@ def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
         whole = seeds.min()[seeds.size() == 10]
         return {"worst case": 100 * float((whole == 1).mean())}
     if name == "mmlu_redux":
-        return {
-            "rows without an error": by_group(records, "error_type").get("ok", np.nan)
-        }
+        by_error = by_group(records, "error_type")
+        return {"rows without an error": by_error.get("ok", np.nan)}
     return four_way(records) if name == "wemath" else {}
 
 
@@ -77,9 +78,8 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
     RM: rote memorisation.
     """
     table = pd.DataFrame(records)
-    table["key"] = [
-        groups["key"] for groups in table.groups
-    ]  # 2steps_1, 2steps_2, 2steps_multi
+    # 2steps_1, 2steps_2, 2steps_multi
+    table["key"] = [groups["key"] for groups in table.groups]
     table["right"] = table.reward == 1
     table = table.set_index("scored_with")[["key", "right"]]
     several = table.key.str.endswith("_multi")
@@ -101,21 +101,27 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
     for kind in ("strict", "loose"):
         mastered = shares[f"CM {kind}"]
         rote = shares[f"RM {kind}"]
-        shares[f"RM rate {kind}"] = 100 * rote / (mastered + rote) if rote else 0.0
-        shares[f"score {kind}"] = (
-            mastered + shares["IG"] / 2
-        )  # 100 - IG / 2 - RM - IK
+        shares[f"RM rate {kind}"] = (
+            100 * rote / (mastered + rote) if rote else 0.0
+        )
+        # The published 100 - IG / 2 - RM - IK.
+        shares[f"score {kind}"] = mastered + shares["IG"] / 2
     return shares
 
 
-def macro(scores: dict[str, float | None]) -> dict[str, tuple[float, int, int]]:
+def macro(
+    scores: dict[str, float | None],
+) -> dict[str, tuple[float, int, int]]:
     """{family: (mean over its benchmarks with a score, how many those are, how many it has)}."""
     result = {}
     for family in FAMILIES:
         names = [entry.name for entry in BENCHMARKS if entry.family == family]
-        values = [scores[name] for name in names if scores.get(name) is not None]
+        values = [
+            scores[name] for name in names if scores.get(name) is not None
+        ]
         if values:
-            result[family] = (float(np.mean(values)), len(values), len(names))
+            mean = float(np.mean(values))
+            result[family] = (mean, len(values), len(names))
     return result
 
 
@@ -124,24 +130,28 @@ def paper(row: str) -> dict[str, float]:
     tables = pd.read_csv(TABLES, index_col="benchmark")
     if row not in tables:
         there = ", ".join(tables)
-        raise ValueError(f"the paper's tables have no row {row!r}; they have {there}")
+        raise ValueError(
+            f"the paper's tables have no row {row!r}; they have {there}"
+        )
     numbers = tables[row].dropna()
     known = [entry for entry in BENCHMARKS if entry.paper in numbers]
     return {entry.name: float(numbers[entry.paper]) for entry in known}
 
 
-def report(numbers: dict[str, dict], theirs: dict[str, dict[str, float]]) -> str:
+def report(
+    numbers: dict[str, dict], theirs: dict[str, dict[str, float]]
+) -> str:
     """What `summarise` returns, as a table. theirs: {name of a column: its scores}."""
     ours = {name: one["score"] for name, one in numbers.items()}
     columns = {"ours": ours} | theirs
-    counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T
+    rows = [one["counts"] for one in numbers.values()]
+    counts = pd.DataFrame(rows, list(numbers))
     counts = counts.fillna(0).astype(int)
     table = pd.DataFrame(columns, counts.index).join(counts)
     lines = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
     for name, one in numbers.items():
-        lines += [
-            f"{name}, {key}: {value:.1f}" for key, value in one["beside"].items()
-        ]
+        for key, value in one["beside"].items():
+            lines.append(f"{name}, {key}: {value:.1f}")
     others = counts.index[counts.rows != counts.published]
     if len(others):
         lines.append(f"not the published number of rows: {', '.join(others)}")
@@ -159,10 +169,13 @@ def compare(names: Sequence[str]) -> str:
     The benchmarks are those that all results have.
     names: results files, or "paper:" and a row of the paper's tables. Raises ValueError.
     """
-    table = pd.DataFrame({name: scores_of(name) for name in names}).dropna()
+    scores = {name: scores_of(name) for name in names}
+    table = pd.DataFrame(scores).dropna()
     families = []
     for name in table.index:
-        families.append(BY_NAME[name].family if name in BY_NAME else "questions")
+        families.append(
+            BY_NAME[name].family if name in BY_NAME else "questions"
+        )
     text = []
     for family, block in table.groupby(families, sort=False):
         intervals = cluster_bootstrap(block, names[0])
@@ -179,7 +192,6 @@ def scores_of(name: str) -> dict[str, float | None]:
     records = read_records(Path(name))
     if not records:
         raise ValueError(f"{name}: no such file of results")
-    scores = {
-        benchmark: one["score"] for benchmark, one in summarise(records).items()
-    }
+    numbers = summarise(records)
+    scores = {benchmark: one["score"] for benchmark, one in numbers.items()}
     return scores or accuracies(records)

@@ -38,8 +38,13 @@ FILES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".srt")
 PICTURES = (".jpg", ".jpeg", ".png")
 FOLDER_FPS = 3.0  # of TVQA's frame folders (episodic_reasoning)
 
+# Frames of a video, the number of all its frames, frames per second.
+Frames = tuple[list[Image.Image], int, float]
 
-def picture(rows: datasets.Dataset, row: int, column: str, folder: Path) -> LazyImage:
+
+def picture(
+    rows: datasets.Dataset, row: int, column: str, folder: Path
+) -> LazyImage:
     """The image of a cell, its size read from the header. Raises OSError where there is none."""
     image = LazyImage(rows, row, column, 0, str(folder), (0, 0))
     header = Image.open(io.BytesIO(image.read()))
@@ -100,11 +105,10 @@ def unzipped(file: Path) -> Path:
     archive = archives[0]
     member = file.relative_to(archive).as_posix()
     version = f"{archive.stem}-{archive.stat().st_mtime_ns}"
-    target = Path(
-        datasets.config.EXTRACTED_DATASETS_PATH, version, member.replace("/", "_")
-    )
+    cache = Path(datasets.config.EXTRACTED_DATASETS_PATH, version)
+    target = cache / member.replace("/", "_")
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         # The copy appears whole: another process may read it.
         partial = target.with_name(f"{os.getpid()}-{target.name}")
         partial.write_bytes(zipfile.ZipFile(archive).read(member))
@@ -124,7 +128,9 @@ class Frame(LazyImage):
     def read(self) -> bytes:
         frames, _, _ = read_frames(self.folder, self.indices)
         file = io.BytesIO()
-        frames[self.position].save(file, "PNG", compress_level=1)  # nothing is lost
+        frames[self.position].save(
+            file, "PNG", compress_level=1
+        )  # nothing is lost
         return file.getvalue()
 
 
@@ -135,68 +141,70 @@ def sample(
 
     They are the middles of `frames` equal parts, or all frames where there are fewer.
     """
-    (image,), count, fps = read_frames(str(file), (0,))
+    path = str(file)
+    (image,), count, fps = read_frames(path, (0,))
     if not count:
         problem = "the decoder finds no number of frames: pip install torchcodec"
         raise DataError(f"{file}: {problem}")
     first = 0
     last = count
-    if end is not None and "segment" not in str(
-        file
-    ):  # decision 3: a segment is cut already
+    # decision 3: a segment is cut already
+    if end is not None and "segment" not in path:
         first = min(int((start or 0) * fps), count - 1)
         last = max(first + 1, min(count, int(end * fps) + 1))
     length = last - first
     n = min(frames, length)
     indices = tuple(first + int((i + 0.5) * length / n) for i in range(n))
     shots = tuple(
-        Frame(None, 0, "", i, str(file), image.size, indices) for i in range(n)
+        Frame(None, 0, "", i, path, image.size, indices) for i in range(n)
     )
-    return shots, [i / fps for i in indices]
+    times = [i / fps for i in indices]
+    return shots, times
 
 
 @lru_cache(maxsize=2)  # the frames of a question are read one after another
-def read_frames(
-    path: str, indices: Sequence[int]
-) -> tuple[list[Image.Image], int, float]:
-    """(the frames at `indices`, the number of all frames, frames per second). Raises DataError."""
+def read_frames(path: str, indices: Sequence[int]) -> Frames:
+    """The frames at `indices`. Raises DataError."""
     file = Path(path)
     if file.is_dir():
-        names = sorted(
+        names = [
             name for name in file.iterdir() if name.suffix.lower() in PICTURES
-        )
+        ]
+        names.sort()
         images = [Image.open(names[i]) for i in indices]
-        count, fps = len(names), FOLDER_FPS
+        count = len(names)
+        fps = FOLDER_FPS
     elif file.suffix.lower() == ".gif":
         movie = Image.open(file)
         shown = ImageSequence.all_frames(movie)
         images = [shown[i] for i in indices]
-        count, fps = len(shown), 1000 / (movie.info.get("duration") or 100)
+        count = len(shown)
+        fps = 1000 / (movie.info.get("duration") or 100)
     else:
         images, count, fps = decode(path, indices)
     scaled = [fit_pixels(image.convert("RGB"), 1, MIN_PIXELS) for image in images]
     return scaled, count, fps
 
 
-def decode(path: str, indices: Sequence[int]) -> tuple[list[Image.Image], int, float]:
+def decode(path: str, indices: Sequence[int]) -> Frames:
     """The same from an encoded video, at full size."""
     installed = [name for name, module in BACKENDS.items() if find_spec(module)]
     backend = installed[0] if installed else "torchcodec"
 
-    def wanted(
-        **_,
-    ):  # the library asks for indices by a function of the metadata alone
+    # The library asks for indices by a function of the metadata alone.
+    def wanted(**metadata):
         return list(indices)
 
     try:
         video, data = video_utils.load_video(
             path, backend=backend, sample_indices_fn=wanted
         )
-    except (
-        Exception
-    ) as error:  # every decoder has errors of its own; without one an ImportError
+    # Every decoder has errors of its own; without a decoder there is an ImportError.
+    except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: {backend} cannot decode it ({cause})") from error
+        raise DataError(
+            f"{path}: {backend} cannot decode it ({cause})"
+        ) from error
     if video.shape[-1] != 3:  # torchcodec puts the channels first
         video = video.permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray(frame) for frame in video]
@@ -210,7 +218,9 @@ def subtitles(file: Path | None, times: Sequence[float]) -> str:
     """The lines of an .srt file that are shown at one of `times` (seconds), without font tags."""
     text = file.read_text(encoding="utf-8-sig") if file else ""
     shown = []
-    for start, end, words in re.findall(r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text):
+    for start, end, words in re.findall(
+        r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text
+    ):
         if any(seconds(start) <= time <= seconds(end) for time in times):
             shown.append(re.sub(r"<[^>]+>", "", words).strip())
     return "\n".join(shown) or "No subtitles available"

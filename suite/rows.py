@@ -60,9 +60,7 @@ class Media(NamedTuple):
 
     images: tuple
     intro: str  # what introduces a video
-    names: dict[
-        str, str
-    ]  # {k of the marker <image k>: what the text calls its picture}
+    names: dict  # {k of the marker <image k>: what the text calls its picture}
 
 
 def load(
@@ -205,9 +203,8 @@ def video_of(
     hint = entry.configs[row["config"]] if isinstance(entry.configs, dict) else ""
     file = find_file(folder, name, hint)
     if not file:
-        raise DataError(
-            f"expected the video {name} in {folder}, unpacked or in a zip, found none"
-        )
+        place = f"in {folder}, unpacked or in a zip"
+        raise DataError(f"expected the video {name} {place}, found none")
     images, times = sample(file, frames, row.get("start"), row.get("end"))
     intro = (
         f"The images are {len(images)} frames of a video, evenly spaced in time.\n"
@@ -353,7 +350,7 @@ def gold_numbers(
     return tuple(numbers)
 
 
-# ---- what no column says: (row, prompts) -> what replaces or joins its columns, for each question --
+# ---- what no column says: (row, prompts) -> what replaces its columns, for each question ---------
 
 
 def as_it_is(row: dict, prompts: dict) -> list:
@@ -409,7 +406,8 @@ def redux(row: dict, prompts: dict) -> list:
     Several come as a string such as "A and B".
     """
     error = row["error_type"]
-    fix = str(row["correct_answer"] or "").strip()
+    fix = row["correct_answer"]
+    fix = "" if fix is None else str(fix).strip()
     choices = list(row["choices"])
     gold = row["answer"]
     if fix and error == "no_correct_answer":

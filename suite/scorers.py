@@ -94,9 +94,9 @@ def by_rule(item: Item, response: str) -> Score:
     if scorer in JUDGES:
         return Score(None, "official judge")
     if scorer in METRICS:
-        reward = METRICS[scorer](
-            item, behind_thoughts(response) if answer is None else answer
-        )
+        if answer is None:
+            answer = behind_thoughts(response)
+        reward = METRICS[scorer](item, answer)
         if reward is None:
             return Score(None, "not scored", "pip install lmms-eval")
     elif answer is None:
@@ -143,9 +143,8 @@ def dynamath(item: Item, answer: str) -> float | None:
 
 def number_with_pi(text: str) -> float | None:
     """The value of "2.5", "2.5\\pi" or "pi"; else None."""
-    factor, pi = re.fullmatch(
-        r"(.*?)\s*\*?\s*(\\pi|π|pi)?", text.strip(" $")
-    ).groups()
+    parts = re.fullmatch(r"(.*?)\s*\*?\s*(\\pi|π|pi)?", text.strip(" $"))
+    factor, pi = parts.groups()
     if not pi:
         return number(factor)
     value = number(factor or "1")
@@ -159,9 +158,8 @@ def mathvista(item: Item, answer: str) -> float | None:
     """
     settled = answer_rule(item, answer)
     if item.options:
-        far = [
-            distance(answer.casefold(), option.casefold()) for option in item.options
-        ]
+        given = answer.casefold()
+        far = [distance(given, option.casefold()) for option in item.options]
         nearest = min(far)
         if settled is None and far.count(nearest) == 1:  # decision 5
             return float(far.index(nearest) in item.golds)
@@ -188,11 +186,11 @@ def blind(item: Item, answer: str) -> float | None:
     if form == "number":
         return float(int(numbers[0]) == int(gold)) if len(numbers) == 1 else None
     if form == "pair":
+        if len(numbers) != 2:
+            return None
         if "row" in text and re.search("row|col", text)[0] == "col":
             numbers.reverse()
-        return (
-            float(numbers == re.findall(r"\d+", gold)) if len(numbers) == 2 else None
-        )
+        return float(numbers == re.findall(r"\d+", gold))
     words = set(re.findall(r"\w+", text))
     if form == "yes/no":
         words &= {"yes", "no"}

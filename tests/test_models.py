@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from engine import models
+from engine.checks import check_head
 from engine.models import (
     banned_token_ids,
     collate,
@@ -18,7 +19,7 @@ from engine.models import (
     response_positions,
     special_tokens,
 )
-from engine.update import Policy, check_head
+from engine.update import Policy
 from generate import Sampling, generate
 
 ARCHITECTURES = ["qwen3", "gemma2", "qwen3_5", "qwen2_5_vl"]

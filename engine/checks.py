@@ -1,0 +1,163 @@
+"""What is looked at before a run: models that would quietly sample from one distribution and be
+scored by another, and data that a model cannot see.
+
+All checks raise SystemExit with a sentence that names the cause and a way out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoConfig
+
+from engine.decode import Decoder, decoding, prefill
+from engine.models import Tensors, collate, position_ids, response_positions
+from engine.questions import Question
+from engine.screen import print_main
+from engine.update import Policy
+
+CHECKED = 8  # tokens that a row is sampled for
+LENGTHS = (16, 48)  # tokens of the two rows' prompts, where a model has no switch
+# Lengths in a config at which a model begins to compute in another way.
+SWITCHES = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
+
+
+def check_student(path: str) -> None:
+    """Refuse quantised weights: an optimiser cannot move them."""
+    quantised = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
+    if quantised:
+        kind = dict(quantised).get("quant_method", "")
+        raise SystemExit(f"--student {path} is quantised ({kind}): name the model it was made from")
+
+
+def check_sight(option: str, processor, questions: Sequence[Question]) -> None:
+    """Refuse questions with images for a model that reads none."""
+    pictured = sum(bool(question.images) for question in questions)
+    if pictured and not hasattr(processor, "image_processor"):
+        raise SystemExit(
+            f"{option} reads no images, and {pictured} questions have some: name a VLM, or leave "
+            "the images out (--columns images=)"
+        )
+
+
+@torch.no_grad()
+def check_model(model, prompt: Tensors, prompt_tokens: int, response_tokens: int) -> None:
+    """Refuse a model whose rollouts are drawn from another distribution than they are scored by.
+
+    A short and a long row are sampled together, as rollouts are. Then they are scored as in the
+    update, twice together and once each alone. All four must agree.
+    model: in the mode of its scoring, and nothing wraps it yet. prompt: any encoded one, without images. The rest: the most
+    tokens of a run's prompts and responses.
+    """
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if window and response_tokens >= window:
+        what = f"--max_response_tokens {response_tokens} is more than its window of {window}"
+        print_main(f"{kind_of(model)}: {what}, and what it writes behind that is worth little")
+    generator = torch.Generator().manual_seed(0)
+    lengths = lengths_of(model, prompt_tokens + response_tokens)
+    rows = [draw(prompt, length, generator) for length in lengths]
+    try:
+        with decoding(model):
+            check_head(model, prompt)
+            sampled, log_probs = sample(model, rows, generator)
+        first = score(model, rows, sampled)
+        again = score(model, rows, sampled)
+        alone = torch.cat([score(model, rows[i : i + 1], sampled[i : i + 1]) for i in (0, 1)])
+    except Exception as error:  # each architecture has errors of its own
+        refuse(model, f"cannot be sampled from and scored ({type(error).__name__}: {error})")
+    tolerance = rounding(model)
+    problems = {
+        "scores a row differently each time in train mode: noise in its layers?": again,
+        "scores a row differently beside a longer one: does its rotary embedding switch?": alone,
+        "samples from another distribution than it is scored by": log_probs,
+    }
+    for problem, others in problems.items():
+        gap = (first - others).abs().mean(-1).max()  # [2 rows, CHECKED]
+        if not gap <= tolerance:  # NaN is not, either
+            refuse(model, f"{problem} ({gap:.2g} in log-prob)")
+
+
+@torch.no_grad()
+def check_head(model, prompt: Tensors) -> None:
+    """Raises SystemExit where our log-probs are not those of the model's own logits.
+
+    This happens where the head also scales or shifts them. model: one that nothing wraps yet.
+    prompt: any encoded one.
+    """
+    response = prompt["input_ids"][-4:]
+    batch = collate([prompt], [response], device=model.device)
+    positions = position_ids(model, batch)
+    predicts = response_positions([prompt], [response], batch["input_ids"].shape)
+    ours, _ = Policy(model)(batch, positions, predicts.to(model.device))  # [4]
+    logits = (
+        model(**batch, position_ids=positions, use_cache=False).logits[predicts].float()
+    )  # [4, V]
+    tokens = response.to(logits.device).unsqueeze(-1)
+    theirs = logits.log_softmax(-1).gather(-1, tokens).squeeze(-1)
+    tolerance = rounding(model)
+    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+        raise SystemExit(
+            f"{model.config.model_type}: its head does more than a linear map with a soft cap "
+            "(a scale? a bias?): choose another architecture, or teach `models.lm_head` this one"
+        )
+
+
+def rounding(model) -> float:
+    """What log-probs may differ by in the type that the model computes in."""
+    kind = model.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return torch.finfo(dtype).eps ** 0.5
+
+
+def refuse(model, problem: str) -> None:
+    raise SystemExit(f"{kind_of(model)} {problem}: choose another architecture")
+
+
+def kind_of(model) -> str:
+    return f"the model ({model.config.model_type})"
+
+
+def lengths_of(model, longest: int) -> list[int]:
+    """Tokens of a short and of a long prompt: longer than any switch that the run can reach."""
+    config = model.config.get_text_config()
+    found = [getattr(config, name, None) for name in SWITCHES]
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Some models have one for each kind of layer.
+    for kind in (rope, *rope.values()):
+        if isinstance(kind, dict):
+            found.append(kind.get("original_max_position_embeddings"))
+            if kind.get("rope_type") == "dynamic":
+                found.append(config.max_position_embeddings)
+    reached = [length for length in found if length and length < longest]
+    short, long = LENGTHS
+    return [short, max([long, *reached]) + 1]
+
+
+def draw(prompt: Tensors, length: int, generator: torch.Generator) -> Tensors:
+    """A prompt of this length from the tokens of another, in any order."""
+    size = len(prompt["input_ids"])
+    places = torch.randint(size, (length,), generator=generator)
+    return {key: values[places] for key, values in prompt.items()}
+
+
+def sample(model, rows: Sequence[Tensors], generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """CHECKED tokens of each row, drawn with the cache, and their log-probs: [2, CHECKED] each."""
+    logits, *prefilled = prefill(model, rows, model.device)
+    decoder = Decoder(model, *prefilled, room=CHECKED)
+    tokens, log_probs = [], []
+    for _ in range(CHECKED):
+        logp = logits.float().log_softmax(-1)  # [2, V]
+        drawn = torch.multinomial(logp.exp().cpu(), 1, generator=generator).to(model.device)
+        tokens.append(drawn)
+        log_probs.append(logp.gather(-1, drawn))
+        logits = decoder(drawn.squeeze(-1))
+    return torch.cat(tokens, -1), torch.cat(log_probs, -1)
+
+
+def score(model, rows: Sequence[Tensors], responses: torch.Tensor) -> torch.Tensor:
+    """Log-probs [rows, CHECKED] as in the update: padding on the right, and no mask."""
+    batch = collate(rows, responses.tolist(), device=model.device)
+    positions = position_ids(model, batch)
+    predicts = response_positions(rows, responses, batch["input_ids"].shape)
+    del batch["attention_mask"]
+    log_probs, _ = Policy(model)(batch, positions, predicts.to(model.device))
+    return log_probs.view(responses.shape)
