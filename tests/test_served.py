@@ -548,6 +548,7 @@ def test_a_server_that_hangs_costs_one_time_out_per_step():
         for phase in ("judge", "teacher", "compress"):
             asked += 4
             actor(requests, 2, SHORT, KEY, phase)
+            actor([], 2, SHORT, KEY, "hint")  # says nothing about the server
         assert 10.0 < clock.now < 20.0 and len(server.seen) == 3 * 4 and actor.failures == 180
         assert [round(actor.seconds[phase]) for phase in ("judge", "teacher", "compress")] == [
             10,
