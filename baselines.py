@@ -40,6 +40,7 @@ from zppo import (
     mean,
     plain_groups,
     quota,
+    request_for,
     roll_out,
     scored_rollouts,
     select,
@@ -143,10 +144,7 @@ def teacher_groups(ctx: Context, questions: Sequence[Question]) -> list[Group]:
     A question without a correct one has no group.
     """
     plain = plain_groups(questions)
-    requests = [
-        Request("teacher", group.question.uid, group.prompt, group.question)
-        for group in plain
-    ]
+    requests = [request_for(group, "teacher") for group in plain]
     rows = scored_rollouts(ctx, ctx.teacher, requests, ctx.recipe.teacher_group_size, "teacher")
     groups = []
     for group, row in zip(plain, rows, strict=True):

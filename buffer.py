@@ -47,7 +47,12 @@ class ReplayBuffer:
     def __contains__(self, uid: str) -> bool:
         return uid in self.entries
 
-    def sample(self, count: int, rng: random.Random, exclude: Iterable[str] = ()) -> list[str]:
+    def sample(
+        self,
+        count: int,
+        rng: random.Random,
+        exclude: Iterable[str] = (),
+    ) -> list[str]:
         """Draw `count` question ids uniformly without replacement, or all if there are fewer.
 
         exclude: ids that are already in this step's batch.
@@ -71,7 +76,11 @@ class ReplayBuffer:
         accuracies = list(accuracies)
         if len(dict(accuracies)) != len(accuracies):
             raise ValueError("a question id occurs twice in one update of the replay buffer")
-        events: dict[str, list[str]] = {"admitted": [], "graduated": [], "evicted": []}
+        events: dict[str, list[str]] = {
+            "admitted": [],
+            "graduated": [],
+            "evicted": [],
+        }
 
         # decision 3: graduate, admit, evict
         for uid, accuracy in accuracies:
@@ -120,7 +129,8 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore `state_dict()`. The capacity stays the one given to the constructor."""
-        self.entries = {fields["uid"]: Entry(**fields) for fields in state["entries"]}
+        entries = [Entry(**fields) for fields in state["entries"]]
+        self.entries = {entry.uid: entry for entry in entries}
         self.history = [Entry(**fields) for fields in state["history"]]
         for entry in [*self.entries.values(), *self.history]:
             # JSON has lists where tuples were.

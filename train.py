@@ -47,9 +47,9 @@ from engine.screen import LEGEND, closing_tables, print_main, print_samples
 from engine.stopping import Stop, exit_with
 from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
-from extras.preview import preview
+from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
-from extras.setup import load_actors, load_data, quieten_libraries, within_budget
+from extras.setup import load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
 from rewards import load_reward
 from zppo import (
@@ -125,11 +125,12 @@ class Run:
             options = asdict(args) | asdict(recipe)
             self.output = Output(Path(args.output), self.accelerator, options)
         print_main("reading the questions, loading the models ...")
-        questions, self.held_out, self.about_data = load_data(args)
+        questions, held_out, self.data_report = load_data(args)
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
+        picture = next((question for question in questions if question.images), None)
         self.student, self.teacher = load_actors(
-            args, recipe, self.accelerator, self.seconds, self.interrupted
+            args, recipe, self.accelerator, self.seconds, self.interrupted, picture
         )
         self.server = self.teacher if isinstance(self.teacher, ServedActor) else None
         self.learner = make_learner(
@@ -139,7 +140,9 @@ class Run:
             args.weight_decay,
             args.micro_tokens,
         )
-        self.questions = within_budget(args, questions, self.student)
+        self.questions, self.held_out = usable(
+            args, questions, held_out, self.student, self.teacher
+        )
         self.by_uid = {question.uid: question for question in self.questions}
         self.data = fingerprint(self.questions)
         self.broken: set[str] = set()  # questions whose images could not be read
@@ -150,7 +153,9 @@ class Run:
         self.reason = ""  # why the run stops before its last step
 
     def look(self) -> None:
-        """--preview."""
+        """--preview: nothing is written."""
+        if self.data_report:
+            print_main(str(self.data_report))
         preview(
             self.context(0),
             self.learner,
@@ -170,8 +175,9 @@ class Run:
         # --data_may_differ: questions may have left the data
         for uid in self.buffer.entries.keys() - self.by_uid.keys():
             del self.buffer.entries[uid]
+        if self.data_report:
+            print_main(f"{routes(self.questions)}\n{self.data_report}")
         processes = self.accelerator.num_processes
-        print_main(self.about_data)
         print_main(
             f"{self.recipe.method}: {len(self.questions)} questions, steps {self.done + 1} to "
             f"{self.args.steps} on {processes} processes, output in {self.args.output}"
@@ -353,14 +359,19 @@ class Run:
         """Held-out accuracy in percent by family; the responses go to the file of this name."""
         if not self.held_out:
             return {}
-        records = evaluate(
-            self.student,
-            self.held_out,
-            sampling=replace(DECODING, max_new_tokens=self.recipe.max_response_tokens),
-            seed=self.args.seed,
-            judge=self.teacher,
-            reward=self.reward,
-        )
+        tokens = self.recipe.max_response_tokens
+        try:
+            records = evaluate(
+                self.student,
+                self.held_out,
+                sampling=replace(DECODING, max_new_tokens=tokens),
+                seed=self.args.seed,
+                judge=self.teacher,
+                reward=self.reward,
+            )
+        except InterruptedError:
+            # A signal, while a served judge was asked: the run stops after this step.
+            return {}
         self.output.write(records, name)
         return accuracies(records)
 
@@ -426,7 +437,7 @@ class Arguments:
     seed: int = option(0, "root of all randomness")
     steps: int = option(200, "rollout steps", minimum=1)
     new_per_step: int = option(384, "|X_new|, new questions per rollout step", minimum=1)
-    lr: float = option(1e-6, "AdamW learning rate, constant", minimum=0)
+    lr: float = option(1e-6, "AdamW learning rate, constant", minimum=0, maximum=1)
     weight_decay: float = option(0.1, "AdamW weight decay", minimum=0)
     max_prompt_tokens: int = option(4096, "questions with longer prompts are skipped", minimum=1)
     min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", minimum=1)
@@ -454,6 +465,10 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
     args, recipe = parse([Arguments, Recipe], line, about)
     if own and not (args.student and args.data and args.teacher):
         raise SystemExit("--student, --teacher and --data belong together: see --help")
+    if args.min_pixels > args.max_pixels:
+        raise SystemExit("--min_pixels is more than --max_pixels")
+    if not args.output:
+        raise SystemExit("--output is empty: name a folder")
     if not own:  # wherever it was started from
         root = preset.parent.parent
         args.student = str(root / args.student)

@@ -7,23 +7,20 @@
     stage 5   roll_out      post-cap (in select), then G_S student rollouts on each new prompt
     stage 6   update        advantages, I gradient updates; the replay buffer [Z3] is buffer.py
 
-train.py's loop calls these in the paper's order. This file has the data first, then the stages in
-the order in which they happen. The prompts are prompts.py. Tags in brackets are the paper's:
-[G1, G2] GRPO, [Da1-Da3] DAPO, [R1] REINFORCE++, [Z0-Z4] ZPPO's own.
-`advantages` and `policy_loss` use nothing else of this file: copy them.
+train.py's loop calls these in the paper's order. Tags in brackets are the paper's: [G1, G2] GRPO,
+[Da1-Da3] DAPO, [R1] REINFORCE++, [Z0-Z4] ZPPO's own. `advantages` and `policy_loss` use nothing
+else of this file: copy them.
 
 Decisions where the paper is silent, and shortcuts that change no result:
  1. Counts are floor(rho * |X_new|). Ties in accuracy are broken at random (seeded). Ties broken by
     position would always prefer new questions to replayed ones.
  2. Hard questions are asked in rounds, hardest first, until the pool is full. Each kept question
-    fills at least one slot, so asking about all of them would give the same pool.
-    `teacher_on_all_hard` asks about all (Fig. 5a).
- 3. Only traces that end up in a prompt are compressed. A trace that BCQ and NCQ share is compressed
-    once.
- 4. A compressed trace must end in the same answer, verbatim, as its response. Otherwise the last
-    lines of the response with their own box take its place, and a metric counts them. A wrong
-    candidate must never become right. A trace without an answer keeps its summary without any box:
-    raw lines beside a tidy candidate would be a label.
+    fills at least one slot, so asking all would give the same pool. `teacher_on_all_hard` asks all.
+ 3. Only traces that end up in a prompt are compressed, those of BCQ and NCQ alike once.
+ 4. A compressed trace must end in the same answer, verbatim, as its response: a wrong candidate
+    must never become right. Otherwise the last lines of the response, with its own box, take its
+    place (counted). A trace without an answer keeps its summary, but no box: raw lines would be a
+    label.
  5. Wrong rollouts without a parsed answer still give their trace to NCQ.
  6. Rollouts with advantage 0 count in the token denominator, but the update does not run them
     through the model: their numerator, and so their gradient, is exactly zero.
@@ -38,6 +35,7 @@ Decisions where the paper is silent, and shortcuts that change no result:
 11. GRPO† + BCQ walks on past questions on which the teacher fails, until its cap is full ("admit
     at least one").
 12. Compression waits for all plain rollouts; a served teacher's rollouts do not (extras/served.py).
+13. BCQ's wrong candidate is drawn from all wrong rollouts. A metric counts those without a box.
 """
 
 import math
@@ -67,8 +65,8 @@ BOX = re.compile(r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}")  # with 
 # ---------------------------------------------------------------- data
 
 
-# The rows of the paper's tables (App. D.2): what each adds to plain rollouts. A dagger in the paper
-# is "replay" here. The branches of a hard question stand in the order of the post-cap.
+# The rows of the paper's tables (App. D.2): what each adds to plain rollouts. "replay" is the
+# paper's dagger. The branches of a hard question stand in the order of the post-cap.
 METHODS = {
     "zppo": ("bcq", "ncq", "replay"),  # [Z4]
     "grpo": (),
@@ -76,8 +74,7 @@ METHODS = {
     "grpo_both": ("bcq", "ncq"),
     "grpo_replay_bcq": ("bcq", "replay"),
     "grpo_replay_ncq": ("ncq", "replay"),
-    # These are in baselines.py.
-    "off_distill": ("off_distill",),
+    "off_distill": ("off_distill",),  # this and the next: baselines.py
     "off_distill_replay": ("off_distill", "replay"),
     "on_distill": ("on_distill",),
     "on_distill_replay": ("on_distill", "replay"),
@@ -86,7 +83,6 @@ METHODS = {
     "teacher_response": ("teacher_response", "replay"),  # not in the paper's tables
 }
 NORMS = ["norm_wo_zero", "no_norm", "norm_with_zero"]
-
 Metrics = dict[str, float | None]  # None: a mean over nothing
 
 
@@ -109,7 +105,7 @@ class Recipe:
     eps_low: float = option(0.20, "lower clip of the ratio", minimum=0, maximum=1)
     eps_high: float = option(0.28, "upper clip of the ratio [Da1]", minimum=0)
     dual_clip: float = option(10.0, "bound on the loss for negative advantages", minimum=1)
-    max_grad_norm: float = option(1.0, "gradient clipping", minimum=0)
+    max_grad_norm: float = option(1.0, "gradient clipping", minimum=1e-6)
     max_response_tokens: int = option(12_288, "response length, student and teacher", minimum=1)
 
     @property
@@ -150,10 +146,6 @@ class Group:
         """The student's. A teacher's response replaced a wrong rollout, so it counts as wrong."""
         by_student = [rollout for rollout in self.rollouts if not rollout.by_teacher]
         return sum(rollout.reward for rollout in by_student) / len(self.rollouts)
-
-    @property
-    def wrong(self) -> list[Rollout]:
-        return [rollout for rollout in self.rollouts if rollout.reward == 0.0]
 
 
 @dataclass
@@ -197,20 +189,19 @@ def plain_groups(questions: Iterable[Question]) -> list[Group]:
 
 def roll_out(ctx: Context, groups: Sequence[Group], phase: str) -> list[Group]:
     """The groups, each with G_S scored student rollouts of its prompt [G1]."""
-    requests = [
-        Request(group.kind, group.question.uid, group.prompt, group.question, group.prefix)
-        for group in groups
-    ]
+    requests = [request_for(group, group.kind) for group in groups]
     rows = scored_rollouts(ctx, ctx.student, requests, ctx.recipe.group_size, phase)
     return [replace(group, rollouts=row) for group, row in zip(groups, rows)]
 
 
+def request_for(group: Group, kind: str) -> Request:
+    """kind names the random streams: student and teacher never share one."""
+    question = group.question
+    return Request(kind, question.uid, group.prompt, question, group.prefix)
+
+
 def scored_rollouts(
-    ctx: Context,
-    actor: Callable,
-    requests: Sequence[Request],
-    n: int,
-    phase: str,
+    ctx: Context, actor: Callable, requests: Sequence[Request], n: int, phase: str
 ) -> list[list[Rollout]]:
     """n scored rollouts of each request. The teacher judges those with a free-form gold answer."""
     sampling = Sampling(max_new_tokens=ctx.recipe.max_response_tokens)
@@ -218,16 +209,16 @@ def scored_rollouts(
     replies: list[Reply] = []
     items = []
     for request, row in zip(requests, rows, strict=True):
-        question = request.question
-        for reply in row:
-            replies.append(reply)
-            items.append((question.text, reply.text, question.answer, question.free_form))
+        x = request.question
+        replies += row
+        items += [(x.text, reply.text, x.answer, x.free_form) for reply in row]
     judge = partial(ask, ctx.teacher, ctx.key)
     rewards = score(items, judge, ctx.reward)
     rollouts = []
     for reply, reward in zip(replies, rewards, strict=True):
         answer = extract_boxed(reply.text)
-        rollouts.append(Rollout(reply.text, reply.tokens, reward, answer, reply.finished))
+        rollout = Rollout(reply.text, reply.tokens, reward, answer, reply.finished)
+        rollouts.append(rollout)
     return [rollouts[i : i + n] for i in range(0, len(rollouts), n)]
 
 
@@ -241,16 +232,14 @@ def quota(rho: float, new: int) -> int:
 
 
 def select(
-    ctx: Context,
-    plain: Sequence[Group],
-    cap: int,
-    refill: bool = True,
+    ctx: Context, plain: Sequence[Group], cap: int, refill: bool = True
 ) -> list[HardQuestion]:
     """Which hard questions are reformulated, and how: one pool of at most `cap` instances [Z1, Z2].
 
     plain: the plain groups of the step. refill: go on past questions that admit no branch; without
     it only the first `cap` hard questions are looked at.
     """
+    recipe = ctx.recipe
     waiting = hardest_first(ctx, plain)
     if not refill:
         waiting = waiting[:cap]
@@ -258,8 +247,9 @@ def select(
     rows: list[list[Rollout]] = []
     while waiting and len(pool) < cap:
         # decision 2: in rounds, because most questions beyond the cap need no teacher
-        slots = cap - len(pool)
-        size = round_size(ctx.recipe, len(waiting), slots)
+        size = math.ceil((cap - len(pool)) / len(recipe.branches))
+        if recipe.teacher_on_all_hard:
+            size = len(waiting)
         asked, waiting = waiting[:size], waiting[size:]
         drawn = teacher_rollouts(ctx, asked)  # stage 2
         for group, row in zip(asked, drawn, strict=True):
@@ -283,22 +273,13 @@ def hardest_first(ctx: Context, plain: Sequence[Group]) -> list[Group]:
     return sorted(hard, key=rank)
 
 
-def round_size(recipe: Recipe, waiting: int, slots: int) -> int:
-    """How many of the waiting questions are asked about next, to fill this many slots."""
-    if recipe.teacher_on_all_hard:
-        return waiting
-    return math.ceil(slots / len(recipe.branches))
-
-
 def teacher_rollouts(ctx: Context, groups: Sequence[Group]) -> list[list[Rollout]]:
     """Stage 2: G_T fresh teacher rollouts for each hard question [Z1]; NCQ alone needs none."""
     if ctx.recipe.branches == ["ncq"]:
         return [[] for _ in groups]
-    requests = [
-        Request("teacher", group.question.uid, group.prompt, group.question)
-        for group in groups
-    ]
-    return scored_rollouts(ctx, ctx.teacher, requests, ctx.recipe.teacher_group_size, "teacher")
+    requests = [request_for(group, "teacher") for group in groups]
+    n = ctx.recipe.teacher_group_size
+    return scored_rollouts(ctx, ctx.teacher, requests, n, "teacher")
 
 
 def admit(ctx: Context, group: Group, row: Sequence[Rollout]) -> list[HardQuestion]:
@@ -306,7 +287,8 @@ def admit(ctx: Context, group: Group, row: Sequence[Rollout]) -> list[HardQuesti
     correct = [rollout for rollout in row if rollout.reward == 1.0]
     positive = None
     if correct:
-        positive = ctx.rng(group.question.uid, "positive").choice(correct)
+        rng = ctx.rng(group.question.uid, "positive")
+        positive = rng.choice(correct)
     return [
         HardQuestion(branch, group, positive)
         for branch in ctx.recipe.branches
@@ -336,22 +318,28 @@ def reformulate(ctx: Context, chosen: Sequence[HardQuestion]) -> list[Group]:
     """
     candidates = [candidate_traces(ctx, hard) for hard in chosen]
     # decision 3: a trace that BCQ and NCQ share is compressed once
-    traces = {id(trace): trace for row in candidates for trace in row}
+    traces: dict[int, Rollout] = {}
+    for row in candidates:
+        traces |= {id(trace): trace for trace in row}
     texts = compress(ctx, list(traces.values()))
-    summaries = dict(zip(traces, texts, strict=True))
+    summaries = dict(zip(traces, texts))
     groups = []
     for hard, row in zip(chosen, candidates):
         texts = [summaries[id(trace)] for trace in row]
         answers = [trace.answer for trace in row]
         groups.append(reformulated(ctx, hard, texts, answers))
+    # decision 13: where students rarely box, the box is the label
+    bcq_answers = [group.candidates["answers"] for group in groups if group.kind == "bcq"]
+    ctx.counts["bcq_unboxed"] = sum(None in answers for answers in bcq_answers)
     return groups
 
 
 def candidate_traces(ctx: Context, hard: HardQuestion) -> list[Rollout]:
     """BCQ: the correct teacher rollout and one wrong student rollout. NCQ: all wrong ones."""
-    wrong = hard.group.wrong
+    wrong = [rollout for rollout in hard.group.rollouts if rollout.reward == 0.0]
     if hard.kind == "ncq":
-        return wrong  # decision 5: with or without an answer
+        # decision 5: with or without an answer
+        return wrong
     rng = ctx.rng(hard.group.question.uid, "negative")
     return [hard.positive, rng.choice(wrong)]
 
@@ -381,22 +369,20 @@ def compress(ctx: Context, traces: Sequence[Rollout]) -> list[str]:
     ]
     sampling = Sampling(max_new_tokens=COMPRESSION_TOKENS)
     replies = ctx.teacher(requests, 1, sampling, ctx.key, "compress")
-    summaries = []
-    fallbacks = 0
-    for (reply,), trace in zip(replies, traces, strict=True):
-        summary, fell_back = read_summary(reply.text, trace.text, trace.answer)
-        summaries.append(summary)
-        fallbacks += fell_back
-    ctx.counts |= {"compressed": len(summaries), "compression_fallbacks": fallbacks}
-    return summaries
+    read = [
+        read_summary(reply.text, trace.text, trace.answer)
+        for (reply,), trace in zip(replies, traces, strict=True)
+    ]
+    ctx.counts["compressed"] = len(read)
+    ctx.counts["compression_fallbacks"] = sum(fell_back for _, fell_back in read)
+    return [summary for summary, _ in read]
 
 
 def read_summary(reply: str, trace: str, answer: str | None) -> tuple[str, bool]:
     """The candidate text of one trace, and whether the teacher's summary had to be given up.
 
     reply: what the teacher wrote. trace, answer: the response and the content of its last box.
-    Returns (the summary, False). Where the summary is missing or changes the answer: (the last
-    lines of the trace with its own box, True) (decision 4).
+    Where the summary is missing or changes the answer, the trace's last lines replace it.
     """
     start = reply.rfind("<summary>")
     end = reply.rfind("</summary>")
@@ -405,7 +391,8 @@ def read_summary(reply: str, trace: str, answer: str | None) -> tuple[str, bool]
         summary = reply[start + len("<summary>") : end].strip()
     if answer is None:
         # decision 4: the teacher must not give an answer to a trace that had none
-        summary = BOX.sub("", summary).replace("\\boxed", "").strip()
+        summary = BOX.sub("", summary)
+        summary = summary.replace("\\boxed", "").strip()
     if summary and same_answer(extract_boxed(summary), answer):
         return summary, False
     return last_lines(trace, answer), True
@@ -445,7 +432,8 @@ def advantages(rewards: torch.Tensor, norm: str = "norm_wo_zero") -> torch.Tenso
     if norm not in ("norm_wo_zero", "no_norm", "norm_with_zero"):
         expected = "norm_wo_zero, no_norm or norm_with_zero"
         raise ValueError(f"norm must be {expected}, got {norm!r}")
-    rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+    dtype = torch.promote_types(rewards.dtype, torch.float32)
+    rewards = rewards.to(dtype)
     # A group is trivial by exact equality of its rewards, never by a threshold.
     trivial = (rewards == rewards[:, :1]).all(-1, keepdim=True)  # [groups, 1]
 
@@ -454,9 +442,9 @@ def advantages(rewards: torch.Tensor, norm: str = "norm_wo_zero") -> torch.Tenso
     centred = centred.masked_fill(trivial, 0.0)
     if norm == "no_norm" or trivial.all():
         return centred
-
     # Step 2 [R1] (Eqs. 3-5): over a set of groups, the active ones [Z0].
-    kept = centred if norm == "norm_with_zero" else centred[~trivial.squeeze(-1)]
+    active = ~trivial.squeeze(-1)  # [groups]
+    kept = centred if norm == "norm_with_zero" else centred[active]
     std = kept.std(correction=0)  # population (Eq. 5)
     normalised = (centred - kept.mean()) / (std + 1e-8)
     return normalised.masked_fill(trivial, 0.0)
@@ -500,7 +488,8 @@ def mini_batches(groups: Sequence[Group], recipe: Recipe, key: tuple) -> list[Mi
     """
     rows = weighted_rows(groups, recipe)
     # decision 7: a share of the rollouts, not of the groups
-    random.Random(seed_of(*key, "mini-batches")).shuffle(rows)
+    rng = random.Random(seed_of(*key, "mini-batches"))
+    rng.shuffle(rows)
     batches = []
     for i in range(recipe.updates_per_step):
         share = rows[i :: recipe.updates_per_step]
@@ -531,17 +520,19 @@ def update(learner: Learner, groups: Sequence[Group], recipe: Recipe, key: tuple
     """
     batches = mini_batches(groups, recipe, key)
     first, *later = batches
-    score_old_policy(learner, later)  # pi_theta_old: the policy before the first of the I updates
-    device = learner.accelerator.device
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    # pi_theta_old is the policy before the first of the I updates.
+    score_old_policy(learner, later)
+    accelerator = learner.accelerator
+    totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     norms = []
     for batch in batches:
-        if not batch.rows:  # decision 8: no step on nothing
+        # decision 8: no step on nothing
+        if not batch.rows:
             continue
         totals += add_gradients(learner, batch, recipe, on_policy=batch is first)
         norms.append(learner.step(recipe.max_grad_norm))
 
-    totals = learner.accelerator.reduce(totals, "sum")
+    totals = accelerator.reduce(totals, "sum")
     loss, active_tokens, clipped, entropy = totals.tolist()
     all_tokens = sum(batch.tokens for batch in batches)
     active_rows = sum(len(batch.rows) for batch in batches)
@@ -579,20 +570,23 @@ def add_gradients(learner: Learner, batch: MiniBatch, recipe: Recipe, on_policy:
     """
     totals = 0.0
     for micro in learner.micro_batches(batch.rows):
-        logp, entropy, advantage = learner.log_probs(micro)  # [N] each, over response tokens
+        # [N] each, over the response tokens of the micro-batch
+        logp, entropy, advantage = learner.log_probs(micro)
         old_logp = logp.detach()
         if not on_policy:
             old_logp = torch.cat([row.old_logp for row in micro])
         bounds = recipe.eps_low, recipe.eps_high, recipe.dual_clip
         loss = policy_loss(logp, old_logp, advantage, *bounds)
-        learner.backward(loss.sum() / batch.tokens)  # [Da2] mean over tokens of all processes
+        # [Da2] the mean over the mini-batch's tokens on all processes
+        learner.backward(loss.sum() / batch.tokens)
 
+        # for the metrics alone
         ratio = torch.exp(logp.detach() - old_logp)
         active = advantage != 0
         above = ratio > 1 + recipe.eps_high
         below = ratio < 1 - recipe.eps_low
         clipped = torch.where(advantage > 0, above, below) & active
-        sums = [loss.detach().sum(), active.sum(), clipped.sum(), entropy[active].sum()]
+        sums = loss.detach().sum(), active.sum(), clipped.sum(), entropy[active].sum()
         totals += torch.stack([value.double() for value in sums])
     return totals
 
@@ -614,10 +608,12 @@ def summarise(groups: Sequence[Group], recipe: Recipe) -> Metrics:
     rollouts = []
     positive = []
     for group in groups:
-        if group.kind in by_kind:
-            by_kind[group.kind].append(group)
-            rollouts += group.rollouts
-            positive += [rollout.reward > group.accuracy for rollout in group.rollouts]
+        if group.kind not in by_kind:
+            continue
+        by_kind[group.kind].append(group)
+        rollouts += group.rollouts
+        accuracy = group.accuracy
+        positive += [rollout.reward > accuracy for rollout in group.rollouts]
     plain = by_kind["plain"]
 
     metrics: Metrics = {}
@@ -640,20 +636,15 @@ def dump(groups: Sequence[Group]) -> list[dict]:
     """A few plain prompts and all others, with candidates and rollouts, for Tables 16-17."""
     plain = [group for group in groups if group.kind == "plain"]
     others = [group for group in groups if group.kind != "plain"]
-    return [dumped(group) for group in plain[:PLAIN_IN_DUMP] + others]
-
-
-def dumped(group: Group) -> dict:
-    rollouts = [
-        {"text": rollout.text, "answer": rollout.answer, "reward": rollout.reward}
-        for rollout in group.rollouts
-    ]
-    return {
-        "uid": group.question.uid,
-        "kind": group.kind,
-        "gold": group.question.answer,
-        "prompt": group.prompt,
+    records = []
+    for group in plain[:PLAIN_IN_DUMP] + others:
+        record = {"uid": group.question.uid, "kind": group.kind, "gold": group.question.answer}
+        record["prompt"] = group.prompt
         # BCQ: the correct one first; the prompt has them in random order.
-        "candidates": group.candidates,
-        "rollouts": rollouts,
-    }
+        record["candidates"] = group.candidates
+        record["rollouts"] = [
+            {"text": rollout.text, "answer": rollout.answer, "reward": rollout.reward}
+            for rollout in group.rollouts
+        ]
+        records.append(record)
+    return records

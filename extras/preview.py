@@ -57,7 +57,7 @@ def preview(
     else:
         metrics = update(learner, groups, ctx.recipe, ctx.key)
     student.seconds["update"] = time.perf_counter() - start
-    metrics |= summarise(groups, ctx.recipe)
+    metrics |= ctx.counts | summarise(groups, ctx.recipe)
     show_prompts(ctx, groups, student)
     show_step(metrics, student.seconds)
     show_hours(student.seconds, len(asked), len(questions), steps)
@@ -87,10 +87,17 @@ def draw(ctx: Context, questions: Sequence[Question]) -> list[Group]:
 def show_prompts(ctx: Context, groups: Sequence[Group], student: Actor) -> None:
     """One prompt of each kind, as the student sees it, and why a kind is missing."""
     first = {group.kind: group for group in reversed(groups)}
-    records = dump(list(first.values()))
-    for record in records:
-        record["prompt"] = render(student.processor, record["prompt"], **student.encoder.template)
-    print_samples(records, len(records), rollouts=2)
+    for group in first.values():
+        question = group.question
+        (record,) = dump([group])
+        record["prompt"] = render(
+            student.processor,
+            group.prompt,
+            question.system,
+            question.turns,
+            **student.encoder.template,
+        )
+        print_samples([record], 1, rollouts=2, whole=True)
     for branch in ctx.recipe.branches:
         if branch in ("bcq", "ncq") and branch not in first:
             print_main(f"\n---- no {branch} prompt: {why_missing(ctx, groups, branch)}")
@@ -109,7 +116,7 @@ def why_missing(ctx: Context, groups: Sequence[Group], branch: str) -> str:
 def show_step(metrics: Metrics, seconds: dict[str, float]) -> None:
     shown = dict.fromkeys(["step", *BUFFER_EVENTS], 0) | metrics
     times = seconds | {"total": sum(seconds.values())}
-    print_main(f"\n{LEGEND}\n{step_lines(shown, times)}")
+    print_main(f"\n{LEGEND}\n{step_lines(shown, times, always=True)}")
 
 
 def show_hours(seconds: dict[str, float], asked: int, per_step: int, steps: int) -> None:

@@ -1,11 +1,13 @@
 """The comparison of two short answers: what must match, what must not, and what must not hang."""
 
 import random
+import re
 import threading
 import time
 
 import pytest
 
+from engine import answers
 from engine.answers import answers_match
 from rewards import extract_boxed, grade
 
@@ -1111,3 +1113,8 @@ def test_hostile_input_is_bounded_and_the_same_in_a_thread():
 def test_what_is_not_a_string_matches_nothing(odd):
     assert not answers_match(odd, "5") and not answers_match("5", odd) and not answers_match(odd, odd)
     assert grade(odd, "5") == grade(r"\boxed{5}", odd) == 0.0
+
+
+@pytest.mark.parametrize("rule", answers.REWRITES, ids=lambda rule: rule.name)
+def test_each_rewrite_rule_does_what_its_example_says(rule):
+    assert re.sub(rule.pattern, rule.replacement, rule.example) == rule.result != rule.example
