@@ -521,7 +521,7 @@ def update(learner: Learner, groups: Sequence[Group], recipe: Recipe, key: tuple
     batches = mini_batches(groups, recipe, key)
     first, *later = batches
     # pi_theta_old is the policy before the first of the I updates.
-    score_old_policy(learner, later)
+    learner.retried(score_old_policy, later)
     accelerator = learner.accelerator
     totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     norms = []
@@ -529,7 +529,7 @@ def update(learner: Learner, groups: Sequence[Group], recipe: Recipe, key: tuple
         # decision 8: no step on nothing
         if not batch.rows:
             continue
-        totals += add_gradients(learner, batch, recipe, on_policy=batch is first)
+        totals += learner.retried(add_gradients, batch, recipe, batch is first)
         norms.append(learner.step(recipe.max_grad_norm))
 
     totals = accelerator.reduce(totals, "sum")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import baselines
 from engine.checks import check_model, check_sight, check_student
+from engine.memory import rows_that_fit
 from engine.models import Encoder, encode, render, tokenizer_of
 from engine.questions import DataError, Question, intact, load_questions
 from engine.screen import print_main
@@ -105,6 +106,19 @@ def load_actors(
     if args.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     return student, teacher
+
+
+def fit_rows(args, recipe: Recipe, accelerator: Accelerator, student: Actor, teacher) -> None:
+    """Rollouts at a time where --rollout_rows leaves them open. The student is prepared."""
+    if args.rollout_rows:
+        return
+    tokens = args.max_prompt_tokens + recipe.max_response_tokens
+    bf16 = accelerator.mixed_precision == "bf16"
+    local = [actor for actor in (student, teacher) if isinstance(actor, Actor)]
+    for actor in local:
+        actor.rows = rows_that_fit(actor.model, student.model, tokens, bf16)
+    rows = ", ".join(str(actor.rows) for actor in local)
+    print_main(f"--rollout_rows: {rows} rollouts at a time (student, teacher)")
 
 
 def connect(
