@@ -128,9 +128,8 @@ class Run:
         questions, held_out, self.data_report = load_data(args)
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
-        picture = next((question for question in questions if question.images), None)
         self.student, self.teacher = load_actors(
-            args, recipe, self.accelerator, self.seconds, self.interrupted, picture
+            args, recipe, self.accelerator, self.seconds, self.interrupted, questions
         )
         self.server = self.teacher if isinstance(self.teacher, ServedActor) else None
         self.learner = make_learner(
