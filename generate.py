@@ -261,11 +261,11 @@ class Actor:
                 raise ValueError(
                     "it has no chat template: name an instruction-tuned model, or add one to its folder"
                 )
+            if hasattr(processor, "image_processor"):
+                bound_pixels(processor, *pixels)
             model = load_model(path, dtype).to(accelerator.device)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # each format of weights has errors of its own
             raise SystemExit(f"the model {path!r} cannot be loaded: {error}") from error
-        if hasattr(processor, "image_processor"):
-            bound_pixels(processor, *pixels)
         actor = cls(model, processor, **settings)
         actor.autocast = accelerator.autocast
         return actor

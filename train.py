@@ -49,7 +49,7 @@ from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
-from extras.setup import load_actors, load_data, quieten_libraries, within_budget
+from extras.setup import load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
 from rewards import load_reward
 from zppo import (
@@ -125,11 +125,12 @@ class Run:
             options = asdict(args) | asdict(recipe)
             self.output = Output(Path(args.output), self.accelerator, options)
         print_main("reading the questions, loading the models ...")
-        questions, self.held_out, self.data_report = load_data(args)
+        questions, held_out, self.data_report = load_data(args)
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
+        picture = next((question for question in questions if question.images), None)
         self.student, self.teacher = load_actors(
-            args, recipe, self.accelerator, self.seconds, self.interrupted
+            args, recipe, self.accelerator, self.seconds, self.interrupted, picture
         )
         self.server = self.teacher if isinstance(self.teacher, ServedActor) else None
         self.learner = make_learner(
@@ -139,7 +140,9 @@ class Run:
             args.weight_decay,
             args.micro_tokens,
         )
-        self.questions = within_budget(args, questions, self.student)
+        self.questions, self.held_out = usable(
+            args, questions, held_out, self.student, self.teacher
+        )
         self.by_uid = {question.uid: question for question in self.questions}
         self.data = fingerprint(self.questions)
         self.broken: set[str] = set()  # questions whose images could not be read
@@ -151,7 +154,8 @@ class Run:
 
     def look(self) -> None:
         """--preview: nothing is written."""
-        self.print_data_report()
+        if self.data_report:
+            print_main(str(self.data_report))
         preview(
             self.context(0),
             self.learner,
@@ -171,8 +175,9 @@ class Run:
         # --data_may_differ: questions may have left the data
         for uid in self.buffer.entries.keys() - self.by_uid.keys():
             del self.buffer.entries[uid]
+        if self.data_report:
+            print_main(f"{routes(self.questions)}\n{self.data_report}")
         processes = self.accelerator.num_processes
-        self.print_data_report()
         print_main(
             f"{self.recipe.method}: {len(self.questions)} questions, steps {self.done + 1} to "
             f"{self.args.steps} on {processes} processes, output in {self.args.output}"
@@ -335,11 +340,6 @@ class Run:
             "data": self.data,
         }
 
-    def print_data_report(self) -> None:
-        """Of one's own data: how the golds are graded, where they come from, what was skipped."""
-        if self.data_report:
-            print_main(f"{routes(self.questions)}\n{self.data_report}")
-
     def is_due(self, every: int, done: int) -> bool:
         """Every so many steps, and after the last one; 0: never."""
         if every == 0:
@@ -437,7 +437,7 @@ class Arguments:
     seed: int = option(0, "root of all randomness")
     steps: int = option(200, "rollout steps", minimum=1)
     new_per_step: int = option(384, "|X_new|, new questions per rollout step", minimum=1)
-    lr: float = option(1e-6, "AdamW learning rate, constant", minimum=0)
+    lr: float = option(1e-6, "AdamW learning rate, constant", minimum=0, maximum=1)
     weight_decay: float = option(0.1, "AdamW weight decay", minimum=0)
     max_prompt_tokens: int = option(4096, "questions with longer prompts are skipped", minimum=1)
     min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", minimum=1)
@@ -465,6 +465,10 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
     args, recipe = parse([Arguments, Recipe], line, about)
     if own and not (args.student and args.data and args.teacher):
         raise SystemExit("--student, --teacher and --data belong together: see --help")
+    if args.min_pixels > args.max_pixels:
+        raise SystemExit("--min_pixels is more than --max_pixels")
+    if not args.output:
+        raise SystemExit("--output is empty: name a folder")
     if not own:  # wherever it was started from
         root = preset.parent.parent
         args.student = str(root / args.student)

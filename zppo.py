@@ -105,7 +105,7 @@ class Recipe:
     eps_low: float = option(0.20, "lower clip of the ratio", minimum=0, maximum=1)
     eps_high: float = option(0.28, "upper clip of the ratio [Da1]", minimum=0)
     dual_clip: float = option(10.0, "bound on the loss for negative advantages", minimum=1)
-    max_grad_norm: float = option(1.0, "gradient clipping", minimum=0)
+    max_grad_norm: float = option(1.0, "gradient clipping", minimum=1e-6)
     max_response_tokens: int = option(12_288, "response length, student and teacher", minimum=1)
 
     @property

@@ -40,7 +40,7 @@ FORMAT = re.compile(  # what a wish is about; a sentence without any of these st
     r"\b(?:single|one)[ -](?:word|letter|number|phrase)\b|\bword or (?:short )?phrase\b|"
     r"\bletters?\b|\bstep[ -]by[ -]step\b|\bdirectly\b|\bat the end\b|\b(?:last|own) line\b|"
     r"\bjson\b|"
-    r"\b(?:your|the) (?:reasoning|thinking)\b|"
+    r"\b(?:your|the) (?:reasoning|thinking)\b|\bin the following format\b|"
     r"\b(?:with|from|using) the (?:correct|given|right) (?:option|choice)s?\b"
 )
 FILLER = re.compile(  # what belongs to a wish in this form alone
@@ -64,7 +64,7 @@ WISH_WORDS = set(VERBS) | set(
     "within between using with without from for of to on at by as and or then now finally before "
     "please let s lets me be is are must should need needs make sure remember enclosed boxed tag "
     "tags format form line own where no not do any other else nothing text explanation quotes "
-    "hint note instruction instructions important e g abcd".split()
+    "hint note instruction instructions important e g abcd xxx".split()
 )
 # A wish at the end of a sentence that carries the question: only the clause goes.
 CLAUSE = re.compile(

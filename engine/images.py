@@ -2,7 +2,10 @@
 
 Decisions where the paper is silent:
 1. Images come first, then the text. The model's processor resizes images (`bound_pixels`, Table 8).
-2. Transparency is laid on white, 16-bit grey is divided by 257. An animation gives its first frame.
+2. Transparency is laid on white. An animation gives its first frame.
+3. Grey of more than 8 bits is scaled. White is 65535 for 16 bits; for 32 bits and floats the first
+   of 1, 255, 65535 that no pixel exceeds. With negative pixels it goes from the lowest to the
+   highest.
 
 This file imports nothing from the rest of the project: copy what you need.
 """
@@ -35,9 +38,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB image (decision 2); an upright RGB image is returned as it is."""
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would cut at 255
-        grey = np.asarray(image) / 257
-        image = Image.fromarray(grey.round().astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # Pillow would cut at 255 (decision 3)
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        lowest = min(grey.min(), 0)
+        grey -= lowest
+        highest = 65535 if image.mode.startswith("I;16") else grey.max() or 1
+        for white in (1, 255, 65535, highest):
+            if lowest == 0 and highest <= white:
+                break
+        image = Image.fromarray((grey * 255 / white).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -57,7 +66,11 @@ def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
 
 
 def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS):
-    """Set the pixel bounds (Table 8) on a processor of the Qwen family; returns the processor."""
+    """Set the pixel bounds (Table 8) on a processor of the Qwen family; returns the processor.
+    Raises ValueError for one of another family: it neither counts nor scales as we do."""
+    if not hasattr(processor.image_processor, "merge_size"):
+        name = type(processor.image_processor).__name__
+        raise ValueError(f"its {name} is not known here: choose a VLM of the Qwen family")
     processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     return processor
 

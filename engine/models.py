@@ -5,13 +5,18 @@ Decisions:
    lengths, never from token values: pad and end token may be the same.
 2. Position ids are computed here and passed explicitly. Otherwise Qwen's VLMs remember the rope
    offset of the last generation, and it leaks into the next scoring pass.
-3. The texts of a prompt are data: special tokens in them are broken up before the chat template.
+3. The texts of a prompt are data: special tokens in them are broken up before the chat template. A
+   special token that is an ordinary word or character, a pad token "!", stays as it is.
+4. Where the chat template has no system turn, its text goes in front of the question.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 import transformers
+from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
@@ -39,6 +44,10 @@ TOKEN_KEYS = ("input_ids", "mm_token_type_ids", "token_type_ids")
 
 def load_processor(path: str):
     """The processor of a folder or hub id (the tokenizer where the model has no images)."""
+    folder = Path(path)
+    is_gguf = any(folder.glob("*.gguf")) and not (folder / "config.json").exists()
+    if is_gguf or folder.suffix == ".gguf":
+        raise ValueError("GGUF is for serving: name the model that it was made from")
     if not is_torchvision_available():
         # transformers hides this class behind torchvision, which its Pillow processors do not need.
         processing_utils.transformers_module.AutoImageProcessor = AutoImageProcessor
@@ -51,12 +60,15 @@ def load_processor(path: str):
 
 
 def load_model(path: str, dtype: torch.dtype = torch.float32):
-    """The model of a folder or hub id, VLM or causal LM, without dropout."""
+    """The model of a folder or hub id, VLM or causal LM, without dropout.
+    Raises ValueError where weights are missing: transformers would draw them at random."""
     config = AutoConfig.from_pretrained(path)
     check_fp8(path, config)
     is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     kind = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
-    model = kind.from_pretrained(path, dtype=dtype)
+    model, report = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} first: is it whole?")
     disable_dropout(model)
     return model
 
@@ -82,7 +94,8 @@ def disable_dropout(model: torch.nn.Module) -> None:
         is_dropout = isinstance(module, torch.nn.Dropout)
         # Some modules keep a plain number: attention_dropout, ...
         for name, value in list(vars(module).items()):
-            if isinstance(value, float) and (is_dropout or "drop" in name):
+            is_noise = is_dropout or "drop" in name or name == "jitter_noise"
+            if isinstance(value, float) and is_noise:
                 setattr(module, name, 0.0)
 
 
@@ -121,15 +134,21 @@ def banned_token_ids(model, processor) -> list[int]:
 def special_tokens(processor) -> list[str]:
     """All special tokens as strings, longest first: what a user turn must not contain."""
     tokenizer = tokenizer_of(processor)
+    return tokens_to_break(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)  # some tokenizers have thousands
+def tokens_to_break(tokenizer, vocabulary: int) -> list[str]:
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     names = sorted(added.union(tokenizer.all_special_tokens))
+    names = [name for name in names if len(name) > 1 and not name.isalnum()]  # decision 3
     return sorted(names, key=len, reverse=True)
 
 
 def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
-    """`<|im_end|>` becomes `< |im_end|>` (decision 3). A one-character token becomes a space."""
+    """`<|im_end|>` becomes `< |im_end|>` (decision 3)."""
     for token in special_tokens:  # a space never joins two pieces into a new token
-        text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
+        text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
 
@@ -138,9 +157,21 @@ def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
 
 def break_prompt(processor, text: str, system: str, turns) -> tuple[str, str, list]:
     """The texts of a prompt, (text, system, turns), without special tokens (decision 3)."""
+    if system and not has_system_turn(processor, str(processor.chat_template)):
+        text, system = f"{system}\n\n{text}", ""  # decision 4
     tokens = special_tokens(processor)
     turns = [(role, break_tokens(said, tokens)) for role, said in turns]
     return break_tokens(text, tokens), break_tokens(system, tokens), turns
+
+
+@lru_cache(maxsize=8)
+def has_system_turn(processor, chat_template: str) -> bool:
+    """False where the template refuses a system turn, or leaves it out."""
+    try:
+        messages = chat("Why?", system="Be brief.")
+        return "Be brief." in processor.apply_chat_template(messages, tokenize=False)
+    except TemplateError:
+        return False
 
 
 def encode(
@@ -212,9 +243,12 @@ class Encoder:
             text, system, turns = break_prompt(
                 self.processor, text, question.system, question.turns
             )
-            self.lengths[key] = prompt_tokens(
-                self.processor, text, question.images, system, turns, **self.template
-            )
+            given = (text, question.images, system, turns)
+            try:
+                self.lengths[key] = prompt_tokens(self.processor, *given, **self.template)
+            except TemplateError as error:
+                what = f"question {question.uid}: the chat template refuses its turns"
+                raise SystemExit(f"{what} ({error}): leave it out") from error
         return self.lengths[key]
 
 

@@ -33,7 +33,8 @@ class Range:
     maximum: float
 
     def __contains__(self, value: float) -> bool:
-        return self.minimum <= value <= self.maximum  # not a number is in no range
+        # Not a number is in no range, nor is infinity.
+        return self.minimum <= value <= self.maximum and value < math.inf
 
     def __iter__(self):
         bound = f", up to {self.maximum}" if self.maximum < math.inf else ""
@@ -108,7 +109,7 @@ class OneLine(ArgumentDefaultsHelpFormatter):
     """Help with one spelling of each option, on one line if it fits, and its default if any."""
 
     def _format_action_invocation(self, action) -> str:
-        name = action.option_strings[0]
+        name = min(action.option_strings, key=len)
         if action.metavar and action.nargs != "?":
             return f"{name} {action.metavar}"
         return name

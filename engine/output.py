@@ -4,7 +4,8 @@ Decisions:
 1. A folder is written beside its place and renamed when it is whole: a crash or a full disk leaves
    the last whole one. --resume puts a damaged checkpoint aside, deletes nothing, and goes on from
    the one before.
-2. A write that fails on any process ends the run on all of them, with exit status 1.
+2. A write that fails on any process ends the run on all of them, with exit status 1. Status 2 where
+   nothing can be written in the folder from the beginning.
 3. A checkpoint fits any number of processes, because it holds no random state. Sharded ones (FSDP2)
    fit only shards.
 4. The trained student is saved in fp32, as it was trained: most single updates at the paper's
@@ -13,6 +14,7 @@ Decisions:
 """
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -46,6 +48,8 @@ class Output:
         self.arguments = arguments
         self.main = accelerator.is_main_process
         self.trivial_steps = 0  # the last steps, as far as no rollout had an advantage
+        # accelerate warns at every checkpoint that tied weights are saved once, as they must be.
+        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         self.take_folder()
         self.checkpoints = []  # to go on from, newest first
         if arguments["resume"]:
@@ -63,7 +67,7 @@ class Output:
         """One run per folder: the main process holds its lock until the process ends."""
         holder = None
         process = self.folder / "process"
-        with self.writing(self.folder):
+        with self.writing(self.folder, status=2):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.folder / "lock")
             if self.main:
@@ -93,7 +97,7 @@ class Output:
             )
 
     @contextmanager
-    def writing(self, path: Path):
+    def writing(self, path: Path, status: int = 1):
         """What fails in here, on any process, ends the run on all processes (decision 2)."""
         problem = None
         try:
@@ -106,10 +110,11 @@ class Output:
             return
         if self.main:  # room for what is to be kept
             shutil.rmtree(partial_of(path), ignore_errors=True)
-        newest = max(self.folder.glob("checkpoints/step_*"), default=None)
-        if newest:
-            problem += f"; --resume goes on from {newest.name}"
-        exit_with(problem, 1)
+        if status == 1:
+            newest = max(self.folder.glob("checkpoints/step_*"), default=None)
+            if newest:
+                problem += f"; --resume goes on from {newest.name}"
+        exit_with(problem, status)
 
     def load(self, state: dict) -> dict:
         """Weights and optimiser of the newest whole checkpoint, and logs up to there.

@@ -4,11 +4,14 @@
 
 Decisions where the paper is silent (texts and golds: cleaning.py; pixels: images.py):
 1. A row that cannot be used is skipped and counted under one reason, never repaired by a guess.
-2. uid = the set's own `uid` column, or else a hash of cleaned text and image bytes. An exact copy
+2. uid = the set's own `uid` column, or else a hash of cleaned texts and image bytes. An exact copy
    of a question is thus a duplicate, whatever its answer, and a question whose image file was
    repaired is a new question.
-3. Of a chat the last user turn is the question. A system turn stays, without format directives.
+3. Of a chat the last user turn is the question. A system turn and earlier turns stay, without
+   format directives and image markers: all images stand before the question.
 4. JSON and CSV files are read here: `datasets` makes numbers and dates of golds such as "007".
+5. Options in a column of their own are listed behind the question, and the gold is then a letter. A
+   number is the place of an option, counted from 0.
 """
 
 import csv
@@ -16,17 +19,29 @@ import hashlib
 import io
 import json
 import re
+import string
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import getitem
 from pathlib import Path
 
 import datasets
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
-from engine.cleaning import MARKER, clean_answer, clean_text, is_free_form, worked_answer
+from engine.cleaning import (
+    MARKER,
+    clean_answer,
+    clean_text,
+    is_free_form,
+    spelled_list,
+    worked_answer,
+)
 from engine.images import fit_pixels, image_bytes, to_rgb
 from engine.screen import print_main
 
@@ -36,7 +51,10 @@ COLUMNS = {  # without a map: the first name that exists
     "images": ("images", "image"),
     "uid": ("uid",),
     "answer": ("answer", "solution", "reward_model.ground_truth"),
+    "options": ("options", "choices"),
 }
+UNSEEN = ("video", "videos", "audio", "audios")  # what no question can show
+ROLES = ("system", "user", "assistant")
 Rows = datasets.Dataset | list[dict]  # of a data set, or of a text file
 DECODER = json.JSONDecoder(parse_float=str, parse_int=str)  # decision 4: numbers stay as written
 
@@ -54,6 +72,8 @@ class Question:
     free_form: bool = False  # graded by the judge, see is_free_form
     system: str = ""  # the row's own system turn
     turns: tuple[tuple[str, str], ...] = ()  # of a conversation, before the question: (role, text)
+    # Reads the row that it was made from, without images: a reward of one's own may need it.
+    row: Callable[[], dict] = field(default=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -84,30 +104,33 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
         field, "answer=a,b" the first that holds something, "images=a,b" takes both, "images=" makes
         a text set.
     Report: {"rows", "columns", "skipped": {reason: rows}, "free_form": questions, "gold_from":
-    {"column", "####", "boxed": questions}}. Raises DataError if names do not fit or no question is
-    left.
+    {"column", "####", "boxed", "class name", "float32", "boolean": questions}}. Raises DataError if
+    names do not fit or no question is left.
     """
     rows, folder = open_source(source, split, config)
     source = source if isinstance(source, str) else "data set in memory"
     features = features_of(rows)
     names = map_columns(source, features, columns)
+    others = rows
     if isinstance(rows, datasets.Dataset):
+        rows = undecoded(rows)
+        pictures = {name.split(".")[0] for name in features if is_kind("Image", features[name])}
+        others = rows.remove_columns(sorted(pictures))
         roots = {name.split(".")[0] for group in names.values() for name in group}
-        rows = undecoded(rows.select_columns(sorted(roots)))
+        rows = rows.select_columns(sorted(roots))
     questions, skipped, gold_from = {}, Counter(), Counter()
     hide_bar = len(rows) < 10_000 or None  # None: hidden where the screen is a file
     for index, row in enumerate(tqdm(rows, "questions", disable=hide_bar)):
         row = names_in(row)
-        answer = value_of(row, names["answer"])
+        answer, kind = written_gold(row, names["answer"], features)
         question, reason = read_row(row, names, answer, rows, index, folder)
         if question and question.uid in questions:
             reason = "duplicate_uid"
         if reason:
             skipped[reason] += 1
             continue
-        kind = worked_answer(answer)[1] if isinstance(answer, str) else "column"
         gold_from[kind] += 1
-        questions[question.uid] = question
+        questions[question.uid] = replace(question, row=partial(getitem, others, index))
     if not questions:
         what = f"no question left of {len(rows)} rows; skipped: {dict(skipped)}; columns: {names}"
         fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"
@@ -144,6 +167,8 @@ def open_source(source, split: str, config: str | None) -> tuple[Rows, str]:
 def part_of(rows: list[dict], split: str) -> list[dict]:
     """The rows that a split names: "train", "train[:100]", "train[10%:]"."""
     (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({"train": len(rows)})
+    if part.from_ >= part.to:
+        raise ValueError("there are no such rows")
     return rows[part.from_ : part.to]
 
 
@@ -205,7 +230,15 @@ def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
             found[ours] = [name for name in wished[ours].split(",") if name]
         else:
             found[ours] = [name for name in usual if name in features][:1]
-    pictures = [name for name, feature in features.items() if is_image(feature)]
+    used = Counter(name for names in found.values() for name in names)
+    if twice := [name for name in used if used[name] > 1]:
+        raise DataError(f"column map: {twice} would be two of {list(COLUMNS)}")
+    for name, feature in features.items():
+        # Such a row would be asked about what nobody shows.
+        if name in UNSEEN or is_kind("Video|Audio", feature):
+            fix = "take the column out of the set, and the questions about it"
+            raise DataError(f"{source}: column {name!r} is no text and no image; {fix}")
+    pictures = [name for name, feature in features.items() if is_kind("Image", feature)]
     for ours, names in found.items():
         problem = ""
         if missing := [name for name in names if name not in features]:
@@ -220,8 +253,8 @@ def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
     return found
 
 
-def is_image(feature) -> bool:
-    return re.match(r"(List\()?Image\(", repr(feature)) is not None
+def is_kind(kind: str, feature) -> bool:
+    return re.match(rf"(List\()?({kind})\(", repr(feature)) is not None
 
 
 def undecoded(rows: datasets.Dataset) -> datasets.Dataset:
@@ -246,12 +279,16 @@ def read_row(
     """(the question of rows[index] with images left on disk, "") or (None, reason to skip).
     row: the same row, as `names_in` flattens it. names: of `map_columns`."""
     places = []  # of each image: (column, position in the column's list)
+    cells = []
     for column in names["images"]:
-        count = len(as_list(row.get(column)))
-        places += [(column, position) for position in range(count)]
-    cells = [as_list(row[column])[position] for column, position in places]
+        for position, cell in enumerate(as_list(row.get(column))):
+            # Of a mixed set, text rows have an empty cell.
+            if not is_empty(cell):
+                places.append((column, position))
+                cells.append(cell)
     asked = value_of(row, names["question"])
-    question, reason = clean_row(asked, answer, cells, folder)
+    options = value_of(row, names["options"])
+    question, reason = clean_row(asked, answer, cells, folder, options)
     if reason:
         return None, reason
     images = []
@@ -262,52 +299,126 @@ def read_row(
     return replace(question, uid=uid, images=tuple(images)), ""
 
 
-def clean_row(question, answer, cells: list, folder: str = "") -> tuple[Question | None, str]:
+def clean_row(
+    question, answer, cells: list, folder: str = "", options=None
+) -> tuple[Question | None, str]:
     """The checks that every set must pass: (the question, "") or (None, reason to skip).
     Its images are the cells, open but not decoded; its uid is the hash of texts and image bytes."""
+    try:
+        asked, system, turns = read_chat(question)
+    except ValueError:
+        return None, "question_unreadable"
+    try:
+        if not is_empty(options):
+            asked, answer = with_options(asked, answer, options)
+    except ValueError:
+        return None, "options_unclear"
     answer, reason = clean_answer(answer)
-    question, system = last_turn(question)
-    text = clean_text(question or "", len(cells))
-    system = clean_text(system, 0)
     if reason:
         return None, reason
+    text = clean_text(asked, len(cells))
     if not text:
         return None, "question_empty"
-    if None in cells or images_wanted(question) > len(cells):
+    said = "\n".join(words for _, words in turns)
+    if images_wanted(said + asked) > len(cells):
         return None, "image_missing"
-    if re.search("[\ud800-\udfff]", text + system + answer):
+    system = clean_text(system, 0)
+    turns = [(role, clean_text(words, 0)) for role, words in turns]
+    if re.search("[\ud800-\udfff]", text + system + said + answer):
         return None, "lone_surrogate"  # half a character: no tokenizer and no file takes it
     try:
         encoded = [image_bytes(cell, folder) for cell in cells]
         images = [Image.open(io.BytesIO(content)) for content in encoded]
+    except Image.DecompressionBombError:
+        return None, "image_too_large"
     except Exception:  # see open_images
         return None, "image_unreadable"
     if any(max(image.size) > MAX_ASPECT * min(image.size) for image in images):
         return None, "image_too_narrow"
-    uid = content_hash(text, system, encoded)
-    return Question(uid, text, tuple(images), answer, is_free_form(answer), system), ""
+    uid = content_hash(text, system, turns, encoded)
+    free_form = is_free_form(answer)
+    return Question(uid, text, tuple(images), answer, free_form, system, tuple(turns)), ""
 
 
-def last_turn(question) -> tuple[str | None, str]:
-    """(last user turn, system turn) of a chat [{"role", "content"}]. Content: text or parts."""
-    if isinstance(question, str):
-        return question, ""
-    if isinstance(question, dict):  # {"role": [...], "content": [...]}: so older sets hold a chat
-        turns = zip(*map(as_list, question.values()))
-        question = [dict(zip(question, turn)) for turn in turns]
-    said = {"user": None, "system": ""}
-    for turn in as_list(question):
-        if not isinstance(turn, dict):
-            turn = {}
-        parts = [text_of(part) for part in as_list(turn.get("content"))]
-        said[turn.get("role")] = "\n".join(parts)
-    return said["user"], said["system"]
+def read_chat(asked) -> tuple[str, str, list[tuple[str, str]]]:
+    """(last user turn, system turns, the turns between) of a text or a chat [{"role", "content"}].
+    What follows the last user turn is an answer and goes. Raises ValueError: this is no chat."""
+    if isinstance(asked, str):
+        return asked, "", []
+    if isinstance(asked, dict):  # {"role": [...], "content": [...]}: so older sets hold a chat
+        turns = zip(*map(as_list, asked.values()))
+        asked = [dict(zip(asked, turn)) for turn in turns]
+    system, turns = [], []
+    for turn in as_list(asked):
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
+            raise ValueError("a turn without a known role")
+        text = "\n".join(text_of(part) for part in as_list(turn.get("content")))
+        if turn["role"] == "system":
+            system.append(text)
+        else:
+            turns.append((turn["role"], text))
+    while turns and turns[-1][0] != "user":
+        turns.pop()
+    question = turns.pop()[1] if turns else ""
+    return question, "\n\n".join(system), turns
 
 
 def text_of(part) -> str:
-    """The text of a part of a turn's content. A part without text is an image."""
-    text = part if isinstance(part, str) else part.get("text")
-    return "<image>" if text is None else text
+    """The text of a part of a turn's content. An image is a marker. Raises ValueError: neither."""
+    if isinstance(part, dict):
+        is_image = part.get("type") in ("image", "image_url") or part.get("image")
+        part = "<image>" if part.get("text") is None and is_image else part.get("text")
+    if not isinstance(part, str):
+        raise ValueError("a part that is neither text nor an image")
+    return part
+
+
+# ---------------------------------------------------------------- golds and options
+
+
+def written_gold(row: dict, names: list[str], features: dict) -> tuple:
+    """(the answer as people write it, where it comes from: see `load_questions`)."""
+    name = name_of(row, names)
+    answer, feature = row.get(name), features.get(name)
+    if isinstance(answer, str):
+        return answer, worked_answer(answer)[1]
+    if isinstance(answer, bool):
+        return answer, "boolean"
+    if isinstance(feature, datasets.ClassLabel) and answer in range(feature.num_classes):
+        return feature.int2str(answer), "class name"
+    if isinstance(answer, float) and feature == datasets.Value("float32"):
+        return np.float32(answer), "float32"  # as a Python float 0.1 is 0.10000000149
+    return answer, "column"
+
+
+def with_options(asked: str, answer, options) -> tuple:
+    """(the question with its options as A., B., ..., the gold: a letter where it names an option).
+    options: a list, also one spelled as text, or {"text": [...], "label": [...]}.
+    Raises ValueError where an option is no text, or the gold may name none or two."""
+    options, labels = spelled_list(options), []
+    if isinstance(options, dict):
+        labels = as_list(options.get("label"))
+        options = options.get("text")
+    options = as_list(options)
+    texts = [str(option).strip() for option in options if isinstance(option, (str, int, float))]
+    letters = string.ascii_uppercase[: len(options)]
+    if len(texts) != len(letters):
+        raise ValueError("an option that is no text, or more options than letters")
+    lines = [f"{letter}. {text}" for letter, text in zip(letters, texts)]
+    gold = str(answer).strip()
+    places = {names.index(gold) for names in (list(letters), texts) if gold in names}
+    if gold.isdecimal():
+        places.add(int(gold))
+    if gold in labels:
+        places = {labels.index(gold)}
+    if len(places) > 1 or max(places, default=0) >= len(lines):
+        raise ValueError("the gold names no option, or two")
+    for place in places:
+        answer = letters[place]
+    return "\n".join([asked, *lines]), answer
+
+
+# ---------------------------------------------------------------- small helpers
 
 
 def images_wanted(text: str) -> int:
@@ -317,10 +428,11 @@ def images_wanted(text: str) -> int:
     return max(markers.count(""), *numbers, 0)
 
 
-def content_hash(text: str, system: str, images: list[bytes]) -> str:
+def content_hash(text: str, system: str, turns: list, images: list[bytes]) -> str:
     """16 hex digits of texts and image bytes (decision 2)."""
     said = f"{system}\0{text}" if system else text
     parts = [said.encode()]
+    parts += [f"{role}\0{words}".encode() for role, words in turns]
     parts += [hashlib.sha256(image).digest() for image in images]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -329,6 +441,15 @@ def as_list(value) -> list:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def is_empty(cell) -> bool:
+    """True for a cell that holds nothing: None, "", NaN, lists and dicts of these."""
+    if isinstance(cell, dict):
+        cell = list(cell.values())
+    if isinstance(cell, (list, tuple)):
+        return all(is_empty(part) for part in cell)
+    return cell is None or cell == "" or cell != cell
 
 
 def names_in(row: dict, prefix: str = "") -> dict:
@@ -343,10 +464,14 @@ def names_in(row: dict, prefix: str = "") -> dict:
 
 def value_of(row: dict, names: list[str]):
     """The first of these columns that holds something, or None."""
+    return row.get(name_of(row, names))
+
+
+def name_of(row: dict, names: list[str]) -> str:
     for name in names:
         if row.get(name) not in (None, ""):
-            return row[name]
-    return None
+            return name
+    return ""
 
 
 # ---------------------------------------------------------------- questions in use
@@ -395,5 +520,8 @@ def intact(
 
 def fingerprint(questions) -> str:
     """Hash (16 hex) of uids and texts in order: a checkpoint refuses another or a reordered set."""
-    parts = [repr((q.uid, q.text, q.answer, q.system)) for q in questions]
+    parts = []
+    for question in questions:
+        said = (question.uid, question.text, question.answer, question.system)
+        parts.append(repr(said + question.turns))
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]

@@ -8,10 +8,12 @@ from tqdm import tqdm
 
 WIDTH = 100  # columns of a line about a step
 SHOWN = 400  # characters of the beginning and of the end of a long text
+BAD = 0.25  # a teacher that is right in a smaller share, whose summaries fail in a larger one
 LEGEND = """\
 Two lines a step. Shares of its rollouts: plain, bcq, ncq: right, by kind of prompt; active: with
 an advantage; cut: at --max_response_tokens; no box: without \\boxed{}. length: mean tokens.
-buffer: questions to replay (+admitted -graduated -evicted). After "s:" phases, longest first."""
+buffer: questions to replay (+admitted -graduated -evicted). tok/s: response tokens in the time of
+the whole step. After "s:" phases, longest first. A third line where the teacher does badly."""
 SHARES = {  # label on the screen: metric
     "plain": "plain_accuracy",
     "bcq": "bcq_accuracy",
@@ -28,14 +30,17 @@ def print_main(text: str, screen: str = "stdout") -> None:
     if not PartialState().is_main_process:
         return
     stream = getattr(sys, screen)
+    # Not every console knows every character (Windows: cp1252): the others appear as escapes.
+    encoding = stream.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     # A screen that is gone (`| tee` ended by the same Ctrl-C) stops nothing.
     with suppress(OSError):
         tqdm.write(text, file=stream)
         stream.flush()
 
 
-def step_lines(metrics: dict, times: dict) -> str:
-    """A step on the screen: two lines within WIDTH, explained by LEGEND."""
+def step_lines(metrics: dict, times: dict, always: bool = False) -> str:
+    """A step on the screen: lines within WIDTH, explained by LEGEND. always: of `teacher_line`."""
     shares = "  ".join(f"{label} {show(metrics, name, 4, '.0%')}" for label, name in SHARES.items())
     length = show(metrics, "response_length", 5, ".0f")
     first = f"step {metrics['step']:>5}  {shares}  length {length}"
@@ -51,7 +56,7 @@ def step_lines(metrics: dict, times: dict) -> str:
         phase = f" {name} {times[name]:.{digits}f}"
         if len(second + phase) <= WIDTH:
             second += phase
-    return f"{first}\n{second}"
+    return f"{first}\n{second}{teacher_line(metrics, always)}"
 
 
 def show(metrics: dict, name: str, width: int, form: str) -> str:
@@ -60,22 +65,44 @@ def show(metrics: dict, name: str, width: int, form: str) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:{width}{form}}"
 
 
+def teacher_line(metrics: dict, always: bool) -> str:
+    """How often the teacher was right, and its summaries unusable: where this is bad, or always."""
+    said = []
+    asked = metrics.get("teacher_questions")
+    if asked:
+        right = metrics["teacher_accuracy"]
+        if always or right < BAD:
+            said.append(f"{right:.0%} right on {asked} hard questions")
+    compressed = metrics.get("compressed")
+    if compressed:
+        unusable = metrics["compression_fallbacks"]
+        if always or unusable > BAD * compressed:
+            said.append(f"{unusable} of {compressed} summaries unusable")
+    return f"\n  teacher: {', '.join(said)}" if said else ""
+
+
 def why_trivial(metrics: dict) -> str:
     """The likely cause why every group is trivial: all right or all wrong."""
     right = metrics.get("plain_accuracy") or 0.0
     cut = metrics.get("cut_share") or 0.0
     no_box = metrics.get("no_answer_share") or 0.0
+    if cut < 1:
+        # Of the finished responses, at least: a cut one rarely has its box.
+        no_box = (no_box - cut) / (1 - cut)
     if right == 1:
         cause = "all answers are right: the questions are too easy"
+    elif cut < 1 and no_box >= 0.5:
+        cause = (
+            f"{no_box:.0%} of the finished responses have no \\boxed{{}}: "
+            "can the model follow instructions?"
+        )
     elif cut >= 0.5:
         cause = f"{cut:.0%} of the responses are cut: raise --max_response_tokens"
-    elif no_box >= 0.5:
-        cause = f"{no_box:.0%} have no \\boxed{{}}: can the model follow instructions?"
     elif right == 0:
         cause = "all answers are wrong: compare them with the golds in dumps/"
     else:
         cause = "each question is all right or all wrong: raise --group_size"
-    return f"No rollout taught anything in 3 steps; {cause}"
+    return f"No rollout taught anything in 3 steps:\n  {cause}"
 
 
 def closing_tables(
@@ -105,9 +132,13 @@ def print_samples(records: list[dict], n: int, rollouts: int = 1, whole: bool = 
             reward = f"reward {rollout['reward']:.0f}"
             answers = f"answer {rollout['answer']!r}, gold {record['gold']!r}"
             texts += [f"---- {reward}, {answers}", rollout["text"]]
-        print_main("\n".join(texts if whole else map(shorten, texts)))
+        if not whole:
+            texts = [shorten(text) for text in texts]
+        print_main("\n".join(texts))
 
 
 def shorten(text: str) -> str:
     """Beginning and end of a long text."""
-    return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}\n[...]\n{text[-SHOWN:]}"
+    if len(text) <= 2 * SHOWN:
+        return text
+    return f"{text[:SHOWN]}\n[...]\n{text[-SHOWN:]}"

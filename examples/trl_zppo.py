@@ -77,14 +77,16 @@ class ZPPOTrainer(GRPOTrainer):
     """
 
     def __init__(self, teacher: str, questions: list[Question], recipe: Recipe, **settings):
+        uids = [question.uid for question in questions]
         super().__init__(
-            train_dataset=Dataset.from_dict({"prompt": [question.uid for question in questions]}),
+            train_dataset=Dataset.from_dict({"prompt": uids}),
             rollout_func=columns_of_rows,
             reward_funcs=advantage_as_reward,
             **settings,
         )
-        model = load_model(teacher, torch.bfloat16 if self.args.bf16 else torch.float32)
-        self.teacher = Actor(model.to(self.accelerator.device), load_processor(teacher))
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        model = load_model(teacher, dtype).to(self.accelerator.device)
+        self.teacher = Actor(model, load_processor(teacher))
         self.recipe = recipe
         self.questions = {question.uid: question for question in questions}
         self.replay_buffer = ReplayBuffer(recipe.buffer_capacity)
@@ -94,16 +96,19 @@ class ZPPOTrainer(GRPOTrainer):
         recipe = self.recipe
         buffer = self.replay_buffer
         step = self.state.global_step // recipe.updates_per_step
-        ctx = Context(self.draw, self.teacher, recipe, (self.args.seed, step))
+        key = (self.args.seed, step)
+        ctx = Context(self.draw, self.teacher, recipe, key)
         count = quota(recipe.rho_replay, len(new))
         new_uids = [question.uid for question in new]
         old_uids = buffer.sample(count, ctx.rng("replay"), new_uids)
         replayed = [self.questions[uid] for uid in old_uids]
         plain = roll_out(ctx, plain_groups(new + replayed), "rollout")  # stage 1
-        chosen = select(ctx, plain, quota(recipe.rho_aug, len(new)))  # stages 2 and 3, the caps
+        cap = quota(recipe.rho_aug, len(new))
+        chosen = select(ctx, plain, cap)  # stages 2 and 3, the caps
         reformulated = roll_out(ctx, reformulate(ctx, chosen), "reformulate")  # stages 4 and 5
         groups = plain + reformulated
-        buffer.update([(group.question.uid, group.accuracy) for group in plain], step, recipe.tau)
+        accuracies = [(group.question.uid, group.accuracy) for group in plain]
+        buffer.update(accuracies, step, recipe.tau)  # stage 6
         metrics = summarise(groups, recipe) | ctx.counts
         metrics["buffer"] = len(buffer)
         for name, value in metrics.items():
@@ -123,7 +128,8 @@ class ZPPOTrainer(GRPOTrainer):
         for i in range(first, first + share):
             # All shares are equally long, so the last ones may start again from the first request.
             request = requests[i % len(requests)]
-            tokens = self.encoder(request.text, request.question)["input_ids"].tolist()
+            encoded = self.encoder(request.text, request.question)
+            tokens = encoded["input_ids"].tolist()
             prompts += [tokens] * n
         responses, logps = self._generate_single_turn(prompts, None, {}, n)
         if not logps:  # without vLLM nobody reads them
@@ -151,8 +157,8 @@ class ZPPOTrainer(GRPOTrainer):
         new = dict.fromkeys(uids)  # TRL repeats a prompt for each rollout
         self.groups = self.collect([self.questions[uid] for uid in new])
         rewards = [[rollout.reward for rollout in group.rollouts] for group in self.groups]
-        weights = advantages(torch.tensor(rewards), self.recipe.norm).flatten().tolist()
-        for row, weight in zip(self.rows, weights, strict=True):
+        weights = advantages(torch.tensor(rewards), self.recipe.norm).flatten()
+        for row, weight in zip(self.rows, weights.tolist(), strict=True):
             row["prompt"] = ""
             row["advantage"] = weight
         self.add_blank_rows()

@@ -69,13 +69,19 @@ def find_runs(paths: Iterable[Path]) -> dict[tuple[str, int], Path]:
         for name in ("args.json", "metrics.jsonl"):
             if not (path / name).exists():
                 raise SystemExit(f"{path} holds no step of train.py: {name} is missing")
-        args = json.loads((path / "args.json").read_text(encoding="utf-8"))
+        text = (path / "args.json").read_text(encoding="utf-8")
+        args = json.loads(text)
         key = (args["method"], args["seed"])
         if key in found:
             raise SystemExit(f"{path} and {found[key]} are the same method with the same seed")
         found[key] = path
-    keys = sorted(found, key=lambda key: (ORDER.index(key[0]), key[1]))
-    return {key: found[key] for key in keys}
+    return {key: found[key] for key in sorted(found, key=place_in_tables)}
+
+
+def place_in_tables(row: tuple) -> tuple:
+    """A sort key for tuples that begin with a method."""
+    method, *rest = row
+    return ORDER.index(method), *rest
 
 
 def answers_of(path: Path) -> Iterator[dict]:
@@ -90,7 +96,8 @@ def entries_of(path: Path) -> list[dict]:
     states = sorted(path.glob("checkpoints/step_*/state.json"))
     if not states:
         return []
-    buffer = json.loads(states[-1].read_text(encoding="utf-8"))["buffer"]
+    newest = states[-1].read_text(encoding="utf-8")
+    buffer = json.loads(newest)["buffer"]
     return buffer["history"] + buffer["entries"]
 
 
@@ -102,7 +109,8 @@ def held_out_table(answers: list[dict]) -> pd.DataFrame:
 
 def admissions_table(entries: list[dict]) -> pd.DataFrame:
     columns = "uid accuracy step visits fate fate_step".split()
-    table = pd.DataFrame(entries, columns=KEYS + columns).set_index(KEYS)
+    table = pd.DataFrame(entries, columns=KEYS + columns)
+    table = table.set_index(KEYS)
     table["visits"] = table.visits.map(len)
     table["fate"] = table.fate.fillna("in the buffer")
     table["admitted"] = 1
@@ -120,7 +128,8 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
     percent and the 95% interval of the ratio (low, high) by Wilson (decision 1). admissions:
     columns accuracy, graduated, admitted (counts).
     """
-    counts = admissions.groupby("accuracy")[["graduated", "admitted"]].sum().astype(int)
+    groups = admissions.groupby("accuracy")
+    counts = groups[["graduated", "admitted"]].sum().astype(int)
     labels = [f"{100 * accuracy:g}%" for accuracy in counts.index]
     table = counts.set_axis(pd.Index(labels, name="at admission"))
     table.loc["all"] = table.sum()
@@ -128,12 +137,16 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
     share = table.graduated / n
     z = 1.959964  # 95% of a normal distribution lie within z standard deviations
     centre = share + z**2 / (2 * n)
-    reach = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    variance = share * (1 - share) / n
+    reach = z * np.sqrt(variance + (z / (2 * n)) ** 2)
     scale = 1 + z**2 / n
     # At 0% and 100% rounding may put a bound on the wrong side of the share.
     low = np.minimum((centre - reach) / scale, share)
     high = np.maximum((centre + reach) / scale, share)
-    return table.assign(percent=100 * share, low=100 * low, high=100 * high)
+    table["percent"] = 100 * share
+    table["low"] = 100 * low
+    table["high"] = 100 * high
+    return table
 
 
 def fates_by_visits(admissions: pd.DataFrame) -> pd.DataFrame:
@@ -186,13 +199,16 @@ def cluster_bootstrap(
     """
     deltas = scores.sub(scores[reference], axis=0)
     rng = np.random.default_rng(seed)
-    draws = rng.integers(len(scores), size=(resamples, len(scores)))
+    n = len(scores)
+    draws = rng.integers(n, size=(resamples, n))
     means = deltas.to_numpy()[draws].mean(1)  # [resamples, methods]
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     wins = (deltas > 0).sum()
-    return pd.DataFrame(
-        dict(mean=scores.mean(), delta=deltas.mean(), low=low, high=high, wins=wins)
-    )
+    table = pd.DataFrame({"mean": scores.mean(), "delta": deltas.mean()})
+    table["low"] = low
+    table["high"] = high
+    table["wins"] = wins
+    return table
 
 
 # ---------------------------------------------------------------- the screen
@@ -220,9 +236,11 @@ def audit_table(runs: Runs, dumps: int) -> pd.DataFrame:
     """How many rollouts of each (method, kind of prompt) had which relation, also in percent."""
     audited = []
     for (method, _), path in runs.paths.items():
-        for file in sorted(path.glob("dumps/*.jsonl"))[-dumps:]:
-            audited += [(method, *pair) for pair in audit(read_records(file))]
-    audited.sort(key=lambda row: (ORDER.index(row[0]), *row[1:]))
+        files = sorted(path.glob("dumps/*.jsonl"))
+        for file in files[-dumps:]:
+            pairs = audit(read_records(file))
+            audited += [(method, *pair) for pair in pairs]
+    audited.sort(key=place_in_tables)
     table = pd.DataFrame(audited, columns=["method", "prompt", "answer"])
     counts = table.value_counts(sort=False).to_frame("rollouts")
     totals = counts.groupby(["method", "prompt"]).transform("sum")
@@ -235,7 +253,8 @@ def print_table(title: str, table: pd.DataFrame) -> None:
     if table.empty:
         return
     labels = {method: look.label for method, look in ROWS.items()}
-    text = table.rename(labels, level="method").to_string(float_format="{:.1f}".format, na_rep="-")
+    table = table.rename(labels, level="method")
+    text = table.to_string(float_format="{:.1f}".format, na_rep="-")
     print(f"{title}\n\n{text}\n")
 
 

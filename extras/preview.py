@@ -49,6 +49,7 @@ def preview(
     extrapolation.
     """
     asked = questions[:count]
+    print_main(routes(questions))
     groups = draw(ctx, asked)
     start = time.perf_counter()
     if "logits" in baselines.needs_of(ctx.recipe):
@@ -56,7 +57,7 @@ def preview(
     else:
         metrics = update(learner, groups, ctx.recipe, ctx.key)
     student.seconds["update"] = time.perf_counter() - start
-    metrics |= summarise(groups, ctx.recipe)
+    metrics |= ctx.counts | summarise(groups, ctx.recipe)
     show_prompts(ctx, groups, student)
     show_step(metrics, student.seconds)
     show_hours(student.seconds, len(asked), len(questions), steps)
@@ -115,7 +116,7 @@ def why_missing(ctx: Context, groups: Sequence[Group], branch: str) -> str:
 def show_step(metrics: Metrics, seconds: dict[str, float]) -> None:
     shown = dict.fromkeys(["step", *BUFFER_EVENTS], 0) | metrics
     times = seconds | {"total": sum(seconds.values())}
-    print_main(f"\n{LEGEND}\n{step_lines(shown, times)}")
+    print_main(f"\n{LEGEND}\n{step_lines(shown, times, always=True)}")
 
 
 def show_hours(seconds: dict[str, float], asked: int, per_step: int, steps: int) -> None:

@@ -15,13 +15,16 @@ Decisions:
 4. A request that fails for good gives an empty, unfinished reply and is counted, and the step goes
    on. A call gives up what is left when nothing has come for `timeout` seconds. The step's next
    call waits a tenth of `timeout`, so that a server that hangs costs about one time-out per step. A
-   signal ends the waiting too, and with it the step.
+   step without any reply is silent: train.py ends a run after three. A signal ends the waiting too,
+   and with it the step.
 5. A reply is cut to 16 characters for each token that was asked for, then to these tokens, as the
    student's tokenizer counts them, and 16 for the tags of thinking. An answer much longer than such
    a reply is not read to its end.
 6. Thinking that the server has split off goes back in front of a rollout: it is part of the trace.
    Summaries, hints and verdicts do not think, for want of tokens: they get enable_thinking = False,
-   unless `check` finds that refused.
+   unless `check` finds that refused. What some servers split off even then is the reply.
+7. The key is in TEACHER_API_KEY alone. No message shows it, also where a server repeats it.
+8. The way to this machine itself has no proxy. Elsewhere HTTP_PROXY, ALL_PROXY, NO_PROXY, ... hold.
 """
 
 import asyncio
@@ -31,10 +34,13 @@ import json
 import os
 import threading
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -45,7 +51,7 @@ from tqdm import tqdm
 
 from engine.images import chat
 from engine.models import break_tokens, special_tokens, tokenizer_of
-from engine.questions import open_images
+from engine.questions import Question, open_images
 from engine.screen import print_main
 from generate import Actor, Reply, Request, Sampling, seed_of
 from rewards import grade
@@ -56,9 +62,11 @@ CHARACTERS = 16  # of a reply, for each token that was asked for (decision 5)
 SPARE_TOKENS = 16  # of a reply, beyond those that were asked for (decision 5)
 ENVELOPE = 2**20  # bytes of an answer around its reply, at most
 CHARACTER_BYTES = 12  # of a character as JSON, at most
+FINISHED = ("stop", "eos_token", "stop_sequence", "end_turn")  # servers' names for it
 EMPTY_REPLY = Reply("", [], finished=False)
 CUT = "longer than asked for"
 GIVEN_UP = "given up: the server is silent"
+LOOPBACK = ("localhost", "127.0.0.1", "0.0.0.0", "::1")  # names of this machine itself
 Rows = list[list[Reply]]  # the replies to each request
 
 
@@ -101,35 +109,40 @@ class ServedActor:
 
     @property
     def silent(self) -> set[tuple]:
-        """The last steps (seed, step) that went unanswered."""
+        """The last steps (seed, step), as far as they had no reply at all."""
         return self.patience.silent
 
-    def check(self) -> None:
-        """One small request before training.
+    def check(self, most: int = 1, question: Question | None = None) -> None:
+        """One request before training, and one with the images of a question, if it is given.
 
-        Raises ConnectionError: no server, unknown model, settings refused."""
-        PartialState().print(f"waiting for {self.url} to answer, {self.timeout:g} seconds at most")
+        most: tokens of a reply, as training asks for them: a server may not have as many.
+        Raises ConnectionError: no server, unknown model, settings or images refused."""
+        server = self.connection.name
+        PartialState().print(f"waiting for {server} to answer, {self.timeout:g} seconds at most")
         models = self.connection.models(min(30, self.timeout))
         if self.model is None and (isinstance(models, str) or len(models) != 1):
             fix = "name the model with --teacher_model; models served:"
-            raise ConnectionError(f"{self.url}: {fix} {models}")
+            raise ConnectionError(f"{server}: {fix} {models}")
         self.model = self.model or models[0]
         for takes in ((True, True), (True, False), (False, True), (False, False)):
             self.takes_no_thinking, self.takes_top_k = takes
-            cause = self.probe()
+            cause = self.probe(most)
             if not cause.startswith(("HTTP 400", "HTTP 422")):
                 break
-        if cause not in ("", CUT):
+        if question and not cause:
+            cause = self.probe(most, question)
+        if cause:
             raise ConnectionError(
-                f"{self.url} (model {self.model}): {cause}; models served: {models}"
+                f"{server} (model {self.model}): {cause}; models served: {models}"
             )
 
-    def probe(self) -> str:
-        """The cause why one small request fails, or ""."""
-        sampling = Sampling(max_new_tokens=1)
-        seeds = self.begin(Request("check", "0", "Say yes."), 1, sampling, ())
+    def probe(self, most: int, question: Question | None = None) -> str:
+        """The cause why one request fails, or ""."""
+        sampling = Sampling(max_new_tokens=most)
+        request = Request("check", "0", "Say yes.", question)
+        seeds = self.begin(request, 1, sampling, ())
         (answer,) = self.wait_for(seeds, self.timeout, sampling, "check")
-        return answer.cause
+        return answer.cause if answer.cause != CUT else ""
 
     def __call__(
         self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
@@ -176,7 +189,8 @@ class ServedActor:
         for seed in seeds:
             if seed not in self.memo:
                 sent = seed >> 32  # some servers take only 31 bits
-                self.memo[seed] = self.connection.send(body, sent, thinking)
+                asked = self.connection.ask(body, sent, thinking)
+                self.memo[seed] = self.connection.run(asked)
         return seeds
 
     def body(self, request: Request, sampling: Sampling) -> dict:
@@ -259,7 +273,7 @@ class ServedActor:
         self.failures += failed
         if failed:
             ((often, _),) = causes.most_common(1)
-            server = f"{self.url} (model {self.model})"
+            server = f"{self.connection.name} (model {self.model})"
             print_main(
                 f"{phase}: {failed} of {total} requests to {server} failed, most often: {often}"
             )
@@ -274,11 +288,13 @@ class Patience:
     def __init__(self, timeout: float, clock: Callable[[], float]):
         self.timeout = timeout
         self.clock = clock
-        self.silent: set[tuple] = set()  # the last steps (seed, step) that went unanswered
+        self.hung: tuple | None = None  # the step (seed, step) whose last call gave up
+        self.answered: tuple | None = None  # the last step with a reply
+        self.silent: set[tuple] = set()  # the steps since then, as far as the server was asked
 
     def of(self, step: tuple) -> float:
         """Seconds that a call waits while nothing comes."""
-        return self.timeout / 10 if step in self.silent else self.timeout
+        return self.timeout / 10 if step == self.hung else self.timeout
 
     def wait(self, sent: list[Future], seconds: float, stop: threading.Event, phase: str) -> None:
         """Until all is answered, or no answer has come for so long, or `stop` is set."""
@@ -293,13 +309,15 @@ class Patience:
                 bar.update(len(done))
 
     def learn(self, step: tuple, causes: Counter) -> None:
-        """A request that was given up, or no sign of a server, makes a silent step.
-
-        causes: of all requests of a call."""
-        if GIVEN_UP in causes or (causes and not any(map(server_works, causes))):
-            self.silent.add(step)
-        elif causes:
+        """causes: of all requests of a call, which may be none."""
+        if not causes:
+            return
+        self.hung = step if GIVEN_UP in causes else None
+        if "" in causes or CUT in causes:
+            self.answered = step
             self.silent.clear()
+        elif step != self.answered:
+            self.silent.add(step)
 
 
 def server_works(cause: str) -> bool:
@@ -319,10 +337,8 @@ class Connection:
         self.url = url
         self.delays = delays
         self.turns = asyncio.Semaphore(at_a_time)
-        key = os.environ.get("TEACHER_API_KEY") or "none"
-        headers = {"Authorization": f"Bearer {key}"}
-        no_limits = httpx.Limits()  # else 100 connections at most
-        self.client = httpx.AsyncClient(headers=headers, limits=no_limits, timeout=None)
+        self.key = read_key()
+        self.client, self.name = open_client(url, self.key)
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
@@ -332,18 +348,21 @@ class Connection:
         Raises ConnectionError: no server."""
         place = f"{self.url}/models"
         try:
-            response = httpx.get(place, headers=self.client.headers, timeout=timeout)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
-            kind = type(error).__name__
-            raise ConnectionError(f"{self.url}: no server ({kind}: {error})") from error
+            response = self.run(self.client.get(place, timeout=timeout)).result()
+        except httpx.RequestError as error:
+            raise no_server(self.name, error) from error
         try:
             return [entry["id"] for entry in response.json()["data"]]
         except Exception:  # some servers list only what they have downloaded, or fail at it
             return f"no list at {place} (HTTP {response.status_code})"
 
-    def send(self, body: Callable[[], dict], seed: int, thinking: bool) -> Future:
-        """Ask in the other thread. Returns the future of an Answer."""
-        return asyncio.run_coroutine_threadsafe(self.ask(body, seed, thinking), self.loop)
+    def hide(self, text: str) -> str:
+        """The text without the key (decision 7)."""
+        return text.replace(self.key, "***") if self.key else text
+
+    def run(self, asked: Coroutine) -> Future:
+        """Begin it in the other thread."""
+        return asyncio.run_coroutine_threadsafe(asked, self.loop)
 
     async def ask(self, body: Callable[[], dict], seed: int, thinking: bool) -> Answer:
         """The answer to one request, after all its tries (decision 3).
@@ -373,14 +392,54 @@ class Connection:
                         cause = f"an answer of more than {len(answer)} bytes"
                         return Answer(EMPTY_REPLY, cause), None
             if response.is_success:
-                # One character more than asked for, so that `answer_of` sees the cut.
-                return Answer(read_reply(answer, thinking, most + 1), ""), None
+                return Answer(read_reply(answer, sent, thinking), ""), None
             cause = f"HTTP {response.status_code}"
             again = wait_before_retry(response)
         except Exception as error:  # no connection, or an answer of another form
             cause = f"{type(error).__name__}: {error}"
-        said = answer[:200].decode(errors="replace")
-        return Answer(EMPTY_REPLY, f"{cause}: {said}"), again
+        said = self.hide(f"{cause}: {answer.decode(errors='replace')}")
+        return Answer(EMPTY_REPLY, said[:300]), again
+
+
+def read_key() -> str:
+    """The key of the server, or "". Raises ConnectionError, without the key: it cannot be used."""
+    key = os.environ.get("TEACHER_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConnectionError("TEACHER_API_KEY is no key: it is not plain ASCII")
+    return key
+
+
+def open_client(url: str, key: str) -> tuple[httpx.AsyncClient, str]:
+    """(client, the name of the server in messages: its URL, and the proxy on the way to it).
+
+    Raises ConnectionError: an address that is none, a proxy that cannot be used."""
+    name = url
+    try:
+        place = httpx.URL(url)
+        if place.userinfo:
+            raise ConnectionError("a password does not belong in the URL: set TEACHER_API_KEY")
+        proxy = proxy_of(place)
+        if proxy:
+            name += f" through the proxy {httpx.URL(proxy).host}"
+        # Without limits: else 100 connections at most.
+        transport = httpx.AsyncHTTPTransport(proxy=proxy, limits=httpx.Limits())
+    except (httpx.InvalidURL, ImportError, ValueError) as error:
+        raise no_server(name, error) from error
+    headers = {"Authorization": f"Bearer {key or 'none'}"}
+    return httpx.AsyncClient(headers=headers, transport=transport, timeout=None), name
+
+
+def no_server(name: str, error: Exception) -> ConnectionError:
+    return ConnectionError(f"{name}: no server ({type(error).__name__}: {error})")
+
+
+def proxy_of(url: httpx.URL) -> str | None:
+    """The proxy on the way to a server (decision 8)."""
+    if url.host in LOOPBACK or urllib.request.proxy_bypass(url.netloc.decode()):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 def wait_before_retry(response: httpx.Response) -> float | None:
@@ -389,24 +448,43 @@ def wait_before_retry(response: httpx.Response) -> float | None:
     if status < 500 and status not in (408, 429):
         return None
     after = response.headers.get("retry-after", "")
-    return float(after) if after.isdecimal() else 0.0
+    with suppress(ValueError):
+        return float(after)
+    with suppress(ValueError):
+        return parsedate_to_datetime(after).timestamp() - time.time()
+    return 0.0
 
 
-def read_reply(answer: bytes, thinking: bool, most: int) -> Reply:
-    """At most `most` characters of a chat completion (thinking: decision 6).
+def read_reply(answer: bytes, sent: dict, thinking: bool) -> Reply:
+    """The reply in a chat completion (thinking: decision 6), cut one character beyond decision 5.
 
     Raises some error if it has no text."""
     choice = json.loads(answer)["choices"][0]
     message = choice["message"]
     reason = choice.get("finish_reason")
-    text = message.get("content")
-    thought = message.get("reasoning_content") or message.get("reasoning")
-    if text is None and (thought or reason == "length"):  # the server stopped it while it thought
+    finished = reason in FINISHED
+    text = joined(message.get("content"))
+    thought = joined(message.get("reasoning_content") or message.get("reasoning"))
+    off = sent.get("chat_template_kwargs", {}).get("enable_thinking") is False
+    if off and finished and not text:
+        text = thought
+    elif text is None and (thought or reason == "length"):  # stopped while it thought
         text = ""
-    if thought and thinking:
+    if thought and thinking and text != thought:
         text = "<think>" + thought + (text and "</think>" + text)
     text.encode()  # half a surrogate pair is no text: it would stop the tokenizer and the dumps
-    return Reply(text[:most], [], finished=reason == "stop")
+    # The one character more shows `answer_of` that there was a cut.
+    return Reply(text[: sent["max_tokens"] * CHARACTERS + 1], [], finished)
+
+
+def joined(content) -> str | None:
+    """A text that may come as a list of parts; None stays None."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        texts.append(part if isinstance(part, str) else part.get("text", ""))
+    return "".join(texts)
 
 
 def image_part(image) -> dict:
@@ -435,7 +513,8 @@ def overlapped(
 
     After each batch the teacher is asked for teacher_n rollouts of the all-wrong questions that are
     likely among the first_round questions of zppo.select's first round, whose ranking is the same.
-    """
+    A question that is free-form or still to come counts with the share of all-wrong ones so far, so
+    that little is asked early and not needed."""
     if phase != "rollout":
         return student(requests, n, sampling, key, phase)
     while teacher.memo:  # asked early in the step before, not needed
@@ -454,21 +533,11 @@ def overlapped(
             question = requests[i].question
             if not question.free_form:  # else the judge decides
                 all_wrong[i] = not any(grade(reply.text, question.answer) for reply in replies)
-        for i in likely_first(ranking, all_wrong, first_round):
-            teacher.begin(replace(requests[i], kind="teacher"), teacher_n, sampling, key)
+        # Careful while few are known.
+        share = (2 + sum(all_wrong.values())) / (2 + len(all_wrong))
+        before = 0.0  # all-wrong questions that are ranked before this one, as expected
+        for i in ranking:
+            if all_wrong.get(i) and before < first_round:
+                teacher.begin(replace(requests[i], kind="teacher"), teacher_n, sampling, key)
+            before += all_wrong.get(i, share)
     return student.gather(drawn, phase)
-
-
-def likely_first(ranking: list[int], all_wrong: dict[int, bool], first_round: int) -> list[int]:
-    """The all-wrong questions before which fewer than first_round others are expected.
-
-    A question that is free-form or still to come counts with the share of all-wrong ones so far, so
-    that little is asked early and not needed."""
-    share = (2 + sum(all_wrong.values())) / (2 + len(all_wrong))  # careful while few are known
-    before = 0.0  # all-wrong questions that are ranked before this one, as expected
-    likely = []
-    for i in ranking:
-        if all_wrong.get(i) and before < first_round:
-            likely.append(i)
-        before += all_wrong.get(i, share)
-    return likely

@@ -4,7 +4,6 @@ Everything here raises SystemExit with a sentence where what was asked for canno
 the type train.Arguments.
 """
 
-import logging
 import threading
 from dataclasses import replace
 from functools import partial
@@ -15,20 +14,19 @@ from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 import baselines
+from engine.checks import check_model, check_sight, check_student
 from engine.models import Encoder, encode, render, tokenizer_of
-from engine.questions import DataError, Question, load_questions
+from engine.questions import DataError, Question, intact, load_questions
 from engine.screen import print_main
-from engine.update import check_head
 from extras.served import ServedActor
 from generate import Actor
 from prompts import plain_prompt
 from world import table as world
-from zppo import Recipe
+from zppo import COMPRESSION_TOKENS, Recipe
 
 
 def quieten_libraries() -> None:
     """No warnings and no bars where there is nothing to warn about or to wait for."""
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
@@ -41,17 +39,18 @@ def load_data(args) -> tuple[list[Question], dict[str, list[Question]], dict]:
         held_out = {family: asked[:count] for family, asked in families.items() if count}
         return questions, held_out, {}
     place = args.split, args.columns or None, args.config or None
-    held_out = {}
+    held_out, parts = {}, {}
     try:
         questions, report = load_questions(args.data, *place)
         if args.eval_data:
-            held_out["eval_data"], _ = load_questions(args.eval_data, *place)
+            held_out["eval_data"], eval_report = load_questions(args.eval_data, *place)
+            parts["skipped of --eval_data"] = eval_report["skipped"]
     except DataError as error:
         raise SystemExit(str(error)) from error
     default = args.system_prompt
     questions = [replace(question, system=question.system or default) for question in questions]
-    parts = {name: report[name] for name in ("skipped", "gold_from") if report[name]}
-    return questions, held_out, parts
+    parts |= {"skipped": report["skipped"], "gold_from": report["gold_from"]}
+    return questions, held_out, {name: part for name, part in parts.items() if part}
 
 
 def load_actors(
@@ -60,11 +59,12 @@ def load_actors(
     accelerator: Accelerator,
     seconds: dict,
     stop: threading.Event,
+    picture: Question | None = None,
 ) -> tuple[Actor, Actor | ServedActor]:
     """Student and teacher.
 
     seconds: both add their wall-clock time there, by phase. stop: ends the waiting for a served
-    teacher.
+    teacher. picture: a question with images, if there are any: the server is asked with it.
     """
     load = partial(
         Actor.load,
@@ -73,6 +73,7 @@ def load_actors(
         rows=args.rollout_rows,
         seconds=seconds,
     )
+    check_student(args.student)
     # The student is trained, in fp32.
     student = load(args.student, dtype=torch.float32, template=args.chat_template_kwargs)
     actors = [student]
@@ -83,7 +84,7 @@ def load_actors(
                 f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} "
                 "serves only text: give --teacher a model folder or hub id"
             )
-        teacher = connect(args, student, seconds, stop)
+        teacher = connect(args, recipe, student, seconds, stop, picture)
     else:
         # The teacher only ever writes text (or logits, in distillation).
         bf16 = accelerator.mixed_precision == "bf16"
@@ -93,33 +94,44 @@ def load_actors(
         teacher.model.requires_grad_(False).eval()
     if "logits" in needs:
         actors.append(teacher)
+    student.model.train()
     with accelerator.autocast():  # some kernels refuse fp32
         for actor in actors:
-            check_head(actor.model, encode(actor.processor, "blank"))
+            prompt = encode(actor.processor, plain_prompt("How many?"))
+            check_model(actor.model, prompt, args.max_prompt_tokens, recipe.max_response_tokens)
     if needs:
         check_same_prompts(args, recipe, student, teacher)
         teacher.encoder = Encoder(teacher.processor, args.chat_template_kwargs)  # they think alike
     if args.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    student.model.train()
     return student, teacher
 
 
-def connect(args, student: Actor, seconds: dict, stop: threading.Event) -> ServedActor:
-    """A teacher behind a URL that has answered once."""
-    teacher = ServedActor(
-        args.teacher,
-        args.teacher_model or None,
-        student.processor,
-        (args.min_pixels, args.max_pixels),
-        args.teacher_chat_template_kwargs,
-        concurrency=args.teacher_concurrency,
-        timeout=args.teacher_timeout,
-        seconds=seconds,
-        stop=stop,
-    )
+def connect(
+    args,
+    recipe: Recipe,
+    student: Actor,
+    seconds: dict,
+    stop: threading.Event,
+    picture: Question | None,
+) -> ServedActor:
+    """A teacher behind a URL that has answered as training will ask."""
     try:
-        teacher.check()
+        teacher = ServedActor(
+            args.teacher,
+            args.teacher_model or None,
+            student.processor,
+            (args.min_pixels, args.max_pixels),
+            args.teacher_chat_template_kwargs,
+            concurrency=args.teacher_concurrency,
+            timeout=args.teacher_timeout,
+            seconds=seconds,
+            stop=stop,
+        )
+        if set(recipe.branches) - {"ncq"}:
+            teacher.check(recipe.max_response_tokens, picture)
+        else:  # NCQ alone asks for summaries
+            teacher.check(COMPRESSION_TOKENS)
     except ConnectionError as error:
         raise SystemExit(f"--teacher: {error}") from error
     return teacher
@@ -137,8 +149,27 @@ def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> 
         raise SystemExit(f"--method {recipe.method} {what}")
 
 
+def usable(
+    args, questions: list[Question], held_out: dict, student: Actor, teacher
+) -> tuple[list[Question], dict[str, list[Question]]]:
+    """The questions within budget, if there are enough for a step; held-out ones whose images can
+    be decoded, too. Both models must see images where there are any; a server is asked."""
+    check_sight(f"--student {args.student}", student.processor, questions)
+    if isinstance(teacher, Actor):
+        check_sight(f"--teacher {args.teacher}", teacher.processor, questions)
+    questions = within_budget(args, questions, student)
+    if len(questions) < args.new_per_step:
+        few = f"{len(questions)} usable questions are fewer than one step needs"
+        raise SystemExit(f"{few}: lower --new_per_step")
+    for family, asked in held_out.items():
+        check_sight(f"--student {args.student}", student.processor, asked)
+        asked = within_budget(args, asked, student)
+        held_out[family], _, _ = intact(asked, [], set())
+    return questions, held_out
+
+
 def within_budget(args, questions: list[Question], student: Actor) -> list[Question]:
-    """The questions whose plain prompt is not too long, if there are enough for a step."""
+    """The questions whose plain prompt is not too long. How many are left out is said."""
     hidden = None if PartialState().is_main_process else True
     kept = []
     for question in tqdm(questions, desc="prompt budget", leave=False, disable=hidden):
@@ -148,7 +179,4 @@ def within_budget(args, questions: list[Question], student: Actor) -> list[Quest
     if over := len(questions) - len(kept):
         longer = "their prompts have more than --max_prompt_tokens"
         print_main(f"{over} questions are left out: {longer}")
-    if len(kept) < args.new_per_step:
-        few = f"{len(kept)} usable questions are fewer than one step needs"
-        raise SystemExit(f"{few}: lower --new_per_step")
     return kept

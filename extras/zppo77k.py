@@ -56,7 +56,8 @@ from rewards import answers_match
 VERO = "vero"
 FINE = "mmfinereason"
 RECIPE_FILE = "extras/zppo77k.yaml"
-RECIPE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+RECIPE_TEXT = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+RECIPE = yaml.safe_load(RECIPE_TEXT)
 CAPS = {  # most questions of a sub-dataset: {"vero/ai2d": 2800, ...}
     f"{source}/{name}": cap
     for source in (VERO, FINE)
@@ -194,7 +195,8 @@ def judged_rows(files: list[tuple], held: set[str], processor):
             if not fate:
                 made |= {"uid": question.uid, "question": question.text}
                 made["answer"] = question.answer
-                made["images"] = [{"bytes": image_bytes(cell), "path": None} for cell in cells]
+                images = map(image_bytes, cells)
+                made["images"] = [{"bytes": image, "path": None} for image in images]
             yield made
 
 
@@ -217,7 +219,9 @@ def unwanted(subset: str, value: dict, held: set[str]) -> str:
     if reward_type in RECIPE[VERO]["no_short_answer"]:
         return "no_short_answer"
     items = as_list(spelled_list(value["answer"], (object,)))
-    return RECIPE[VERO]["lists"].get(reward_type, "") if len(items) > 1 else ""
+    if len(items) > 1:
+        return RECIPE[VERO]["lists"].get(reward_type, "")
+    return ""
 
 
 def unfit(question: Question, processor) -> str:
@@ -258,7 +262,8 @@ def settle(rows: pd.DataFrame) -> pd.Series:
     }
     fates = rows["fate"].copy()
     # The first case that holds for a row is its fate.
-    fates[passed.index] = np.select(list(cases.values()), list(cases), "over_cap")
+    chosen = np.select(list(cases.values()), list(cases), "over_cap")
+    fates[passed.index] = chosen
     return fates
 
 
@@ -288,8 +293,10 @@ def build(args: BuildArgs, processor=None) -> dict:
     report = report_of(texts, kept, settings, found)
     part = work / "set"
     part.mkdir(parents=True, exist_ok=True)
-    rows.select(kept.index).remove_columns("fate").to_parquet(part / "train.parquet")
-    Path(args.out, "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    chosen = rows.select(kept.index).remove_columns("fate")
+    chosen.to_parquet(part / "train.parquet")
+    text = json.dumps(report, indent=1)
+    Path(args.out, "report.json").write_text(text, encoding="utf-8")
     part.replace(final)  # the set appears whole
     shutil.rmtree(work)
     return report
@@ -334,7 +341,9 @@ def report_of(texts: pd.DataFrame, kept: pd.DataFrame, settings: dict, found: di
     report["subsets"] = {name: [CAPS[name], len(members)] for name, members in subsets}
     report["totals"] = {"rows": len(texts), **Counter(texts["fate"])}
     origins = texts.groupby("origin")["fate"]
-    report["origins"] = {name: {"rows": len(fates), **Counter(fates)} for name, fates in origins}
+    report["origins"] = {}
+    for name, fates in origins:
+        report["origins"][name] = {"rows": len(fates), **Counter(fates)}
     return report
 
 

@@ -86,14 +86,14 @@ FOUR = [ask(uid) for uid in "abcd"]
 NORMS = ["norm_wo_zero", "no_norm", "norm_with_zero"]
 
 
-def groups_of(seed: int = 0, count: int = 5, size: int = 4, dead: tuple = (1,)) -> list[Group]:
-    """Groups with responses of unequal lengths; every second question has an image; those in `dead` are all wrong."""
+def groups_of(seed: int = 0, count: int = 5, size: int = 4, trivial: tuple = (1,)) -> list[Group]:
+    """Groups with responses of unequal lengths; every second question has an image; those in `trivial` are all wrong."""
     rng = random.Random(seed)
     groups = []
     for i in range(count):
         images = (tiny.colour(("red", "lime", "blue")[i % 3], 16 * (1 + i % 2), 32),) if i % 2 == 0 else ()
         question = Question(f"q{i}", "colour?" + "!" * i, images, "1")
-        rewards = [0.0] * size if i in dead else [1.0, 0.0, *(float(rng.random() < 0.4) for _ in range(size - 2))]
+        rewards = [0.0] * size if i in trivial else [1.0, 0.0, *(float(rng.random() < 0.4) for _ in range(size - 2))]
         rollouts = [
             Rollout("", [rng.randrange(50) for _ in range(rng.randint(1, 9))] + [tiny.END], reward, None)
             for reward in rewards
@@ -141,11 +141,11 @@ def weights(model) -> torch.Tensor:
 
 def scalar_advantages(rewards: list[list[float]], norm: str) -> list[list[float]]:
     """Eqs. 2-5 in plain Python numbers."""
-    live = [len(set(group)) > 1 for group in rewards]
-    centred = [[r - sum(g) / len(g) for r in g] if ok else [0.0] * len(g) for g, ok in zip(rewards, live)]
-    if norm == "no_norm" or not any(live):
+    active = [len(set(group)) > 1 for group in rewards]
+    centred = [[r - sum(g) / len(g) for r in g] if ok else [0.0] * len(g) for g, ok in zip(rewards, active)]
+    if norm == "no_norm" or not any(active):
         return centred
-    chosen = [a for group, ok in zip(centred, live) if ok or norm == "norm_with_zero" for a in group]
+    chosen = [a for group, ok in zip(centred, active) if ok or norm == "norm_with_zero" for a in group]
     mean = sum(chosen) / len(chosen)
     std = math.sqrt(sum((a - mean) ** 2 for a in chosen) / len(chosen))
-    return [[(a - mean) / (std + 1e-8) if ok else 0.0 for a in group] for group, ok in zip(centred, live)]
+    return [[(a - mean) / (std + 1e-8) if ok else 0.0 for a in group] for group, ok in zip(centred, active)]

@@ -42,6 +42,7 @@ Provide the answer as JSON.
 You should first think about the reasoning process in the mind and then provide the user with the answer.
 First perform reasoning, then provide the final answer in \boxed{}.
 Show your reasoning step by step.
+First perform reasoning, then finally select the question from the choices in the following format: Answer: xxx.
 Make sure to put the answer (and only the answer) inside \boxed{}.
 """.strip().split("\n")
 
@@ -98,6 +99,8 @@ Is the answer a single letter?
 The last line of the poem is the answer.
 Let the reasoning begin with the letter k.
 Put a cross in the box.
+Write the answer in the following format: (x, y).
+Give the answer in the following format: hours:minutes.
 """.strip().split("\n")
 
 
@@ -191,3 +194,10 @@ def test_lists_that_strings_spell_out():
         cleaning.spelled_list("[2, 1]", (object,)) == [2, 1]
         and cleaning.spelled_list("[2, x]") == "[2, x]"
     )
+
+
+@pytest.mark.parametrize("words", [2, 3, 4, 5])
+def test_a_gold_of_more_than_three_words_goes_to_the_judge(words):
+    gold = " ".join(["red", "car", "left", "lane", "now"][:words])
+    assert cleaning.is_free_form(gold) is (words > 3)
+    assert cleaning.is_free_form(f"\\frac{{1}}{{2}} {gold} 7") is (words > 3)

@@ -27,7 +27,7 @@ def test_advantages_equal_the_scalar_reference(norm, dtype):
 
 
 def test_advantages_golden_numbers():
-    """Variance of the two live groups: (9 + 1 + 1 + 1 + 4 * 4) / 16 / 8 = 0.21875."""
+    """Variance of the two active groups: (9 + 1 + 1 + 1 + 4 * 4) / 16 / 8 = 0.21875."""
     rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
     std, all_std = 0.21875**0.5, (0.21875 * 2 / 3) ** 0.5
     centred = torch.tensor([[0.75, -0.25, -0.25, -0.25], [0, 0, 0, 0], [0.5, 0.5, -0.5, -0.5]])
@@ -37,16 +37,16 @@ def test_advantages_golden_numbers():
     assert advantages(rewards)[0, 0].item() == pytest.approx(1.6035675, abs=1e-6)
 
 
-def test_norm_with_zero_is_norm_without_zero_over_the_root_of_the_live_share():
+def test_norm_with_zero_is_norm_without_zero_over_the_root_of_the_active_share():
     """Eq. 6, also for rewards that are not binary."""
     generator = torch.Generator().manual_seed(0)
     for trivial in (0, 1, 5, 9):
         rewards = torch.rand(10, 8, generator=generator, dtype=torch.float64)
         rewards[:trivial] = 0.3
-        live = (10 - trivial) / 10
+        active = (10 - trivial) / 10
         # mean A' is 0 over any set of groups, so only the deviations differ (and eps, below the tolerance)
         torch.testing.assert_close(
-            advantages(rewards, "norm_with_zero"), advantages(rewards) / live**0.5, rtol=1e-6, atol=1e-9
+            advantages(rewards, "norm_with_zero"), advantages(rewards) / active**0.5, rtol=1e-6, atol=1e-9
         )
 
 
@@ -62,9 +62,9 @@ def test_equal_rewards_give_exactly_zero(norm, value):
 
 def test_a_group_is_trivial_by_equality_and_not_by_a_threshold():
     """A difference whose square is 0 in fp32 is still a difference."""
-    live = advantages(torch.tensor([[1.0, 0.0], [1e-30, 0.0], [0.0, 0.0]]))
-    assert live[1, 0] > 0 > live[1, 1] and (live[2] == 0).all()
-    assert live[0, 0].item() == pytest.approx(2**0.5)  # two live groups: variance (2 * 0.25 + 2 * 0) / 4
+    result = advantages(torch.tensor([[1.0, 0.0], [1e-30, 0.0], [0.0, 0.0]]))
+    assert result[1, 0] > 0 > result[1, 1] and (result[2] == 0).all()
+    assert result[0, 0].item() == pytest.approx(2**0.5)  # two active groups: variance (2 * 0.25 + 2 * 0) / 4
 
 
 @pytest.mark.parametrize("norm", NORMS)

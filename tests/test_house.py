@@ -39,6 +39,12 @@ def test_engine_imports_nothing_above_it():
             assert all(other.startswith("engine.") for other in imports(path)), name
 
 
+def test_training_reads_nothing_of_the_suite():
+    shown = "import sys, train; print([name for name in sys.modules if name.split('.')[0] in ('suite', 'bench')])"
+    done = subprocess.run([sys.executable, "-c", shown], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
 def test_no_circle_of_imports():
     below = {name: imports(path) for name, path in NAMES.items()}
     while free := [name for name in below if not below[name]]:
@@ -46,6 +52,14 @@ def test_no_circle_of_imports():
             del below[name]
         below = {name: others - {*free} for name, others in below.items()}
     assert not below, f"these import each other: {below}"
+
+
+def test_training_imports_neither_the_benchmarks_nor_the_measurements():
+    """Nobody who trains has to open suite/ or bench/."""
+    code = "import sys, train; print(*{name.split('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"suite", "bench", "examples"}.isdisjoint(done.stdout.split())
 
 
 # ---------------------------------------------------------------- how much there is to read

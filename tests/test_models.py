@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from engine import models
+from engine.checks import check_model
 from engine.models import (
     banned_token_ids,
     collate,
@@ -18,10 +19,11 @@ from engine.models import (
     response_positions,
     special_tokens,
 )
-from engine.update import Policy, check_head
+from engine.update import Policy
 from generate import Sampling, generate
 
 ARCHITECTURES = ["qwen3", "gemma2", "qwen3_5", "qwen2_5_vl"]
+QUESTION = "What is the name of the capital of France, and why?"
 RESPONSES = [[40, 41, 42, 43, tiny.END], [70], [50, 51, 52]]
 
 
@@ -74,7 +76,7 @@ def test_a_row_alone_is_the_same_row_in_a_batch(name):
 def test_an_architecture_whose_head_does_more_than_a_linear_map_is_refused(dtype):
     for name in ARCHITECTURES:
         model = tiny.make(name).to(dtype)
-        check_head(model, tiny.prompts(model)[0])
+        check_model(model, encode(tiny.TOKENIZER, QUESTION), 256, 256)
     config = {name: value for name, value in tiny.CAUSAL.items() if name != "head_dim"}
     scaled = transformers.CohereForCausalLM(transformers.CohereConfig(**config, logit_scale=0.5))
     divided = transformers.GraniteForCausalLM(
@@ -82,8 +84,10 @@ def test_an_architecture_whose_head_does_more_than_a_linear_map_is_refused(dtype
     )
     for model in (scaled, divided):
         model = tiny.sharpen(model).to(dtype)
-        with pytest.raises(SystemExit, match=f"^{model.config.model_type}: its head does more"):
-            check_head(model, encode(tiny.TOKENIZER, "one"))
+        with pytest.raises(
+            SystemExit, match=f"{model.config.model_type}.*a scale or a bias behind its head"
+        ):
+            check_model(model, encode(tiny.TOKENIZER, QUESTION), 256, 256)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5"])

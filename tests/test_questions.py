@@ -67,6 +67,7 @@ def test_jsonl_with_the_other_usual_names_is_a_text_set(tmp_path):
         "answer": ["solution"],
         "images": [],
         "uid": [],
+        "options": [],
     }
     assert report["rows"] == 3 and report["skipped"] == {} and report["free_form"] == 0
 
@@ -396,11 +397,13 @@ def test_the_last_user_turn_of_a_chat_is_the_question_and_a_system_turn_is_kept(
 
 def test_a_chat_as_a_dict_of_lists_and_what_is_no_chat():
     old = {"role": ["system", "user"], "content": ["S", "q?"]}
-    assert data.last_turn(old) == ("q?", "S") and data.last_turn("q?") == ("q?", "")
-    for other in (3, None, ["q?"], [None], [{"role": "user"}], [], {}):
-        assert not data.last_turn(other)[0]
+    assert data.read_chat(old) == ("q?", "S", []) and data.read_chat("q?") == ("q?", "", [])
+    for other in (None, [{"role": "user"}], [], {}):
+        assert not data.read_chat(other)[0]
+    for other in (3, ["q?"], [None]):
+        assert data.clean_row(other, "1", []) == (None, "question_unreadable")
     parts = ["<image>", {"type": "text", "text": "q?"}]
-    assert data.last_turn([{"role": "user", "content": parts}])[0] == "<image>\nq?"
+    assert data.read_chat([{"role": "user", "content": parts}])[0] == "<image>\nq?"
 
 
 def test_a_system_turn_is_part_of_the_prompt_and_of_the_fingerprint(processor):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -303,6 +304,17 @@ def test_zero_turns_checkpoints_and_dumps_off(tmp_path):
     assert not (tmp_path / "run" / "dumps").exists() and (tmp_path / "run" / "model").exists()
 
 
+def test_no_warning_that_tied_weights_are_saved_once(tmp_path, caplog):
+    run = Small(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    run.accelerator.prepare(model)
+    run.load()
+    run.step(1)
+    assert (tmp_path / "checkpoints/step_00001/model_1.safetensors").exists()
+    assert not caplog.records
+
+
 # ---------------------------------------------------------------- out of space
 
 
@@ -343,10 +355,16 @@ def test_no_space_for_a_checkpoint_on_two_processes(two_steps, reference, tmp_pa
 
 
 def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path):
+    """With status 2: another --output is asked for."""
     (tmp_path / "file").touch()
+    (tmp_path / "folder" / "lock").mkdir(parents=True)
+    for folder in (tmp_path / "file", tmp_path / "folder", tmp_path / ("x" * 300)):
+        with pytest.raises(SystemExit) as end:
+            Small(folder)
+        assert end.value.code == 2
     done = train(tmp_path / "file" / "run", check=False)
     assert (
-        done.returncode == 1
+        done.returncode == 2
         and f"cannot write {tmp_path}/file/run" in done.stderr.strip().split("\n")[-1]
     )
 
@@ -523,6 +541,48 @@ def test_a_step_of_the_largest_and_of_missing_numbers_fits_too():
     assert "plain    -" in missing and "length     -" in missing and "grad -" in missing
 
 
+def test_a_teacher_that_does_badly_is_on_the_screen():
+    times = dict(step=1, total=1.0)
+    good = {"teacher_questions": 8, "teacher_accuracy": 0.25, "compressed": 8}
+    good |= {"compression_fallbacks": 2}
+    plain = step_lines({**METRICS, "step": 1}, times, always=True)
+    assert plain.count("\n") == 1 and step_lines({**METRICS, "step": 1, **good}, times) == plain
+    shown = step_lines({**METRICS, "step": 1, **good}, times, always=True)
+    said = "\n  teacher: 25% right on 8 hard questions, 2 of 8 summaries unusable"
+    assert shown == plain + said
+    bad = good | {"teacher_accuracy": 0.2}
+    assert step_lines({**METRICS, "step": 1, **bad}, times) == plain + said.split(",")[0].replace(
+        "25", "20"
+    )
+    bad = good | {"compression_fallbacks": 3}
+    assert step_lines({**METRICS, "step": 1, **bad}, times).endswith(
+        "\n  teacher: 3 of 8 summaries unusable"
+    )
+    none = {
+        "teacher_questions": 0,
+        "teacher_accuracy": None,
+        "compressed": 0,
+        "compression_fallbacks": 0,
+    }
+    assert step_lines({**METRICS, "step": 1, **none}, times, always=True) == plain
+
+
+def test_a_console_that_does_not_know_every_character(tmp_path):
+    """Windows' cp1252: what it cannot show appears as escapes."""
+    rows = [{"problem": f"{i} 加 1, é?", "answer": str(i + 1)} for i in range(8)]
+    write_records(rows, tmp_path / "d.jsonl")
+    own = f"--student {ROOT}/world/student --teacher {ROOT}/world/teacher --data {tmp_path}/d.jsonl"
+    line = command(tmp_path / "run", *own.split(), *"--preview 8 --max_response_tokens 8".split())
+    env = ENV | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(line, env=env, capture_output=True, encoding="cp1252", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert " \\u52a0 1, é?" in done.stdout
+    assert re.search(r"^  teacher: \d+% right on \d hard questions, ", done.stdout, re.M)
+    code = "from engine.screen import print_main; print_main('\\ud800 \\u6570')"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True)
+    assert done.stdout.split() == [rb"\ud800", rb"\u6570"], done.stderr
+
+
 def test_samples_are_spread_over_the_records_and_shortened(capsys):
     long = "b" * SHOWN + "middle" + "e" * SHOWN
     kinds = ["plain"] * 4 + ["bcq", "ncq"] * 3
@@ -556,7 +616,12 @@ def test_samples_are_spread_over_the_records_and_shortened(capsys):
             dict(cut_share=0.9, no_answer_share=0.9, plain_accuracy=0.0),
             "90% of the responses are cut",
         ),
-        (dict(cut_share=0.1, no_answer_share=0.8, plain_accuracy=0.0), "80% have no \\boxed{}"),
+        (
+            dict(cut_share=1.0, no_answer_share=1.0, plain_accuracy=0.0),
+            "100% of the responses are cut",
+        ),
+        (dict(cut_share=0.65, no_answer_share=0.98, plain_accuracy=0.0), "94% of the finished"),
+        (dict(cut_share=0.1, no_answer_share=0.82, plain_accuracy=0.0), "80% of the finished"),
         (dict(cut_share=0.0, no_answer_share=0.0, plain_accuracy=0.0), "all answers are wrong"),
         (dict(cut_share=0.0, no_answer_share=0.0, plain_accuracy=1.0), "all answers are right"),
         (dict(cut_share=0.0, no_answer_share=0.1, plain_accuracy=0.4), "--group_size"),

@@ -14,11 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ENV, ROOT, command
+from runs import ENV, ROOT, command, read_metrics, read_state, train
 from stages import collect
 from tiny import PROCESSOR, TOKENIZER
 
@@ -54,7 +57,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         models = json.dumps({"data": [{"id": name} for name in self.server.models]}).encode()
-        self.send(*(200, models) if self.path == "/v1/models" else (404, b"no such page"))
+        path = urlsplit(self.path).path  # a proxy is asked for the whole URL
+        self.send(*(200, models) if path == "/v1/models" else (404, b"no such page"))
 
     def do_POST(self):
         """The n-th time a prompt is seen, the n-th of its ways to behave; then the last one."""
@@ -80,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(way, f"status {way}".encode())
         elif isinstance(way, bytes):
             self.send(200, way)
+        elif isinstance(way, tuple):
+            self.send(*way)
         else:
             message = (
                 way
@@ -505,9 +511,30 @@ def test_dead_steps_are_counted_and_a_dead_server_is_not_asked_for_ever(capsys):
         server.plan = lambda body, text: [""]
         actor(requests[:1], 1, SHORT, (0, 8), "compress")
         assert not actor.silent
-        server.plan = lambda body, text: [400]  # refused, so it is there
-        actor(requests[:1], 1, SHORT, (0, 9), "compress")
-        assert not actor.silent and actor.failures == 13
+        server.plan = lambda body, text: [400] if text == "p" else [""]
+        for step in (9, 10, 11):  # a teacher that refuses everything teaches nothing
+            actor(requests[:1], 1, SHORT, (0, step), "compress")
+        assert actor.silent == {(0, 9), (0, 10), (0, 11)} and actor.failures == 15
+        actor(rollouts_of("q"), 1, SHORT, (0, 11), "teacher")
+        actor(requests[:1], 1, SHORT, (0, 11), "compress")  # some of the step was answered
+        assert not actor.silent and actor.failures == 16
+
+
+def test_a_step_is_not_silent_while_some_requests_are_answered():
+    """Three of ten requests of every step hang."""
+    asked = rollouts_of(*"abcdefghij")
+    with serve(lambda body, text: ["hang"] if text in "abc" else [""]) as server:
+        clock = Clock(lambda: sum(future.done() for future in begun) == 7)
+        actor = actor_of(server, concurrency=64, clock=clock)
+        for step in range(4):
+            begun = [
+                actor.memo[seed] for one in asked for seed in actor.begin(one, 1, SHORT, (0, step))
+            ]
+            rows = actor(asked, 1, SHORT, (0, step), "teacher")
+            assert [row[0].finished for row in rows] == [False] * 3 + [
+                True
+            ] * 7 and not actor.silent
+        assert actor.failures == 12
 
 
 def test_a_server_that_hangs_costs_one_time_out_per_step():
@@ -521,6 +548,7 @@ def test_a_server_that_hangs_costs_one_time_out_per_step():
         for phase in ("judge", "teacher", "compress"):
             asked += 4
             actor(requests, 2, SHORT, KEY, phase)
+            actor([], 2, SHORT, KEY, "hint")  # says nothing about the server
         assert 10.0 < clock.now < 20.0 and len(server.seen) == 3 * 4 and actor.failures == 180
         assert [round(actor.seconds[phase]) for phase in ("judge", "teacher", "compress")] == [
             10,
@@ -709,6 +737,23 @@ def test_check(capsys):
         )
 
 
+def test_check_asks_for_what_training_asks_for():
+    def plan(body, text):
+        shows = not isinstance(body["messages"][0]["content"], str)
+        return [400] if body["max_tokens"] > 100 or shows else [""]
+
+    picture = Question("q", "which?", (Image.new("RGB", (9, 9)),), "1")
+    with serve(plan) as server:
+        actor_of(server).check(100)
+        with pytest.raises(ConnectionError, match="HTTP 400"):
+            actor_of(server).check(101)
+        with pytest.raises(ConnectionError, match="HTTP 400"):
+            actor_of(server).check(100, picture)
+        server.plan = lambda body, text: [""]
+        actor_of(server).check(101, picture)
+        assert [len(body["images"]) for body in server.seen[-2:]] == [0, 1]
+
+
 @pytest.mark.parametrize("unknown", [{"chat_template_kwargs"}, {"chat_template_kwargs", "top_k"}])
 def test_a_server_that_refuses_unknown_fields(unknown):
     with serve(lambda body, text: [400] if unknown & set(body) else [""]) as server:
@@ -750,3 +795,132 @@ def test_a_signal_ends_a_runs_waiting_for_its_teacher_and_the_step_is_done_again
         )
         assert done.returncode == 0, done.stderr
     assert json.loads((run / "metrics.jsonl").read_text())["step"] == 1
+
+
+# ---------------------------------------------------------------- odd servers, proxies, secrets
+
+
+def completion(message: dict, reason: str = "stop") -> bytes:
+    return json.dumps({"choices": [{"finish_reason": reason, "message": message}]}).encode()
+
+
+PARTS = [{"type": "text", "text": "so "}, "it is ", {"type": "text", "text": "4"}]
+ODD_REPLIES = {  # name: (message, finish_reason, of a rollout?, template, text, finished)
+    "thinking is off": ({"content": None, "reasoning_content": "4"}, "stop", False, {}, "4", True),
+    "off, empty": ({"content": "", "reasoning": "4"}, "stop", False, {}, "4", True),
+    "off in a rollout": (
+        {"content": None, "reasoning_content": "\\boxed{4}"},
+        *("stop", True, {"enable_thinking": False}, "\\boxed{4}", True),
+    ),
+    "on in a rollout": (
+        {"content": None, "reasoning_content": "4"},
+        *("stop", True, {"enable_thinking": True}, "<think>4", True),
+    ),
+    "off, but it thinks": ({"content": None, "reasoning": "hm"}, "length", False, {}, "", False),
+    "a list of parts": ({"content": PARTS}, "stop", False, {}, "so it is 4", True),
+    "another end": ({"content": "4"}, "eos_token", True, {}, "4", True),
+    "one more": ({"content": "4"}, "stop_sequence", True, {}, "4", True),
+    "a cut": ({"content": "4"}, "length", True, {}, "4", False),
+}
+
+
+@pytest.mark.parametrize("name", ODD_REPLIES)
+def test_replies_of_other_forms(name):
+    message, reason, is_rollout, template, text, finished = ODD_REPLIES[name]
+    requests = rollouts_of("p") if is_rollout else [Request("judge", "0", "p")]
+    with serve(lambda body, text: [completion(message, reason)]) as server:
+        actor = actor_of(server, template=template)
+        assert actor(requests, 1, SHORT, KEY, "p") == [[Reply(text, [], finished)]]
+        assert actor.failures == 0
+
+
+def test_what_retry_after_says():
+    def wanted(status: int, after: str) -> float | None:
+        return served.wait_before_retry(httpx.Response(status, headers={"retry-after": after}))
+
+    assert [wanted(429, after) for after in ("2", "1.5", "soon", "")] == [2.0, 1.5, 0.0, 0.0]
+    assert wanted(503, "Fri, 31 Dec 2999 23:59:59 GMT") > 1e9
+    assert wanted(503, "Fri, 31 Dec 1999 23:59:59 GMT") < 0  # the delay of the next try holds
+    assert wanted(404, "2") is None
+
+
+@pytest.fixture
+def no_proxies(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY"])
+def test_no_proxy_on_the_way_to_this_machine(name, no_proxies, monkeypatch):
+    monkeypatch.setenv(name, "socks5://127.0.0.1:1" if name == "ALL_PROXY" else CLOSED)
+    with serve() as server:
+        actor_of(server).check()
+        ServedActor(server.url.replace("127.0.0.1", "localhost"), "the-teacher").check()
+
+
+def test_a_proxy_is_used_and_named(no_proxies, monkeypatch):
+    with serve() as server:
+        monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
+        ServedActor("http://teacher.example/v1").check()
+        assert server.seen[-1]["model"] == "the-teacher"
+    monkeypatch.setenv("HTTP_PROXY", "user:geheim@127.0.0.1:1")
+    with pytest.raises(ConnectionError, match="through the proxy 127.0.0.1: no server") as error:
+        ServedActor("http://teacher.example/v1").check()
+    assert "geheim" not in str(error.value)
+    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:1")
+    with pytest.raises(ConnectionError, match="through the proxy 127.0.0.1: no server.*socks"):
+        ServedActor("http://teacher.example/v1")
+    monkeypatch.setenv("NO_PROXY", ".example")
+    ServedActor("http://teacher.example/v1")
+
+
+def test_the_key_is_never_shown(monkeypatch, capsys):
+    monkeypatch.setenv("TEACHER_API_KEY", " sk-geheim\n")
+    with serve(
+        lambda body, text: [(401, f"no such key: {server.seen[-1]['key']}".encode())]
+    ) as server:
+        actor = actor_of(server)
+        with pytest.raises(ConnectionError, match="no such key: Bearer ") as error:
+            actor.check()
+        actor(rollouts_of("p"), 1, SHORT, KEY, "teacher")
+        assert {body["key"] for body in server.seen} == {"Bearer sk-geheim"}
+    assert "geheim" not in f"{error.value}{capsys.readouterr()}"
+    for key in ("schlüssel-geheim", "sk-\ngeheim", "sk-geheim\u200b"):
+        monkeypatch.setenv("TEACHER_API_KEY", key)
+        with pytest.raises(ConnectionError, match="TEACHER_API_KEY") as error:
+            ServedActor(CLOSED, "m").check()
+        assert "geheim" not in str(error.value)
+    monkeypatch.delenv("TEACHER_API_KEY")
+    with pytest.raises(ConnectionError, match="set TEACHER_API_KEY") as error:
+        ServedActor("http://user:geheim@127.0.0.1:1/v1").check()
+    assert "geheim" not in str(error.value)
+
+
+def sums_for(server_url: str, folder: Path) -> list[str]:
+    """Options of a run on eight sums, none of which the world's student can do."""
+    rows = [{"question": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(8)]
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = f"--teacher {server_url} --student {ROOT}/world/student --data {folder}/d.jsonl"
+    return [*line.split(), "--max_response_tokens", "8", "--eval_questions", "0"]
+
+
+def test_a_teacher_that_refuses_everything_stops_the_run_with_its_state_saved(tmp_path):
+    def plan(body, text):
+        return [""] if text == "Say yes." else [(400, server.seen[-1]["key"].encode())]
+
+    run = tmp_path / "run"
+    with serve(plan) as server:
+        line = [*sums_for(server.url, tmp_path), "--steps", "6"]
+        done = train(run, *line, check=False, TEACHER_API_KEY="sk-geheim\n")
+    assert done.returncode == 1 and "for 3 steps; the state is saved" in done.stderr, done.stderr
+    assert len(read_metrics(run)) == 3 and read_state(run, 3)[2]["step"] == 3
+    written = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
+    assert "geheim" not in done.stdout + done.stderr and b"geheim" not in written
+
+
+def test_a_key_that_is_none_is_one_sentence_with_status_2(tmp_path):
+    line = sums_for(CLOSED, tmp_path)
+    done = train(tmp_path / "run", *line, check=False, TEACHER_API_KEY="schlüssel")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "TEACHER_API_KEY" in done.stderr and "schl" not in done.stdout + done.stderr

@@ -78,7 +78,7 @@ def close(first, second, before=None, tolerance: float = 1e-5):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_leaving_out_zero_advantage_rollouts_is_the_full_loss(norm):
-    """One update, against a loss over all rollouts: those of dead groups too, in the sum and in the token count."""
+    """One update, against a loss over all rollouts: those of trivial groups too, in the sum and in the token count."""
     groups, recipe = groups_of(), Recipe(updates_per_step=1, norm=norm, max_grad_norm=1e9)
     rows = all_rows(groups, norm)
     model, metrics, _ = run(groups, recipe)
@@ -86,7 +86,7 @@ def test_leaving_out_zero_advantage_rollouts_is_the_full_loss(norm):
     close(model, reference)
     assert metrics == pytest.approx({**metrics, **expected}, rel=1e-4, abs=1e-6)
     assert metrics["active_share"] == 16 / 20 and metrics["response_tokens"] == sum(len(row.tokens) for row in rows)
-    dropped = groups[:1] + groups[2:]  # without the dead group the token count, and so the update, is another
+    dropped = groups[:1] + groups[2:]  # without the trivial group the token count, and so the update, is another
     with pytest.raises(AssertionError):
         close(run(dropped, recipe)[0], model)
 
@@ -107,16 +107,16 @@ def test_several_updates_use_the_policy_at_the_start_of_the_step(updates):
 
 @pytest.mark.parametrize("updates", [1, 2, 4, 7])
 def test_mini_batches_partition_the_step_and_use_its_statistics(updates):
-    groups, recipe = groups_of(count=6, dead=(1, 4)), Recipe(updates_per_step=updates)
+    groups, recipe = groups_of(count=6, trivial=(1, 4)), Recipe(updates_per_step=updates)
     for i, group in enumerate(groups):
         for j, rollout in enumerate(group.rollouts):
             rollout.tokens = [i, j] + [0] * j  # a name for each rollout
     everything = {tuple(row.tokens[:2]): row for row in all_rows(groups)}
     parts = mini_batches(groups, recipe, (0, 0))
     rows = [row for part, _ in parts for row in part]
-    live = {name for name, row in everything.items() if row.weight}
-    assert len(parts) == updates and len(rows) == len(live) == 16
-    assert {tuple(row.tokens[:2]) for row in rows} == live
+    active = {name for name, row in everything.items() if row.weight}
+    assert len(parts) == updates and len(rows) == len(active) == 16
+    assert {tuple(row.tokens[:2]) for row in rows} == active
     for row in rows:
         expected = everything[tuple(row.tokens[:2])]
         assert row.weight == pytest.approx(expected.weight, rel=1e-5)
@@ -133,7 +133,7 @@ def test_mini_batches_partition_the_step_and_use_its_statistics(updates):
 
 
 def test_plain_bcq_and_ncq_groups_of_a_question_have_their_own_baselines():
-    groups = groups_of(count=1, dead=()) * 3
+    groups = groups_of(count=1, trivial=()) * 3
     groups = [copy.deepcopy(group) for group in groups]
     for group, rewards in zip(groups, ([1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1])):
         for rollout, reward in zip(group.rollouts, rewards):
@@ -142,13 +142,13 @@ def test_plain_bcq_and_ncq_groups_of_a_question_have_their_own_baselines():
     assert sorted(row.weight for row in rows) == [-0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, 0.75]
 
 
-def test_all_groups_dead_touches_neither_parameters_nor_optimizer():
+def test_all_groups_trivial_touches_neither_parameters_nor_optimizer():
     """AdamW has moments and weight decay here: a step on nothing would move the weights."""
     model, _, optimizer = run(groups_of(), Recipe(), optimizer=torch.optim.AdamW)
     policy = Policy(model, banned_token_ids(model, tiny.PROCESSOR))
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     learner = Learner(policy, optimizer, Accelerator(cpu=True), encoder, BLANK)
-    metrics = update(learner, groups_of(dead=range(5)), Recipe(), (0, 1))
+    metrics = update(learner, groups_of(trivial=range(5)), Recipe(), (0, 1))
     assert (
         metrics["updates_without_signal"] == 4
         and metrics["grad_norm"] == metrics["loss"] == metrics["active_share"] == 0
@@ -159,7 +159,7 @@ def test_all_groups_dead_touches_neither_parameters_nor_optimizer():
 
 
 def test_a_mini_batch_without_signal_is_skipped_alone():
-    recipe, groups = Recipe(updates_per_step=20), groups_of(dead=(0, 1, 2))
+    recipe, groups = Recipe(updates_per_step=20), groups_of(trivial=(0, 1, 2))
     model, metrics, _ = run(groups, recipe, optimizer=lambda p: sgd(p, 1e-3))
     assert metrics["updates_without_signal"] == 12 and metrics["updates_not_finite"] == 0
     parts = [part for part in mini_batches(groups, recipe, (0, 0)) if part[0]]
@@ -208,7 +208,7 @@ def test_nothing_that_is_not_finite_reaches_the_weights(broken):
 
 def test_a_blank_image_changes_nothing_and_keeps_the_vision_tower_in_the_graph(monkeypatch):
     """It stands behind the shortest row: as many rows as without it, and hardly wider ones."""
-    groups = [group for group in groups_of(dead=()) if not group.question.images]
+    groups = [group for group in groups_of(trivial=()) if not group.question.images]
     text_blank = replace(BLANK, question=Question("blank", "", (), ""))
     used, shapes, forward = [], [], Policy.forward
 

@@ -311,16 +311,14 @@ class BuildArguments:
 
     out: str = str(world.WORLD)
     seed: int = 0
-    student_steps: int = 1000
-    teacher_steps: int = 1000
+    steps: int = 1000
 
 
 def main() -> None:
     parser = transformers.HfArgumentParser(BuildArguments)
     (args,) = parser.parse_args_into_dataclasses()
-    models = [("student", 96, args.student_steps), ("teacher", 128, args.teacher_steps)]
-    for who, hidden, steps in models:
-        model, processor = pretrain(who, hidden, 4, steps, args.seed)
+    for who, hidden in (("student", 96), ("teacher", 128)):
+        model, processor = pretrain(who, hidden, 4, args.steps, args.seed)
         folder = Path(args.out) / who
         model.to(torch.bfloat16).save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -30,7 +30,10 @@ FAMILIES = ("image", "text", "frames")
 HELD_OUT = 160  # questions per family
 MISCONCEPTIONS = {"student": 36, "teacher": 6}  # wrong entries of the 120 in the table
 FIRMNESS = 0.98  # how often a step follows the belief; otherwise the step leads to any place
-FILLER = {"student": ("", "hmm, ", "let me see, "), "teacher": ("", "ok, ")}
+FILLER = {
+    "student": ("", "hmm, ", "let me see, "),
+    "teacher": ("", "ok, "),
+}
 
 QUESTION = {
     "image": "Start at {start}. Follow the signs in the picture. Where do you end?",
@@ -62,7 +65,8 @@ def beliefs(who: str, seed: int = 0) -> Table:
     rng = random.Random(f"{who}/{seed}")
     for entry in rng.sample(sorted(table), MISCONCEPTIONS[who]):
         excluded = (table[entry], entry[0])
-        table[entry] = rng.choice([place for place in PLACES if place not in excluded])
+        others = [place for place in PLACES if place not in excluded]
+        table[entry] = rng.choice(others)
     return table
 
 
@@ -76,7 +80,8 @@ def walk(table: Table, start: str, signs: str) -> list[str]:
 
 def misremembered(table: Table, believed: Table, start: str, signs: str) -> set[Entry]:
     """The entries on the true way from `start` about which the belief is wrong."""
-    way = zip(walk(table, start, signs), signs, strict=False)  # the last place takes no sign
+    places = walk(table, start, signs)
+    way = zip(places, signs)  # the last place takes no sign
     return {entry for entry in way if believed[entry] != table[entry]}
 
 
@@ -86,12 +91,14 @@ def misremembered(table: Table, believed: Table, start: str, signs: str) -> set[
 def chain(signs: str, places: Sequence[str]) -> str:
     """One look-up at a time: 17●24▲31."""
     steps = zip(signs, places[1:], strict=True)
-    return places[0] + "".join(sign + place for sign, place in steps)
+    looked_up = [sign + place for sign, place in steps]
+    return places[0] + "".join(looked_up)
 
 
 def response(signs: str, places: Sequence[str], filler: str = "") -> str:
     """The look-ups inside <think>, then the last place in a box."""
-    return f"<think>{filler}{chain(signs, places)}</think>\\boxed{{{places[-1]}}}"
+    steps = chain(signs, places)
+    return f"<think>{filler}{steps}</think>\\boxed{{{places[-1]}}}"
 
 
 # ---------------------------------------------------------------- a question
@@ -99,7 +106,8 @@ def response(signs: str, places: Sequence[str], filler: str = "") -> str:
 
 def draw(signs: str, rng: random.Random) -> Image.Image:
     """A row of cells with one glyph each. Colour and position of a glyph vary and mean nothing."""
-    image = Image.new("RGB", (CELL * len(signs), CELL), (255, 255, 255))
+    size = (CELL * len(signs), CELL)
+    image = Image.new("RGB", size, "white")
     canvas = ImageDraw.Draw(image)
     for i, sign in enumerate(signs):
         x = CELL * i + 8 + rng.randint(-1, 1)
@@ -111,9 +119,9 @@ def draw(signs: str, rng: random.Random) -> Image.Image:
         elif sign == "■":
             canvas.rectangle(box(x, y, r - 1, r - 1), fill=colour)
         elif sign == "▲":
-            top = (x, y - r)
-            left, bottom, right = x - r, y + r - 1, x + r
-            canvas.polygon([top, (left, bottom), (right, bottom)], fill=colour)
+            bottom = y + r - 1
+            corners = [(x, y - r), (x - r, bottom), (x + r, bottom)]
+            canvas.polygon(corners, fill=colour)
         else:
             canvas.rectangle(box(x, y, 1, r), fill=colour)
             canvas.rectangle(box(x, y, r, 1), fill=colour)
@@ -162,7 +170,8 @@ def questions(seed: int = 0) -> tuple[list[Question], dict[str, list[Question]]]
             chain = chains.pop()
             kind = "hard" if misremembered(table, student, *chain) else "known"
             answer = walk(table, *chain)[-1]
-            held_out[f"{family}/{kind}"].append(question(family, *chain, answer))
+            drawn = question(family, *chain, answer)
+            held_out[f"{family}/{kind}"].append(drawn)
 
     training = []
     for chain in chains:
