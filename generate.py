@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from engine.decode import UniformStreams, decoding, prefill
 from engine.images import bound_pixels
+from engine.linear import lighten
 from engine.memory import out_of_memory
 from engine.models import (
     Encoder,
@@ -367,6 +368,7 @@ class Actor:
             if hasattr(processor, "image_processor"):
                 bound_pixels(processor, *pixels)
             model = load_model(path, dtype).to(accelerator.device)
+            lighten(model)
         except Exception as error:  # each format of weights has errors of its own
             raise SystemExit(f"the model {path!r} cannot be loaded: {error}") from error
         actor = cls(model, processor, **settings)

@@ -2,10 +2,12 @@
 
 import os
 
+import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.distributed.tensor import DTensor
 
+LEAST_CACHE = 2**30
 ROWS_ON_CPU = 128
 MOST_ROWS = 1024  # more rows make a decoding step slower, and its weights are read once anyway
 SHARE = 0.8  # of the free memory that rollouts may take: a prefill and fragments need the rest
@@ -21,6 +23,17 @@ SPELLINGS = (
 def out_of_memory(error: Exception) -> bool:
     """Does the error say that memory has run out?"""
     return should_reduce_batch_size(error) or any(words in str(error) for words in SPELLINGS)
+
+
+def cache_bytes() -> int:
+    """Bytes of encoded prompts that one model's Encoder may keep on this process.
+
+    A question with the largest image takes 31 MB and is met in rollouts, scoring and update; a step
+    has hundreds of them, and encoding one again takes 50 ms.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    share = psutil.virtual_memory().available // (4 * processes)
+    return max(LEAST_CACHE, share)
 
 
 def segments_that_grow() -> None:
