@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoConfig
 
-from engine.decode import Decoder, decoding, prefill
+from engine.decode import decoding, prefill
 from engine.models import Tensors, collate, position_ids, response_positions
 from engine.questions import Question
 from engine.screen import print_main
@@ -103,8 +103,7 @@ def draw(prompt: Tensors, length: int, generator: torch.Generator) -> Tensors:
 
 def sample(model, rows: Sequence[Tensors], generator) -> tuple[torch.Tensor, torch.Tensor]:
     """CHECKED tokens of each row, drawn with the cache, and their log-probs: [2, CHECKED] each."""
-    logits, *prefilled = prefill(model, rows, model.device)
-    decoder = Decoder(model, *prefilled, room=CHECKED)
+    logits, decoder = prefill(model, rows, model.device, room=CHECKED)
     tokens, log_probs = [], []
     for _ in range(CHECKED):
         logp = logits.float().log_softmax(-1)  # [2, V]

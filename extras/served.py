@@ -310,11 +310,13 @@ class Patience:
 
     def learn(self, step: tuple, causes: Counter) -> None:
         """causes: of all requests of a call, which may be none."""
+        if not causes:
+            return
         self.hung = step if GIVEN_UP in causes else None
         if "" in causes or CUT in causes:
             self.answered = step
             self.silent.clear()
-        elif causes and step != self.answered:
+        elif step != self.answered:
             self.silent.add(step)
 
 
@@ -335,7 +337,7 @@ class Connection:
         self.url = url
         self.delays = delays
         self.turns = asyncio.Semaphore(at_a_time)
-        self.key = read_key(url)
+        self.key = read_key()
         self.client, self.name = open_client(url, self.key)
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -399,10 +401,8 @@ class Connection:
         return Answer(EMPTY_REPLY, said[:300]), again
 
 
-def read_key(url: str) -> str:
+def read_key() -> str:
     """The key of the server, or "". Raises ConnectionError, without the key: it cannot be used."""
-    if "@" in url:
-        raise ConnectionError("a password does not belong in the URL: set TEACHER_API_KEY")
     key = os.environ.get("TEACHER_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConnectionError("TEACHER_API_KEY is no key: it is not plain ASCII")
@@ -415,7 +415,10 @@ def open_client(url: str, key: str) -> tuple[httpx.AsyncClient, str]:
     Raises ConnectionError: an address that is none, a proxy that cannot be used."""
     name = url
     try:
-        proxy = proxy_of(httpx.URL(url))
+        place = httpx.URL(url)
+        if place.userinfo:
+            raise ConnectionError("a password does not belong in the URL: set TEACHER_API_KEY")
+        proxy = proxy_of(place)
         if proxy:
             name += f" through the proxy {httpx.URL(proxy).host}"
         # Without limits: else 100 connections at most.

@@ -5,6 +5,8 @@ the type train.Arguments.
 """
 
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -15,8 +17,9 @@ from tqdm import tqdm
 
 import baselines
 from engine.checks import check_model, check_sight, check_student
+from engine.memory import rows_that_fit
 from engine.models import Encoder, encode, render, tokenizer_of
-from engine.questions import DataError, Question, intact, load_questions
+from engine.questions import DataError, Question, intact, load_questions, open_images
 from engine.screen import print_main
 from extras.served import ServedActor
 from generate import Actor
@@ -59,12 +62,12 @@ def load_actors(
     accelerator: Accelerator,
     seconds: dict,
     stop: threading.Event,
-    picture: Question | None = None,
+    questions: Sequence[Question] = (),
 ) -> tuple[Actor, Actor | ServedActor]:
     """Student and teacher.
 
     seconds: both add their wall-clock time there, by phase. stop: ends the waiting for a served
-    teacher. picture: a question with images, if there are any: the server is asked with it.
+    teacher. questions: a server is asked with the images of one of them.
     """
     load = partial(
         Actor.load,
@@ -84,7 +87,7 @@ def load_actors(
                 f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} "
                 "serves only text: give --teacher a model folder or hub id"
             )
-        teacher = connect(args, recipe, student, seconds, stop, picture)
+        teacher = connect(args, recipe, student, seconds, stop, questions)
     else:
         # The teacher only ever writes text (or logits, in distillation).
         bf16 = accelerator.mixed_precision == "bf16"
@@ -107,13 +110,26 @@ def load_actors(
     return student, teacher
 
 
+def fit_rows(args, recipe: Recipe, accelerator: Accelerator, student: Actor, teacher) -> None:
+    """Rollouts at a time where --rollout_rows leaves them open. The student is prepared."""
+    if args.rollout_rows:
+        return
+    tokens = args.max_prompt_tokens + recipe.max_response_tokens
+    bf16 = accelerator.mixed_precision == "bf16"
+    local = [actor for actor in (student, teacher) if isinstance(actor, Actor)]
+    for actor in local:
+        actor.rows = rows_that_fit(actor.model, student.model, tokens, bf16)
+    rows = ", ".join(str(actor.rows) for actor in local)
+    print_main(f"--rollout_rows: {rows} rollouts at a time (student, teacher)")
+
+
 def connect(
     args,
     recipe: Recipe,
     student: Actor,
     seconds: dict,
     stop: threading.Event,
-    picture: Question | None,
+    questions: Sequence[Question],
 ) -> ServedActor:
     """A teacher behind a URL that has answered as training will ask."""
     try:
@@ -129,12 +145,21 @@ def connect(
             stop=stop,
         )
         if set(recipe.branches) - {"ncq"}:
-            teacher.check(recipe.max_response_tokens, picture)
+            teacher.check(recipe.max_response_tokens, first_picture(questions))
         else:  # NCQ alone asks for summaries
             teacher.check(COMPRESSION_TOKENS)
     except ConnectionError as error:
         raise SystemExit(f"--teacher: {error}") from error
     return teacher
+
+
+def first_picture(questions: Sequence[Question]) -> Question | None:
+    """The first question with images that can be decoded."""
+    for question in questions:
+        with suppress(DataError):
+            if open_images(question):
+                return question
+    return None
 
 
 def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> None:

@@ -81,7 +81,7 @@ def walk(table: Table, start: str, signs: str) -> list[str]:
 def misremembered(table: Table, believed: Table, start: str, signs: str) -> set[Entry]:
     """The entries on the true way from `start` about which the belief is wrong."""
     places = walk(table, start, signs)
-    way = zip(places, signs, strict=False)  # the last place takes no sign
+    way = zip(places, signs)  # the last place takes no sign
     return {entry for entry in way if believed[entry] != table[entry]}
 
 
