@@ -51,7 +51,7 @@ from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
 from extras.setup import fit_rows, load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
-from rewards import load_reward
+from rewards import Response, load_reward
 from zppo import (
     Context,
     Group,
@@ -146,11 +146,18 @@ class Run:
         self.by_uid = {question.uid: question for question in self.questions}
         self.data = fingerprint(self.questions)
         self.broken: set[str] = set()  # questions whose images could not be read
-        self.reward = load_reward(args.reward) if args.reward else None
+        self.reward = self.own_reward() if args.reward else None
         self.buffer = ReplayBuffer(recipe.buffer_capacity)
         self.done = 0  # steps
         self.bad_updates = 0  # decision 4
         self.reason = ""  # why the run stops before its last step
+
+    def own_reward(self) -> Callable:
+        """--reward, called on the first question: it may need columns of its row."""
+        question = self.questions[0]
+        box = f"\\boxed{{{question.answer}}}"
+        example = Response(question.text, box, question.answer, False, None, question.row)
+        return load_reward(self.args.reward, example)
 
     def look(self) -> None:
         """--preview: nothing is written."""

@@ -210,7 +210,7 @@ def scored_rollouts(
     for request, row in zip(requests, rows, strict=True):
         x = request.question
         replies += row
-        items += [(x.text, reply.text, x.answer, x.free_form) for reply in row]
+        items += [(x.text, reply.text, x.answer, x.free_form, None, x.row) for reply in row]
     judge = partial(ask, ctx.teacher, ctx.key)
     rewards = score(items, judge, ctx.reward)
     rollouts = []
