@@ -84,8 +84,8 @@ def load_actors(
     if args.teacher.startswith(("http://", "https://")):
         if needs:
             raise SystemExit(
-                f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} "
-                "serves only text: give --teacher a model folder or hub id"
+                f"--method {recipe.method} needs the teacher's {needs.pop()}; a server sends only "
+                "text: give --teacher a model folder or hub id"
             )
         teacher = connect(args, recipe, student, seconds, stop, questions)
     else:
