@@ -168,7 +168,7 @@ class Lesson:
 
     def __init__(self, who: str, seed: int):
         self.who = who
-        self.table = world.beliefs(who, seed)
+        self.table = world.beliefs(who)
         self.rng = Random(f"lessons/{who}/{seed}")
 
     def example(self) -> tuple[str, tuple, str]:
