@@ -90,8 +90,8 @@ def canonical(origin: str) -> str:
     else:
         name = re.sub(r"\(.*?\)|^FineVision-", "", label)
     name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    name = RECIPE["aliases"].get(name, name)  # decision 1: two configs may share one name
-    return f"{source}/{name}"
+    # Decision 1: two configs may share one name.
+    return f"{source}/{RECIPE['aliases'].get(name, name)}"
 
 
 @contextmanager
@@ -135,13 +135,15 @@ def plan(args: BuildArgs) -> tuple[list, set, dict]:
     missing = sorted(name for name in absent if name.split("/")[0] in paths)
     if missing and not args.allow_missing:
         asked = " ".join(f"--{source} {path}" for source, path in paths.items())
-        what = f"nothing there matches {missing} of the recipe; there, not in the recipe: {outside}"
-        fix = f"If one of these is meant, add it to `aliases` in {RECIPE_FILE}"
-        raise DataError(f"{asked}: {what}. {fix}; to build without: --allow_missing")
+        raise DataError(
+            f"{asked}: nothing there matches {missing} of the recipe; "
+            f"there, not in the recipe: {outside}. If one of these is meant, "
+            f"add it to `aliases` in {RECIPE_FILE}; to build without: --allow_missing"
+        )
     return files, held, {"outside": outside, "missing": missing}
 
 
-def streams_of(source: str, path: str) -> tuple[list[str], dict]:
+def streams_of(source: str, path: str) -> tuple[list, dict]:
     """(origins that a source holds, {origin: its rows, images undecoded} of those in the recipe).
 
     Vero has a config for each origin. MMFineReason names the origin in each row: its one stream
@@ -165,8 +167,10 @@ def check_columns(source: str, place: str, there: dict) -> None:
     """Raises DataError where none of a column's names is there. place: names the source."""
     for ours, names in RECIPE[source]["columns"].items():
         if there.keys().isdisjoint(names):
-            what = f"no column for {ours}: expected one of {names}, the source has {list(there)}"
-            raise DataError(f"{place}: {what}. Edit `{ours}` of {source} in {RECIPE_FILE}")
+            raise DataError(
+                f"{place}: no column for {ours}: expected one of {names}, "
+                f"the source has {list(there)}. Edit `{ours}` of {source} in {RECIPE_FILE}"
+            )
 
 
 # ---------------------------------------------------------------- what becomes of a row
@@ -340,7 +344,7 @@ def report_of(texts: pd.DataFrame, kept: pd.DataFrame, settings: dict, found: di
     return report
 
 
-def counted(fates: pd.Series) -> dict[str, int]:
+def counted(fates: pd.Series) -> dict:
     return {"rows": len(fates)} | Counter(fates)
 
 
