@@ -68,7 +68,7 @@ def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
     target, rounding = (most, np.floor) if pixels > most else (least, np.ceil)
     scale = (target / pixels) ** 0.5
     sides = [max(1, int(rounding(side * scale))) for side in image.size]
-    return image.resize(sides, Image.Resampling.BICUBIC)
+    return image.resize(sides)  # bicubic
 
 
 def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS):

@@ -194,7 +194,7 @@ class Output:
 
     def save(self, state: dict, keep: int) -> None:
         """A checkpoint: weights, optimiser and `state` (JSON). The newest `keep` stay; 0: all."""
-        folder = self.folder / "checkpoints" / f"step_{state['step']:05d}"
+        folder = self.folder / f"checkpoints/step_{state['step']:05d}"
         partial = partial_of(folder)
         with self.writing(folder):
             self.accelerator.save_state(str(partial))
@@ -228,10 +228,9 @@ class Output:
 def check_same_run(folder: Path, new: dict) -> None:
     """Refuse to resume under arguments that would change the results."""
     old = json.loads((folder / "args.json").read_bytes())
-    free = list(MAY_CHANGE)
+    fixed = {name: value for name, value in new.items() if name not in MAY_CHANGE}
     if new["teacher_model"]:  # a named one may move to another server
-        free.append("teacher")
-    fixed = {name: value for name, value in new.items() if name not in free}
+        del fixed["teacher"]
     refuse_changes(folder, old, fixed, "resume with that, or start anew in another --output")
     if new["student"] != old["student"]:
         print_main(
@@ -242,10 +241,13 @@ def check_same_run(folder: Path, new: dict) -> None:
 
 def refuse_changes(path: Path, old: dict, new: dict, fix: str) -> None:
     """Refuse to go on under other arguments than those that a run was started with."""
-    changed = [name for name in new if name in old and new[name] != old[name]]
+    changed = [
+        f"--{name} {old[name]} (now {value})"
+        for name, value in new.items()
+        if value != old.get(name, value)
+    ]
     if changed:
-        was = ", ".join(f"--{name} {old[name]} (now {new[name]})" for name in changed)
-        exit_with(f"{path} was started with {was}: {fix}", 2)
+        exit_with(f"{path} was started with {', '.join(changed)}: {fix}", 2)
 
 
 # ---------------------------------------------------------------- whole or not at all

@@ -107,8 +107,7 @@ def pieces_of_text() -> list[str]:
         pieces += re.split(r"\{\w+\}", template)
     for opening, closing in ("<>", "[]"):
         for tag in prompts.TAGS:
-            pieces.append(f"{opening}{tag}{closing}")
-            pieces.append(f"{opening}/{tag}{closing}")
+            pieces += [f"{opening}{tag}{closing}", f"{opening}/{tag}{closing}"]
     pieces += ["\\boxed{", "\n\n", "user\n", "assistant\n"]
     return list(dict.fromkeys(pieces))
 

@@ -112,16 +112,16 @@ def draw(signs: str, rng: random.Random) -> Image.Image:
         r = rng.randint(5, 6)
         colour = tuple(rng.randint(0, 160) for _ in range(3))
         if sign == "●":
-            canvas.ellipse(box(x, y, r, r), fill=colour)
+            canvas.circle((x, y), r, colour)
         elif sign == "■":
-            canvas.rectangle(box(x, y, r - 1, r - 1), fill=colour)
+            canvas.rectangle(box(x, y, r - 1, r - 1), colour)
         elif sign == "▲":
             bottom = y + r - 1
             corners = [(x, y - r), (x - r, bottom), (x + r, bottom)]
-            canvas.polygon(corners, fill=colour)
+            canvas.polygon(corners, colour)
         else:
-            canvas.rectangle(box(x, y, 1, r), fill=colour)
-            canvas.rectangle(box(x, y, r, 1), fill=colour)
+            canvas.rectangle(box(x, y, 1, r), colour)
+            canvas.rectangle(box(x, y, r, 1), colour)
     return image
 
 
@@ -149,7 +149,7 @@ def asked(question: Question) -> tuple[str, str]:
 # ---------------------------------------------------------------- the sets
 
 
-def questions() -> tuple[list[Question], dict[str, list[Question]]]:
+def questions() -> tuple[list[Question], dict]:
     """(training questions, held-out questions by "family/known" and "family/hard").
 
     No chain is in two sets. A question is hard if the student misremembers an entry on its way.
