@@ -49,9 +49,9 @@ from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
-from extras.setup import load_actors, load_data, quieten_libraries, usable
+from extras.setup import fit_rows, load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
-from rewards import load_reward
+from rewards import Response, load_reward
 from zppo import (
     Context,
     Group,
@@ -128,9 +128,8 @@ class Run:
         questions, held_out, self.data_report = load_data(args)
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
-        picture = next((question for question in questions if question.images), None)
         self.student, self.teacher = load_actors(
-            args, recipe, self.accelerator, self.seconds, self.interrupted, picture
+            args, recipe, self.accelerator, self.seconds, self.interrupted, questions
         )
         self.server = self.teacher if isinstance(self.teacher, ServedActor) else None
         self.learner = make_learner(
@@ -140,17 +139,25 @@ class Run:
             args.weight_decay,
             args.micro_tokens,
         )
+        fit_rows(args, recipe, self.accelerator, self.student, self.teacher)
         self.questions, self.held_out = usable(
             args, questions, held_out, self.student, self.teacher
         )
         self.by_uid = {question.uid: question for question in self.questions}
         self.data = fingerprint(self.questions)
         self.broken: set[str] = set()  # questions whose images could not be read
-        self.reward = load_reward(args.reward) if args.reward else None
+        self.reward = self.own_reward() if args.reward else None
         self.buffer = ReplayBuffer(recipe.buffer_capacity)
         self.done = 0  # steps
         self.bad_updates = 0  # decision 4
         self.reason = ""  # why the run stops before its last step
+
+    def own_reward(self) -> Callable:
+        """--reward, called on the first question: it may need columns of its row."""
+        question = self.questions[0]
+        box = f"\\boxed{{{question.answer}}}"
+        example = Response(question.text, box, question.answer, False, None, question.row)
+        return load_reward(self.args.reward, example)
 
     def look(self) -> None:
         """--preview: nothing is written."""
@@ -443,8 +450,8 @@ class Arguments:
     min_pixels: int = option(MIN_PIXELS, "images are scaled up to this many pixels", minimum=1)
     max_pixels: int = option(MAX_PIXELS, "images are scaled down to this many pixels", minimum=1)
     micro_tokens: int = option(16_384, "padded tokens per forward pass of the update", minimum=1)
-    rollout_rows: int = option(128, "rollouts at a time; halved where memory runs out", minimum=1)
-    gradient_checkpointing: bool = option(False, "recompute activations in the update")
+    rollout_rows: int = option(0, "rollouts at a time; 0: what fits on the device", minimum=0)
+    gradient_checkpointing: bool = option(True, "recompute activations in the update")
     save_every: int = option(10, "steps between checkpoints; 0: only one at the end", minimum=0)
     keep_checkpoints: int = option(2, "older checkpoints are deleted; 0: none is", minimum=0)
     dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", minimum=0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoConfig
 
-from engine.decode import Decoder, decoding, prefill
+from engine.decode import decoding, prefill
 from engine.models import Tensors, collate, position_ids, response_positions
 from engine.questions import Question
 from engine.screen import print_main
@@ -22,8 +22,11 @@ SWITCHES = ("sliding_window", "attention_chunk_size", "original_max_position_emb
 
 def check_student(path: str) -> None:
     """Refuse quantised weights: an optimiser cannot move them."""
-    quantised = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
-    if quantised:
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except Exception:
+        return  # to load the model will say what is wrong
+    if quantised := getattr(config, "quantization_config", None):
         kind = dict(quantised).get("quant_method", "")
         raise SystemExit(f"--student {path} is quantised ({kind}): name the model it was made from")
 
@@ -100,8 +103,7 @@ def draw(prompt: Tensors, length: int, generator: torch.Generator) -> Tensors:
 
 def sample(model, rows: Sequence[Tensors], generator) -> tuple[torch.Tensor, torch.Tensor]:
     """CHECKED tokens of each row, drawn with the cache, and their log-probs: [2, CHECKED] each."""
-    logits, *prefilled = prefill(model, rows, model.device)
-    decoder = Decoder(model, *prefilled, room=CHECKED)
+    logits, decoder = prefill(model, rows, model.device, room=CHECKED)
     tokens, log_probs = [], []
     for _ in range(CHECKED):
         logp = logits.float().log_softmax(-1)  # [2, V]

@@ -9,10 +9,16 @@ Decisions:
    time.
 3. A prefill goes through the model in pieces of bounded size: some layers hold several vectors of
    the model's width for each token, and a mask for padding has L x L entries a row.
+4. Rows of a batch end in one column, and begin where they may: columns before its first one are a
+   row's padding. So new rows can join a batch at any time, and columns that no row uses any more
+   are cut off.
+5. A 2D mask makes transformers look at its values at every token, and the host waits for the GPU.
+   A 4D mask does not. Models with sliding windows need the 2D mask.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -24,7 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.models import Tensors, collate, position_ids, rope_index_of
 
-CACHE_STEP = 1024  # columns that a cache grows by
+CACHE_STEP = 1024  # columns that a cache grows by, at most
 RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
 # Of a prefill's piece, padding included. A longer prompt is a piece of its own.
 PREFILL_TOKENS = 16_384
@@ -47,38 +53,21 @@ def decoding(model):
             module.training = mode
 
 
-def prefill(model, prompts: Sequence[Tensors], device: torch.device):
-    """Encoded prompts through the model, piece by piece.
+# ---------------------------------------------------------------- the batch
 
-    Returns logits of the next token [P, V], the cache, the mask [P, L] of prompts padded on the
-    left, and the position of each prompt's last token [P].
+
+def prefill(model, prompts: Sequence[Tensors], device: torch.device, room: int = CACHE_STEP):
+    """Encoded prompts through the model: (logits of the next token [P, V], a Decoder behind them).
+
+    room: tokens that will come. The cache grows in equal steps towards them.
     """
     logits = []
-    caches = []
-    masks = []
-    last = []
+    decoder = None
     for piece in pieces_of(prompts):
-        batch = collate(piece, device=device)
-        masks.append(batch["attention_mask"])
-        positions = position_ids(model, batch)  # [P, L] or [3, P, L]
-        last.append(positions.amax(-1).view(-1, len(piece)).amax(0))
-        lengths = {len(prompt["input_ids"]) for prompt in piece}
-        # Without padding attention is plainly causal, and a mask would have L x L entries a row.
-        if len(lengths) == 1:
-            del batch["attention_mask"]
-        cache = KVCache(config=model.config)
-        caches.append(cache)
-        output = model(
-            **batch,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits.append(output.logits[:, -1])
-    columns = max(mask.shape[1] for mask in masks)
-    masks = [pad(mask, (columns - mask.shape[1], 0)) for mask in masks]
-    return torch.cat(logits), join(caches), torch.cat(masks), torch.cat(last)
+        new_logits, new_rows = read(model, piece, device, room)
+        logits.append(new_logits)
+        decoder = decoder.join(new_rows) if decoder else new_rows
+    return torch.cat(logits), decoder
 
 
 def pieces_of(prompts: Sequence[Tensors]) -> list[list[Tensors]]:
@@ -94,28 +83,68 @@ def pieces_of(prompts: Sequence[Tensors]) -> list[list[Tensors]]:
     return pieces
 
 
-class Decoder:
-    """Logits behind one more token of every row."""
+def read(model, prompts: Sequence[Tensors], device: torch.device, room: int):
+    """One piece of `prefill`."""
+    batch = collate(prompts, device=device)
+    columns = batch["input_ids"].shape[1]
+    first = [columns - len(prompt["input_ids"]) for prompt in prompts]
+    positions = position_ids(model, batch)  # [P, L] or [3, P, L]
+    # Without padding attention is plainly causal, and a mask would have L x L entries a row.
+    if not any(first):
+        del batch["attention_mask"]
+    cache = KVCache(model.config, room)
+    output = model(
+        **batch,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    last = positions.amax(-1).view(-1, len(prompts)).amax(0)  # [P]
+    return output.logits[:, -1], Decoder(model, cache, columns, first, last)
 
-    def __init__(
-        self, model, cache: KVCache, mask: torch.Tensor, position: torch.Tensor, room: int
-    ):
-        """What `prefill` returned. room: the most tokens that will come."""
+
+class Decoder:
+    """Logits behind one more token of every row.
+
+    columns: of the cache. first: each row's first column (decision 4). position: of each row's last
+    token [B].
+    """
+
+    def __init__(self, model, cache: KVCache, columns: int, first: list[int], position):
         self.model = model
         self.cache = cache
-        self.columns = mask.shape[1]
-        self.position = position  # [B], of the last token
-        self.mask = pad(mask, (0, room), value=1)  # [B, L + room]
-        for i, layer in enumerate(cache.layers):
-            # Sliding windows and linear attention hold a bounded state: they need no room.
-            if type(layer) is DynamicLayer:
-                cache.layers[i] = RoomyLayer(layer, self.columns + room)
+        self.columns = columns
+        self.first = first
+        self.position = position
+        self.mask = None
+        windows = any(getattr(layer, "is_sliding", False) for layer in cache.layers)
+        # Decision 5. Only this kind of attention takes booleans as a 4D mask.
+        kind = model.config.get_text_config()._attn_implementation
+        self.takes_4d = kind == "sdpa" and not windows
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows; one may be taken several times."""
+        first = [self.first[row] for row in rows.tolist()]
+        unused = min(first, default=0)  # leading columns that no row uses any more
+        self.columns -= unused
+        self.first = [column - unused for column in first]
+        self.cache.keep_last(self.columns)
         self.cache.reorder_cache(rows)
-        self.mask = self.mask[rows]
         self.position = self.position[rows]
+        self.mask = None
+
+    def join(self, other: Decoder) -> Decoder:
+        """The rows of another decoder go on behind these ones. Returns self."""
+        columns = max(self.columns, other.columns)
+        self.cache.join(other.cache, columns)
+        self.first = [
+            first + columns - part.columns for part in (self, other) for first in part.first
+        ]
+        self.position = torch.cat([self.position, other.position])
+        self.columns = columns
+        self.mask = None
+        return self
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens [B] -> logits [B, V]."""
@@ -126,7 +155,7 @@ class Decoder:
             positions = positions.expand(3, -1, -1)
         output = self.model(
             input_ids=tokens.unsqueeze(-1),
-            attention_mask=self.mask[:, : self.columns],
+            attention_mask=self.attention_mask(),
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
@@ -134,9 +163,33 @@ class Decoder:
         )
         return output.logits[:, -1]
 
+    def attention_mask(self) -> torch.Tensor | None:
+        """True where a row has a token: [B, columns] or [B, 1, 1, columns]; None where all have."""
+        if not any(self.first):
+            return None
+        if self.mask is None or self.mask.shape[1] < self.columns:
+            device = self.position.device
+            columns = torch.arange(self.columns + CACHE_STEP, device=device)
+            self.mask = columns >= torch.tensor(self.first, device=device).unsqueeze(1)
+        mask = self.mask[:, : self.columns]
+        return mask[:, None, None] if self.takes_4d else mask
+
+
+# ---------------------------------------------------------------- the cache
+
 
 class KVCache(DynamicCache):
-    """Keys and values in the type of autocast: models hand them over in float32."""
+    """transformers' cache, with room in it, whose rows come and go.
+
+    Keys and values are in the type of autocast: models hand them over in float32.
+    """
+
+    def __init__(self, config, room: int):
+        super().__init__(config=config)
+        for i, layer in enumerate(self.layers):
+            # Sliding windows and linear attention hold a bounded state: they need no room.
+            if type(layer) is DynamicLayer:
+                self.layers[i] = RoomyLayer(room)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
         if torch.is_autocast_enabled(keys.device.type):
@@ -145,77 +198,74 @@ class KVCache(DynamicCache):
             values = values.to(dtype)
         return super().update(keys, values, *args, **kwargs)
 
+    def keep_last(self, columns: int) -> None:
+        """Only the last columns stay. No copy: memory is free at the next one."""
+        for layer in self.layers:
+            if getattr(layer, "keys", None) is not None:
+                set_columns(layer, layer.keys[:, :, -columns:], layer.values[:, :, -columns:])
+                layer.cumulative_length = columns  # only sliding windows read it
+
+    def join(self, other: KVCache, columns: int) -> None:
+        """The rows of the other cache go behind these ones, aligned on the right.
+
+        columns: of the longer one.
+        """
+        for layer, new in zip(self.layers, other.layers, strict=True):
+            for name in ("conv_states", "recurrent_states"):  # linear attention: {index: [B, ...]}
+                states = getattr(layer, name, {})
+                for index, state in list(states.items()):
+                    if state is not None:
+                        states[index] = torch.cat([state, getattr(new, name)[index]])
+            if getattr(layer, "keys", None) is not None:
+                keys = align_right([layer.keys, new.keys])
+                values = align_right([layer.values, new.values])
+                set_columns(layer, keys, values)
+                layer.cumulative_length = columns
+
+
+def align_right(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Keys or values [B, kv heads, columns, D] of several batches as one."""
+    columns = max(part.shape[2] for part in parts)
+    return torch.cat([pad(part, (0, 0, columns - part.shape[2], 0)) for part in parts])
+
+
+def set_columns(layer: DynamicLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Other columns in place of a layer's own, without free ones behind them."""
+    layer.keys = keys
+    layer.values = values
+    layer.free = 0
+    layer.held_keys = None
+    layer.held_values = None
+
 
 class RoomyLayer(DynamicLayer):
     """Full attention's keys and values, with free columns behind them (decision 1).
 
-    keys, values: [B, kv heads, columns, D], views of what is held.
+    keys, values: [B, kv heads, columns, D]. room: tokens that will come. free: columns.
     """
 
-    def __init__(self, layer: DynamicLayer, limit: int):
-        """layer: a prefilled one. limit: the most columns there will be."""
+    def __init__(self, room: int):
         super().__init__()
-        self.limit = limit
-        self.dtype = layer.dtype
-        self.device = layer.device
-        self.is_initialized = True
-        self.place(layer.keys, layer.values)
-
-    def place(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        free = min(CACHE_STEP, self.limit - keys.shape[2])
-        self.held_keys = pad(keys, (0, 0, 0, free))
-        self.held_values = pad(values, (0, 0, 0, free))
-        self.use(keys.shape[2])
-
-    def use(self, columns: int) -> None:
-        """The first columns are in use, those behind them are free."""
-        self.keys = self.held_keys[:, :, :columns]
-        self.values = self.held_values[:, :, :columns]
+        self.step = math.ceil(room / math.ceil(room / CACHE_STEP))
+        self.free = 0
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
-        first = self.keys.shape[2]
-        last = first + keys.shape[2]
-        if last > self.held_keys.shape[2]:
-            self.place(self.keys, self.values)
-        self.held_keys[:, :, first:last] = keys
-        self.held_values[:, :, first:last] = values
-        self.use(last)
+        columns = self.get_seq_length()
+        if not columns:  # a prefill
+            return super().update(keys, values)
+        if not self.free:
+            self.held_keys = pad(self.keys, (0, 0, 0, self.step))
+            self.held_values = pad(self.values, (0, 0, 0, self.step))
+            self.free = self.step
+        self.held_keys[:, :, columns : columns + 1] = keys
+        self.held_values[:, :, columns : columns + 1] = values
+        self.keys = self.held_keys[:, :, : columns + 1]
+        self.values = self.held_values[:, :, : columns + 1]
+        self.free -= 1
         return self.keys, self.values
 
     def reorder_cache(self, rows: torch.Tensor) -> None:
-        self.place(self.keys[rows], self.values[rows])
-
-
-def join(caches: Sequence[KVCache]) -> KVCache:
-    """One cache for the rows of all, aligned on the right. It is the first of them, changed."""
-    if len(caches) > 1:
-        for layers in zip(*(cache.layers for cache in caches), strict=True):
-            join_states(layers)
-            if getattr(layers[0], "keys", None) is not None:
-                join_columns(layers)
-    return caches[0]
-
-
-def join_states(layers: Sequence) -> None:
-    """Linear attention: {index: state [B, ...]} by name. All rows go into the first layer."""
-    for name in ("conv_states", "recurrent_states"):
-        states = getattr(layers[0], name, {})
-        for index, state in list(states.items()):
-            if state is not None:
-                states[index] = torch.cat([getattr(layer, name)[index] for layer in layers])
-
-
-def join_columns(layers: Sequence) -> None:
-    """Keys and values [B, kv heads, columns, D]. All rows go into the first layer."""
-    first = layers[0]
-    # Of the cache, not of the prompts: sliding windows hold fewer.
-    columns = max(layer.keys.shape[2] for layer in layers)
-    for name in ("keys", "values"):
-        held = [getattr(layer, name) for layer in layers]
-        aligned = [pad(x, (0, 0, columns - x.shape[2], 0)) for x in held]
-        setattr(first, name, torch.cat(aligned))
-    if hasattr(first, "cumulative_length"):
-        first.cumulative_length = max(layer.cumulative_length for layer in layers)
+        set_columns(self, self.keys[rows], self.values[rows])
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
@@ -236,25 +286,42 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, *
     return output.reshape(rows, heads, 1, -1).transpose(1, 2), None
 
 
+# ---------------------------------------------------------------- random numbers
+
+
 class UniformStreams:
-    """One stream of uniform numbers per rollout, drawn in blocks."""
+    """One stream of uniform numbers per row, drawn in blocks, each row at its own place in it."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.device = device
-        self.used = RANDOM_BLOCK
+        self.used = RANDOM_BLOCK  # columns of the block
+        self.generators: list[torch.Generator] = []
+        self.block = torch.empty(0, RANDOM_BLOCK, dtype=torch.float64, device=device)
+        self.add(seeds)
+
+    def add(self, seeds: Sequence[int]) -> None:
+        """New rows, at the start of their streams, for what is left of the block."""
+        new = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = self.draw(new, RANDOM_BLOCK - self.used)
+        self.block = torch.cat([self.block, pad(drawn, (self.used, 0))])
+        self.generators += new
+
+    def draw(self, generators: Sequence[torch.Generator], n: int) -> torch.Tensor:
+        """The next n numbers of each stream [B, n]. A stream does not depend on how it is cut."""
+        drawn = torch.empty(len(generators), n, dtype=torch.float64)
+        for row, generator in zip(drawn, generators, strict=True):
+            row.uniform_(generator=generator)
+        return drawn.to(self.device)
 
     def next(self) -> torch.Tensor:
         """One number for each row [B]."""
         if self.used == RANDOM_BLOCK:
-            size = dict(size=(RANDOM_BLOCK,), dtype=torch.float64)
-            drawn = [torch.rand(generator=generator, **size) for generator in self.generators]
-            self.block = torch.stack(drawn).to(self.device)  # [B, RANDOM_BLOCK]
+            self.block = self.draw(self.generators, RANDOM_BLOCK)
             self.used = 0
         self.used += 1
         return self.block[:, self.used - 1]
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows."""
-        self.generators = [self.generators[i] for i in rows.tolist()]
+        self.generators = [self.generators[row] for row in rows.tolist()]
         self.block = self.block[rows]

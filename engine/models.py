@@ -31,10 +31,10 @@ from transformers.utils import is_torchvision_available
 from transformers.utils.import_utils import is_kernels_available
 
 from engine.images import chat, prompt_tokens
+from engine.memory import cache_bytes
 from engine.questions import Question, open_images
 
 Tensors = dict[str, torch.Tensor]  # an encoded prompt, or a batch
-CACHE_BYTES = 4 * 2**30  # encoded prompts kept by one Encoder, pixels included
 # Tensors with one row per token. All others (pixel values, grids) have one row per image or patch.
 TOKEN_KEYS = ("input_ids", "mm_token_type_ids", "token_type_ids")
 
@@ -199,12 +199,11 @@ def render(processor, text: str, system: str = "", turns=(), **template) -> str:
 
 class Encoder:
     """The prompts of one model as tensors. Within a step each prompt is encoded once, as far as
-    CACHE_BYTES go.
+    `cache_bytes` go.
 
     template: arguments of the chat template. For prompts without a question (summaries, hints,
-        verdicts)
-    thinking is switched off where the template has the switch: they have too few tokens to think
-    first."""
+    verdicts) thinking is switched off where the template has the switch: they have too few tokens
+    to think first."""
 
     def __init__(self, processor, template: dict | None = None):
         self.processor = processor
@@ -218,7 +217,7 @@ class Encoder:
         """Forget all prompts: a new step has others."""
         self.prompts = {}
         self.lengths = {}
-        self.bytes_left = CACHE_BYTES
+        self.bytes_left = cache_bytes()
 
     def __call__(self, text: str, question: Question | None = None) -> Tensors:
         """The encoded prompt. Callers share its tensors: nobody may change them in place."""

@@ -10,6 +10,7 @@ Decisions where the paper is silent (texts and golds: cleaning.py; pixels: image
 3. Of a chat the last user turn is the question. A system turn and earlier turns stay, without
    format directives and image markers: all images stand before the question.
 4. JSON and CSV files are read here: `datasets` makes numbers and dates of golds such as "007".
+   They do without that library, as the embedded world does: it is imported where it is used.
 5. Options in a column of their own are listed behind the question, and the gold is then a letter. A
    number is the place of an option, counted from 0.
 """
@@ -21,13 +22,12 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import getitem
 from pathlib import Path
 
-import datasets
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -55,7 +55,7 @@ COLUMNS = {  # without a map: the first name that exists
 }
 UNSEEN = ("video", "videos", "audio", "audios")  # what no question can show
 ROLES = ("system", "user", "assistant")
-Rows = datasets.Dataset | list[dict]  # of a data set, or of a text file
+Rows = Sequence[dict]  # a datasets.Dataset, or the list of a text file's rows
 DECODER = json.JSONDecoder(parse_float=str, parse_int=str)  # decision 4: numbers stay as written
 
 
@@ -112,7 +112,7 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
     features = features_of(rows)
     names = map_columns(source, features, columns)
     others = rows
-    if isinstance(rows, datasets.Dataset):
+    if not isinstance(rows, list):
         rows = undecoded(rows)
         pictures = {name.split(".")[0] for name in features if is_kind("Image", features[name])}
         others = rows.remove_columns(sorted(pictures))
@@ -143,7 +143,7 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
 
 def open_source(source, split: str, config: str | None) -> tuple[Rows, str]:
     """(rows, folder where relative image names start) of a source. Raises DataError."""
-    if isinstance(source, datasets.Dataset):
+    if not isinstance(source, str | Path):
         return source, ""
     path = Path(source).absolute()
     folder = str(path if path.is_dir() else path.parent)
@@ -151,11 +151,16 @@ def open_source(source, split: str, config: str | None) -> tuple[Rows, str]:
     try:
         if kind in (".jsonl", ".json", ".csv"):
             return part_of(read_text_file(source), split), folder
+        import datasets  # decision 4
+
         if kind == ".parquet":
             return datasets.load_dataset("parquet", data_files=source, split=split), folder
         return datasets.load_dataset(source, config, split=split), folder
     except DataError:
         raise
+    except ModuleNotFoundError as error:
+        fix = "pip install datasets, or give --data as a .jsonl, .json or .csv file"
+        raise DataError(f"{source}, split={split!r}: needs a library ({error}): {fix}") from error
     except Exception as error:  # the library raises many kinds; their messages list what exists
         cause = error.__cause__ or repr(error)
         what = f"cannot be opened with split={split!r}, config={config!r}: {cause}"
@@ -166,6 +171,10 @@ def open_source(source, split: str, config: str | None) -> tuple[Rows, str]:
 
 def part_of(rows: list[dict], split: str) -> list[dict]:
     """The rows that a split names: "train", "train[:100]", "train[10%:]"."""
+    if split == "train":
+        return rows
+    import datasets  # decision 4
+
     (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({"train": len(rows)})
     if part.from_ >= part.to:
         raise ValueError("there are no such rows")
@@ -212,7 +221,7 @@ def read_json(path: str, text: str) -> list:
 
 def features_of(rows: Rows) -> dict:
     """{name of a column or of a nested field: its feature, None in a text file}."""
-    if isinstance(rows, datasets.Dataset):
+    if not isinstance(rows, list):
         return names_in(rows.features)
     return {name: None for row in rows for name in names_in(row)}
 
@@ -257,8 +266,9 @@ def is_kind(kind: str, feature) -> bool:
     return re.match(rf"(List\()?({kind})\(", repr(feature)) is not None
 
 
-def undecoded(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same rows, but their image cells are {"bytes", "path"}: no pixel is decoded."""
+def undecoded(rows):
+    """The same data set, but its image cells are {"bytes", "path"}: no pixel is decoded."""
+    import datasets  # decision 4
 
     def undecode(feature: dict) -> dict:
         return feature | {"decode": False} if feature.get("_type") == "Image" else feature
@@ -384,9 +394,9 @@ def written_gold(row: dict, names: list[str], features: dict) -> tuple:
         return answer, worked_answer(answer)[1]
     if isinstance(answer, bool):
         return answer, "boolean"
-    if isinstance(feature, datasets.ClassLabel) and answer in range(feature.num_classes):
+    if is_kind("ClassLabel", feature) and answer in range(feature.num_classes):
         return feature.int2str(answer), "class name"
-    if isinstance(answer, float) and feature == datasets.Value("float32"):
+    if isinstance(answer, float) and repr(feature) == "Value('float32')":
         return np.float32(answer), "float32"  # as a Python float 0.1 is 0.10000000149
     return answer, "column"
 

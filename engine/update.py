@@ -18,7 +18,7 @@ Decisions:
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -27,12 +27,14 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils.memory import clear_device_cache
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from engine.logprobs import token_jsd, token_logprobs
+from engine.memory import out_of_memory, segments_that_grow
 from engine.models import (
     Encoder,
     Tensors,
@@ -45,8 +47,7 @@ from engine.models import (
 )
 from engine.questions import Question
 
-# Of a micro-batch, as a share of a full one's cost: kernels to start, gradients to add up.
-FIXED_COST = 1 / 16
+LEAST_TOKENS = 512  # smaller micro-batches would not help where memory runs out
 
 
 @dataclass
@@ -68,8 +69,8 @@ class Policy(torch.nn.Module):
     """The student as a map from (prompts, responses) to log-probs: this is what accelerate wraps.
 
     Inputs of all methods: batch, prompts + responses [B, L] of `models.collate`; position_ids of
-    the batch; predicts, bool [B, L] of `models.response_positions`. All outputs are [N] over the
-    response tokens, row after row.
+    the batch; predicts, bool [B, L] of `models.response_positions`, or the places in the flattened
+    batch where it is True [N]. All outputs are [N] over the response tokens, row after row.
     """
 
     def __init__(self, model, banned: Sequence[int] = ()):
@@ -92,59 +93,52 @@ class Policy(torch.nn.Module):
 
     def log_probs(self, batch: dict, position_ids: torch.Tensor, predicts: torch.Tensor):
         """(log-probs, entropies)."""
-        hidden = last_hidden(self.model, batch, position_ids)[predicts]  # [N, H]
+        hidden = last_hidden(self.model, batch, position_ids, predicts)  # [N, H]
         weight, cap = lm_head(self.model)
         next_tokens = batch["input_ids"].roll(-1, dims=-1)  # [B, L]: what each position predicts
-        return token_logprobs(hidden, weight, next_tokens[predicts], self.banned, cap)
+        tokens = next_tokens.flatten()[predicts.flatten()]
+        return token_logprobs(hidden, weight, tokens, self.banned, cap)
 
     def divergences(self, batch: dict, position_ids: torch.Tensor, predicts: torch.Tensor, teacher):
         """(divergences from the teacher, entropies of the student)."""
-        hidden = last_hidden(self.model, batch, position_ids)[predicts]  # [N, H]
+        hidden = last_hidden(self.model, batch, position_ids, predicts)  # [N, H]
         weight, cap = lm_head(self.model)
         teacher_weight, teacher_cap = lm_head(teacher)
         with torch.no_grad():
-            target = last_hidden(teacher, batch, position_ids)[predicts]  # [N, H of the teacher]
+            target = last_hidden(teacher, batch, position_ids, predicts)  # [N, H of the teacher]
         return token_jsd(hidden, weight, target, teacher_weight, cap, teacher_cap)
 
 
-def last_hidden(model, batch: dict, position_ids: torch.Tensor) -> torch.Tensor:
-    """The last hidden states [B, L, H], before the head."""
+def last_hidden(model, batch: dict, position_ids, predicts: torch.Tensor) -> torch.Tensor:
+    """The last hidden states that predict response tokens [N, H], before the head."""
     backbone = getattr(model, model.base_model_prefix)
-    return backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state
+    hidden = backbone(**batch, position_ids=position_ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[predicts.flatten()]
 
 
 # ---------------------------------------------------------------- one step
 
 
 def micro_batches(lengths: Sequence[int], budget: int, world: int) -> list[list[int]]:
-    """Rows cut into micro-batches, a multiple of `world`, at the least cost: padded tokens and a
-    fixed cost for each.
+    """Rows cut into micro-batches, the longest rows first, each filled up to the budget.
 
+    No row is padded to more than twice its length: NCQ prompts are far longer than plain ones.
     lengths: tokens of each row. budget: tokens of a micro-batch, padding included; a longer row is
-    a micro-batch of its own. Returns positions in `lengths`, the longest rows first: memory runs
-    out at once or never, and `world` neighbours, one for each process, are of like size. The last
-    ones are empty where rows are few.
+    a micro-batch of its own. Returns positions in `lengths`, a multiple of `world` lists of them.
+    Memory runs out at once or never, and `world` neighbours, one for each process, are of like
+    size. The last lists are empty where rows are few.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    least, start = (
-        [0.0],
-        [0],
-    )  # of the first j rows: the least cost, and where their last micro-batch starts
-    for j in range(1, len(order) + 1):
-        costs = {}
-        for i in reversed(range(j)):  # rows i to j - 1 are one micro-batch, as wide as row i
-            padded = lengths[order[i]] * (j - i)
-            if costs and padded > budget:
-                break
-            costs[i] = least[i] + padded
-        start.append(min(costs, key=costs.get))
-        least.append(costs[start[j]] + budget * FIXED_COST)
-    found, j = [], len(order)
-    while j:
-        found.insert(0, order[start[j] : j])
-        j = start[j]
-    share_out(found, lengths, world)
-    return found
+    batches: list[list[int]] = []
+    width = 0  # of the last micro-batch: the length of its first row
+    for i in order:
+        full = not batches or width * (len(batches[-1]) + 1) > budget
+        if full or width > 2 * lengths[i]:
+            batches.append([])
+            width = lengths[i]
+        batches[-1].append(i)
+    share_out(batches, lengths, world)
+    return batches
 
 
 def share_out(batches: list[list[int]], lengths: Sequence[int], world: int) -> None:
@@ -253,7 +247,9 @@ class Learner:
         positions = position_ids(self.accelerator.unwrap_model(self.policy).model, batch)
         # No token sees the padding on its right, and attention is faster without a mask.
         del batch["attention_mask"]
-        return batch, positions, predicts.to(self.accelerator.device)
+        # Places, not a mask: on a GPU the host would wait for it to know how many there are.
+        places = predicts.flatten().nonzero().squeeze(-1)
+        return batch, positions, places.to(self.accelerator.device)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this micro-batch's gradient. loss: its share of the loss; the shares of all processes
@@ -261,6 +257,23 @@ class Learner:
         """
         # accelerate averages gradients over processes
         (loss * self.accelerator.num_processes).backward()
+
+    def retried(self, act: Callable, *given):
+        """act(self, *given): all gradients of one optimiser step, or log-probs.
+
+        Where memory runs out on a single process it is done again, with smaller micro-batches.
+        """
+        while True:
+            try:
+                return act(self, *given)
+            except RuntimeError as error:
+                alone = self.accelerator.num_processes == 1
+                if not alone or self.micro_tokens < LEAST_TOKENS or not out_of_memory(error):
+                    raise
+            self.micro_tokens //= 2
+            self.optimizer.zero_grad()
+            clear_device_cache(garbage_collection=True)
+            tqdm.write(f"out of memory in the update: on with --micro_tokens {self.micro_tokens}")
 
     def step(self, max_grad_norm: float) -> float | None:
         """One optimiser step on the gradients so far. Returns their norm, None if it is not finite:
@@ -305,6 +318,7 @@ def make_accelerator(**settings) -> Accelerator:
     # Its gradients need a scaler, and log-probs of 12,288 tokens more digits.
     if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise SystemExit("--mixed_precision fp16 is not known here: launch with bf16 or no")
+    segments_that_grow()
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # for another process's rollouts
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), waiting]
     # Not on Apple's GPUs: they have no float64.

@@ -73,7 +73,7 @@ def test_bytes_are_those_of_a_real_cache():
         model = make(name)
         costs, asked = costs_of(model), [{"input_ids": torch.arange(7)}] * 2
         with torch.no_grad():
-            layers = prefill(model, asked, torch.device("cpu"))[1].layers
+            layers = prefill(model, asked, torch.device("cpu"))[1].cache.layers
         keys = sum(x.keys.numel() + x.values.numel() for x in layers if getattr(x, "keys", None) is not None)
         states = sum(s.numel() for x in layers for s in getattr(x, "recurrent_states", {}).values())
         assert keys == costs.keys * 2 * 7 and states == costs.state * 2
