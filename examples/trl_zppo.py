@@ -135,12 +135,12 @@ class ZPPOTrainer(GRPOTrainer):
         rows = gather_object([dict(zip(COLUMNS, row)) for row in sampled])
         rows = rows[: len(requests) * n]
         self.rows += rows  # in the order of the groups
-        replies = [self.reply(row["completion_ids"]) for row in rows]
+        replies = []
+        for row in rows:
+            tokens = row["completion_ids"]
+            text = self.processing_class.decode(tokens, skip_special_tokens=True)
+            replies.append(Reply(text, tokens, tokens[-1] in self.eos_token_ids))
         return [replies[i : i + n] for i in range(0, len(replies), n)]
-
-    def reply(self, tokens: list[int]) -> Reply:
-        text = self.processing_class.decode(tokens, skip_special_tokens=True)
-        return Reply(text, tokens, tokens[-1] in self.eos_token_ids)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         """One rollout step of ours in place of TRL's.

@@ -194,8 +194,7 @@ def judged_rows(files: list[tuple], held: set[str], processor):
             fate = unwanted(made["subset"], value, held)
             if not fate:
                 question, fate = clean_row(value["question"], value["answer"], cells)
-            if not fate:
-                fate = unfit(question, processor)
+            fate = fate or unfit(question, processor)
             if not fate:
                 made |= {"uid": question.uid, "question": question.text}
                 made |= {"answer": question.answer, "images": [*map(image_bytes, cells)]}

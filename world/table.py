@@ -125,7 +125,7 @@ def draw(signs: str, rng: random.Random) -> Image.Image:
     return image
 
 
-def box(x: int, y: int, dx: int, dy: int) -> tuple:
+def box(x, y, dx, dy):
     """(left, top, right, bottom) around the centre (x, y), dx and dy from the centre."""
     return x - dx, y - dy, x + dx, y + dy
 
@@ -161,9 +161,9 @@ def questions() -> tuple[list[Question], dict]:
     for start, *signs in product(PLACES, SIGNS, SIGNS, ("", *SIGNS)):
         chains.append((start, "".join(signs)))
     random.Random("split/0").shuffle(chains)
-    kinds = product(FAMILIES, ("known", "hard"))
-    held_out = {"/".join(kind): [] for kind in kinds}
+    held_out = {}
     for family in FAMILIES:
+        held_out |= {f"{family}/known": [], f"{family}/hard": []}
         for _ in range(HELD_OUT):
             chain = chains.pop()
             kind = "hard" if misremembered(table, student, *chain) else "known"
