@@ -8,8 +8,8 @@
                                         differences with intervals (App. F.6)
 
 --out has a line per question, written every 4 * --rows questions of a process; the same command
-goes on where it was stopped. Beside it: .summary.json (every number, also by category) and
-.judged.jsonl (what needed a judge, and why).
+goes on where it was stopped, another command is refused. Beside it: .summary.json (every number,
+also by category) and .judged.jsonl (what needed a judge, and why).
 """
 
 import sys
@@ -62,25 +62,34 @@ def evaluate(
     key = (seed, "evaluate")
     asked = in_order(questions)
     requests = [
-        Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked
+        Request("evaluate", q.uid, prompts.plain_prompt(q.text), q)
+        for _, q in asked
     ]
     replies = [reply for (reply,) in actor(requests, 1, sampling, key, "evaluate")]
     pairs = [
-        (question, reply) for (_, question), reply in zip(asked, replies, strict=True)
+        (question, reply)
+        for (_, question), reply in zip(asked, replies, strict=True)
     ]
     if score is None:
         score = partial(score_own, reward=reward)
     scores = score(pairs, partial(ask, judge, key) if judge else None)
     records = []
-    for (family, question), reply, scored in zip(asked, replies, scores, strict=True):
+    for (family, question), reply, scored in zip(
+        asked, replies, scores, strict=True
+    ):
         record = dict(
-            family=family, uid=question.uid, response=reply.text, gold=question.answer
+            family=family,
+            uid=question.uid,
+            response=reply.text,
+            gold=question.answer,
         )
         records.append(record | scored)
     return records
 
 
-def in_order(questions: dict[str, Sequence[Question]]) -> list[tuple[str, Question]]:
+def in_order(
+    questions: dict[str, Sequence[Question]],
+) -> list[tuple[str, Question]]:
     """(family, question) of all questions."""
     return [
         (family, question) for family in questions for question in questions[family]
@@ -91,7 +100,7 @@ def score_own(
     pairs: Sequence[tuple], ask: Callable | None, reward: Callable | None
 ) -> list[dict]:
     """Reward and end of each (question, reply)."""
-    items = [(q.text, reply.text, q.answer, q.free_form) for q, reply in pairs]
+    items = [(q.text, reply.text, q.answer, q.free_form, None, q.row) for q, reply in pairs]
     values = rewards.score(items, ask, reward)
     ends = [reply.finished for _, reply in pairs]
     return [
@@ -131,7 +140,9 @@ class Arguments:
         "", "folder that holds every benchmark as owner/name; empty: the hub"
     )
     ids: list[str] = option(list, "benchmarks elsewhere: ai2d=owner/name")
-    judge: str = option("", "the judge: model folder, hub id or http://host:port/v1")
+    judge: str = option(
+        "", "the judge: model folder, hub id or http://host:port/v1"
+    )
     judge_name: str = option("", "a served judge's name on its server")
     judge_prompts: str = option(
         "",
@@ -142,7 +153,9 @@ class Arguments:
     max_new_tokens: int = option(
         0, "response length; 0: 12288, for the embedded world 64", 0
     )
-    limit: int = option(0, "about so many rows of each benchmark; 0: all", 0)
+    limit: int = option(
+        0, "about so many rows of each benchmark or family; 0: all", 0
+    )
     frames: int = option(32, "frames of a video", 1)
     rows: int = option(128, "responses generated at a time on each process", 1)
     min_pixels: int = option(
@@ -201,7 +214,17 @@ def measure(args: Arguments) -> None:
     ):  # the others find what it has downloaded and read
         questions, exam = load_all(args)
     results = Results(Path(args.out), settings)
+    unused = [
+        f"--{name}"
+        for name in ("suite", "benchmarks", "paper")
+        if getattr(args, name)
+    ]
+    if unused and not exam:
+        print_main(
+            f"these questions are no benchmark's: {', '.join(unused)} ignored"
+        )
     model = load_actor(args.model, args.model_name, args, accelerator)
+    check_sight(model, questions)
     judge = (
         load_actor(args.judge, args.judge_name, args, accelerator)
         if args.judge
@@ -229,7 +252,9 @@ def set_defaults(args: Arguments) -> None:
     args.max_pixels = args.max_pixels or largest
 
 
-def load_all(args: Arguments) -> tuple[dict[str, Sequence[Question]], object | None]:
+def load_all(
+    args: Arguments,
+) -> tuple[dict[str, Sequence[Question]], object | None]:
     """(the questions to ask by benchmark or family, the exam if they are benchmarks')."""
     if args.data:
         questions, counted = load_questions(
@@ -240,13 +265,39 @@ def load_all(args: Arguments) -> tuple[dict[str, Sequence[Question]], object | N
                 f"{counted['free_form']} golds are no short answers: give --judge"
             )
             raise DataError(f"{args.data}: {problem}")
-        return {"data": questions}, None
-    if not (args.suite or args.benchmarks):
-        return world.questions()[1], None
-    from suite.exam import Exam
+        found = {"data": questions}
+    elif args.suite or args.benchmarks:
+        from suite.exam import Exam
 
-    exam = Exam(args)
-    return exam.questions, exam
+        exam = Exam(args)
+        return exam.questions, exam
+    else:
+        found = world.questions()[1]
+    if args.limit:
+        found = {family: evenly(found[family], args.limit) for family in found}
+    return found, None
+
+
+def evenly(questions: Sequence[Question], n: int) -> list[Question]:
+    """At most n questions, evenly spaced."""
+    n = min(n, len(questions))
+    return [questions[i * len(questions) // n] for i in range(n)]
+
+
+def check_sight(
+    model: Actor | ServedActor, questions: dict[str, Sequence[Question]]
+) -> None:
+    """Raises DataError where a model of texts alone would be asked about images."""
+    if isinstance(model, ServedActor) or hasattr(
+        model.processor, "image_processor"
+    ):
+        return
+    seen = [
+        family for family in questions if any(q.images for q in questions[family])
+    ]
+    if seen:
+        what = f"the questions of {', '.join(seen)} have images"
+        raise DataError(f"the model reads text alone, but {what}: leave them out")
 
 
 def load_actor(
@@ -262,7 +313,12 @@ def load_actor(
         actor.check()
         return actor
     dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
-    actor = Actor.load(name, accelerator, dtype, rows=args.rows, **settings)
+    try:
+        actor = Actor.load(name, accelerator, dtype, rows=args.rows, **settings)
+    except (
+        SystemExit
+    ) as error:  # its one sentence; the status of a wrong option is 2
+        raise DataError(str(error)) from error
     actor.encoder.bytes_left = 0  # a prompt is asked once: none is kept
     return actor
 

@@ -51,7 +51,7 @@ from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
 from extras.setup import fit_rows, load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
-from rewards import load_reward
+from rewards import Response, load_reward
 from zppo import (
     Context,
     Group,
@@ -128,9 +128,8 @@ class Run:
         questions, held_out, self.data_report = load_data(args)
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
-        picture = next((question for question in questions if question.images), None)
         self.student, self.teacher = load_actors(
-            args, recipe, self.accelerator, self.seconds, self.interrupted, picture
+            args, recipe, self.accelerator, self.seconds, self.interrupted, questions
         )
         self.server = self.teacher if isinstance(self.teacher, ServedActor) else None
         self.learner = make_learner(
@@ -147,11 +146,18 @@ class Run:
         self.by_uid = {question.uid: question for question in self.questions}
         self.data = fingerprint(self.questions)
         self.broken: set[str] = set()  # questions whose images could not be read
-        self.reward = load_reward(args.reward) if args.reward else None
+        self.reward = self.own_reward() if args.reward else None
         self.buffer = ReplayBuffer(recipe.buffer_capacity)
         self.done = 0  # steps
         self.bad_updates = 0  # decision 4
         self.reason = ""  # why the run stops before its last step
+
+    def own_reward(self) -> Callable:
+        """--reward, called on the first question: it may need columns of its row."""
+        question = self.questions[0]
+        box = f"\\boxed{{{question.answer}}}"
+        example = Response(question.text, box, question.answer, False, None, question.row)
+        return load_reward(self.args.reward, example)
 
     def look(self) -> None:
         """--preview: nothing is written."""

@@ -52,7 +52,7 @@ import prompts
 from engine.options import option
 from engine.questions import Question
 from engine.update import Learner, Row
-from generate import Reply, Request, Sampling, ask, seed_of
+from generate import Request, Sampling, ask, seed_of
 from rewards import extract_boxed, score
 
 COMPRESSION_TOKENS = 512  # Table 8
@@ -144,8 +144,8 @@ class Group:
     @property
     def accuracy(self) -> float:
         """The student's. A teacher's response replaced a wrong rollout, so it counts as wrong."""
-        by_student = [rollout for rollout in self.rollouts if not rollout.by_teacher]
-        return sum(rollout.reward for rollout in by_student) / len(self.rollouts)
+        right = [rollout.reward and not rollout.by_teacher for rollout in self.rollouts]
+        return sum(right) / len(right)
 
 
 @dataclass
@@ -206,12 +206,11 @@ def scored_rollouts(
     """n scored rollouts of each request. The teacher judges those with a free-form gold answer."""
     sampling = Sampling(max_new_tokens=ctx.recipe.max_response_tokens)
     rows = actor(requests, n, sampling, ctx.key, phase)
-    replies: list[Reply] = []
-    items = []
+    replies, items = [], []
     for request, row in zip(requests, rows, strict=True):
         x = request.question
         replies += row
-        items += [(x.text, reply.text, x.answer, x.free_form) for reply in row]
+        items += [(x.text, reply.text, x.answer, x.free_form, None, x.row) for reply in row]
     judge = partial(ask, ctx.teacher, ctx.key)
     rewards = score(items, judge, ctx.reward)
     rollouts = []
@@ -243,8 +242,7 @@ def select(
     waiting = hardest_first(ctx, plain)
     if not refill:
         waiting = waiting[:cap]
-    pool: list[HardQuestion] = []
-    rows: list[list[Rollout]] = []
+    pool, rows = [], []
     while waiting and len(pool) < cap:
         # decision 2: in rounds, because most questions beyond the cap need no teacher
         size = math.ceil((cap - len(pool)) / len(recipe.branches))
@@ -264,10 +262,9 @@ def hardest_first(ctx: Context, plain: Sequence[Group]) -> list[Group]:
     if not ctx.recipe.branches:
         return []
 
-    def rank(group: Group) -> tuple[float, int]:
+    def rank(group: Group):
         # decision 1: ties are broken at random
-        tie_break = seed_of(*ctx.key, "tie", group.question.uid)
-        return group.accuracy, tie_break
+        return group.accuracy, seed_of(*ctx.key, "tie", group.question.uid)
 
     hard = [group for group in plain if group.accuracy < ctx.recipe.tau]
     return sorted(hard, key=rank)
@@ -318,7 +315,7 @@ def reformulate(ctx: Context, chosen: Sequence[HardQuestion]) -> list[Group]:
     """
     candidates = [candidate_traces(ctx, hard) for hard in chosen]
     # decision 3: a trace that BCQ and NCQ share is compressed once
-    traces: dict[int, Rollout] = {}
+    traces = {}
     for row in candidates:
         traces |= {id(trace): trace for trace in row}
     texts = compress(ctx, list(traces.values()))
@@ -604,9 +601,8 @@ def summarise(groups: Sequence[Group], recipe: Recipe) -> Metrics:
     kinds = ["plain", "bcq", "ncq"]
     kinds += [branch for branch in recipe.branches if branch in ("hint", "prefix")]
     # Off-Distill's teacher groups are not rollouts of the student: no kind stands for them.
-    by_kind: dict[str, list[Group]] = {kind: [] for kind in kinds}
-    rollouts = []
-    positive = []
+    by_kind = {kind: [] for kind in kinds}
+    rollouts, positive = [], []
     for group in groups:
         if group.kind not in by_kind:
             continue
@@ -636,15 +632,19 @@ def dump(groups: Sequence[Group]) -> list[dict]:
     """A few plain prompts and all others, with candidates and rollouts, for Tables 16-17."""
     plain = [group for group in groups if group.kind == "plain"]
     others = [group for group in groups if group.kind != "plain"]
-    records = []
-    for group in plain[:PLAIN_IN_DUMP] + others:
-        record = {"uid": group.question.uid, "kind": group.kind, "gold": group.question.answer}
-        record["prompt"] = group.prompt
+    return [dumped(group) for group in plain[:PLAIN_IN_DUMP] + others]
+
+
+def dumped(group: Group) -> dict:
+    return {
+        "uid": group.question.uid,
+        "kind": group.kind,
+        "gold": group.question.answer,
+        "prompt": group.prompt,
         # BCQ: the correct one first; the prompt has them in random order.
-        record["candidates"] = group.candidates
-        record["rollouts"] = [
+        "candidates": group.candidates,
+        "rollouts": [
             {"text": rollout.text, "answer": rollout.answer, "reward": rollout.reward}
             for rollout in group.rollouts
-        ]
-        records.append(record)
-    return records
+        ],
+    }

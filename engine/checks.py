@@ -22,8 +22,11 @@ SWITCHES = ("sliding_window", "attention_chunk_size", "original_max_position_emb
 
 def check_student(path: str) -> None:
     """Refuse quantised weights: an optimiser cannot move them."""
-    quantised = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
-    if quantised:
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except Exception:
+        return  # to load the model will say what is wrong
+    if quantised := getattr(config, "quantization_config", None):
         kind = dict(quantised).get("quant_method", "")
         raise SystemExit(f"--student {path} is quantised ({kind}): name the model it was made from")
 

@@ -21,7 +21,7 @@ class Results:
 
     Beside it stand .args.json and, when the run is finished, .summary.json. All processes read, the
     main one writes. done: {uid: record}, at first those of a start that was stopped; a finished run
-    starts anew. Raises SystemExit where an unfinished run with other settings is in the way.
+    starts anew. Raises SystemExit where a run with other settings is in the way, finished or not.
     """
 
     def __init__(self, path: Path, settings: dict):
@@ -31,13 +31,14 @@ class Results:
         self.summary = path.with_suffix(".summary.json")
         self.done = {}
         described = path.with_suffix(".args.json")
-        if path.exists() and described.exists() and not self.summary.exists():
+        if path.exists() and described.exists():
             old = json.loads(described.read_text(encoding="utf-8"))
-            refuse_changes(
-                path, old, settings, "go on with that, or choose another --out"
-            )
-            # A last line that was cut short is left out.
-            self.done = {record["uid"]: record for record in read_records(path)}
+            fix = "go on with that, or choose another --out"
+            refuse_changes(path, old, settings, fix)
+            if not self.summary.exists():
+                # A last line that was cut short is left out.
+                records = read_records(path)
+                self.done = {record["uid"]: record for record in records}
         state.wait_for_everyone()  # all have read
         if self.main:
             self.summary.unlink(missing_ok=True)
@@ -60,9 +61,7 @@ class Results:
             return
         write_records(records, self.path)
         judged = [
-            record
-            for record in records
-            if record.get("method", "rule") != "rule"
+            record for record in records if record.get("method", "rule") != "rule"
         ]
         if judged:
             write_records(judged, self.path.with_suffix(".judged.jsonl"))

@@ -24,9 +24,9 @@ from rewards import answers_match
 LOOKS = pd.read_csv(Path(__file__).with_name("rows.csv"), index_col="method")
 # By method: label, colour, line, marker.
 ROWS = dict(zip(LOOKS.index, LOOKS.itertuples(index=False)))
-ORDER = list(ROWS)
 KEYS = ["method", "seed"]
 FATES = ["graduated", "evicted", "in the buffer"]
+RESAMPLES = 10_000  # of the bootstrap
 
 
 # ---------------------------------------------------------------- what runs have left
@@ -54,23 +54,18 @@ def read_runs(paths: Iterable[Path]) -> Runs:
         metrics += [run | line for line in read_records(path / "metrics.jsonl")]
         answers += [run | answer for answer in answers_of(path)]
         entries += [run | entry for entry in entries_of(path)]
-    return Runs(
-        paths=found,
-        metrics=pd.DataFrame(metrics).set_index(KEYS).astype(float),
-        held_out=held_out_table(answers),
-        admissions=admissions_table(entries),
-    )
+    metrics = pd.DataFrame(metrics).set_index(KEYS).astype(float)
+    return Runs(found, metrics, held_out_table(answers), admissions_table(entries))
 
 
-def find_runs(paths: Iterable[Path]) -> dict[tuple[str, int], Path]:
+def find_runs(paths: Iterable[Path]) -> dict:
     """{(method, seed): folder}, in the order of Runs."""
     found = {}
     for path in paths:
         for name in ("args.json", "metrics.jsonl"):
             if not (path / name).exists():
                 raise SystemExit(f"{path} holds no step of train.py: {name} is missing")
-        text = (path / "args.json").read_text(encoding="utf-8")
-        args = json.loads(text)
+        args = json.loads((path / "args.json").read_bytes())
         key = (args["method"], args["seed"])
         if key in found:
             raise SystemExit(f"{path} and {found[key]} are the same method with the same seed")
@@ -81,7 +76,7 @@ def find_runs(paths: Iterable[Path]) -> dict[tuple[str, int], Path]:
 def place_in_tables(row: tuple) -> tuple:
     """A sort key for tuples that begin with a method."""
     method, *rest = row
-    return ORDER.index(method), *rest
+    return LOOKS.index.get_loc(method), *rest
 
 
 def answers_of(path: Path) -> Iterator[dict]:
@@ -96,21 +91,19 @@ def entries_of(path: Path) -> list[dict]:
     states = sorted(path.glob("checkpoints/step_*/state.json"))
     if not states:
         return []
-    newest = states[-1].read_text(encoding="utf-8")
-    buffer = json.loads(newest)["buffer"]
+    buffer = json.loads(states[-1].read_bytes())["buffer"]
     return buffer["history"] + buffer["entries"]
 
 
 def held_out_table(answers: list[dict]) -> pd.DataFrame:
     table = pd.DataFrame(answers, columns=[*KEYS, "family", "when", "reward"])
     shares = table.pivot_table("reward", [*KEYS, "family"], "when", sort=False)
-    return (100 * shares).reindex(columns=["before", "after"])
+    return 100 * shares.reindex(columns=["before", "after"])
 
 
 def admissions_table(entries: list[dict]) -> pd.DataFrame:
     columns = "uid accuracy step visits fate fate_step".split()
-    table = pd.DataFrame(entries, columns=KEYS + columns)
-    table = table.set_index(KEYS)
+    table = pd.DataFrame(entries, columns=KEYS + columns).set_index(KEYS)
     table["visits"] = table.visits.map(len)
     table["fate"] = table.fate.fillna("in the buffer")
     table["admitted"] = 1
@@ -137,16 +130,12 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
     share = table.graduated / n
     z = 1.959964  # 95% of a normal distribution lie within z standard deviations
     centre = share + z**2 / (2 * n)
-    variance = share * (1 - share) / n
-    reach = z * np.sqrt(variance + (z / (2 * n)) ** 2)
+    reach = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     scale = 1 + z**2 / n
     # At 0% and 100% rounding may put a bound on the wrong side of the share.
     low = np.minimum((centre - reach) / scale, share)
     high = np.maximum((centre + reach) / scale, share)
-    table["percent"] = 100 * share
-    table["low"] = 100 * low
-    table["high"] = 100 * high
-    return table
+    return table.assign(percent=100 * share, low=100 * low, high=100 * high)
 
 
 def fates_by_visits(admissions: pd.DataFrame) -> pd.DataFrame:
@@ -187,9 +176,7 @@ def relation(record: dict, rollout: dict) -> str:
     return "negative" if negative else "neither"
 
 
-def cluster_bootstrap(
-    scores: pd.DataFrame, reference: str, resamples: int = 10_000, seed: int = 0
-) -> pd.DataFrame:
+def cluster_bootstrap(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
     """F.6, on one (scale, family) block: how much better each method is than the reference.
 
     scores: accuracies in percent, a line per benchmark, a column per method. Returns for each
@@ -198,17 +185,12 @@ def cluster_bootstrap(
     with replacement, one shared resample for all methods.
     """
     deltas = scores.sub(scores[reference], axis=0)
-    rng = np.random.default_rng(seed)
     n = len(scores)
-    draws = rng.integers(n, size=(resamples, n))
-    means = deltas.to_numpy()[draws].mean(1)  # [resamples, methods]
+    draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    means = deltas.to_numpy()[draws].mean(1)  # [RESAMPLES, methods]
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    wins = (deltas > 0).sum()
     table = pd.DataFrame({"mean": scores.mean(), "delta": deltas.mean()})
-    table["low"] = low
-    table["high"] = high
-    table["wins"] = wins
-    return table
+    return table.assign(low=low, high=high, wins=(deltas > 0).sum())
 
 
 # ---------------------------------------------------------------- the screen
@@ -221,39 +203,32 @@ def print_tables(runs: Runs, dumps: int) -> None:
     accuracy["std"] = held_out.after.std()
     accuracy["seeds"] = held_out.size()
     admissions = runs.admissions.groupby("method", sort=False)
-    print_table("Held-out accuracy (%), mean over seeds; std: over seeds, after training", accuracy)
     fates = admissions.apply(fates_by_visits)
     audited = audit_table(runs, dumps)
+    print_table("Held-out accuracy (%), mean over seeds; std: over seeds, after training", accuracy)
     print_table("Graduation by plain accuracy at admission (Fig. 4)", admissions.apply(graduation))
     print_table("Fates of admissions by number of visits (Figs. 20-24)", fates)
-    print_table(
-        "BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)",
-        audited,
-    )
+    print_table("BCQ and NCQ answers v the candidates, newest dumps (Tables 16-17)", audited)
 
 
 def audit_table(runs: Runs, dumps: int) -> pd.DataFrame:
     """How many rollouts of each (method, kind of prompt) had which relation, also in percent."""
     audited = []
     for (method, _), path in runs.paths.items():
-        files = sorted(path.glob("dumps/*.jsonl"))
-        for file in files[-dumps:]:
-            pairs = audit(read_records(file))
-            audited += [(method, *pair) for pair in pairs]
+        for file in sorted(path.glob("dumps/*.jsonl"))[-dumps:]:
+            audited += [(method, *pair) for pair in audit(read_records(file))]
     audited.sort(key=place_in_tables)
     table = pd.DataFrame(audited, columns=["method", "prompt", "answer"])
     counts = table.value_counts(sort=False).to_frame("rollouts")
     totals = counts.groupby(["method", "prompt"]).transform("sum")
-    counts["percent"] = 100 * counts / totals
-    return counts
+    return counts.assign(percent=100 * counts / totals)
 
 
 def print_table(title: str, table: pd.DataFrame) -> None:
     """The table with the methods' names as in the paper; nothing if the table is empty."""
     if table.empty:
         return
-    labels = {method: look.label for method, look in ROWS.items()}
-    table = table.rename(labels, level="method")
+    table = table.rename(LOOKS.label, level="method")
     text = table.to_string(float_format="{:.1f}".format, na_rep="-")
     print(f"{title}\n\n{text}\n")
 
@@ -263,9 +238,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     folders = "output folders of train.py; grouped by method, then seed"
-    newest = "newest dumps of each run that are audited (default 3)"
     parser.add_argument("runs", nargs="+", type=Path, help=folders)
-    parser.add_argument("--dumps", type=int, default=3, help=newest)
+    parser.add_argument("--dumps", type=int, default=3, help="newest dumps to audit (default 3)")
     args = parser.parse_args(argv)
     print_tables(read_runs(args.runs), args.dumps)
 

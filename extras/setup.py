@@ -5,6 +5,8 @@ the type train.Arguments.
 """
 
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +19,7 @@ import baselines
 from engine.checks import check_model, check_sight, check_student
 from engine.memory import rows_that_fit
 from engine.models import Encoder, encode, render, tokenizer_of
-from engine.questions import DataError, Question, intact, load_questions
+from engine.questions import DataError, Question, intact, load_questions, open_images
 from engine.screen import print_main
 from extras.served import ServedActor
 from generate import Actor
@@ -60,12 +62,12 @@ def load_actors(
     accelerator: Accelerator,
     seconds: dict,
     stop: threading.Event,
-    picture: Question | None = None,
+    questions: Sequence[Question] = (),
 ) -> tuple[Actor, Actor | ServedActor]:
     """Student and teacher.
 
     seconds: both add their wall-clock time there, by phase. stop: ends the waiting for a served
-    teacher. picture: a question with images, if there are any: the server is asked with it.
+    teacher. questions: a server is asked with the images of one of them.
     """
     load = partial(
         Actor.load,
@@ -85,7 +87,7 @@ def load_actors(
                 f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} "
                 "serves only text: give --teacher a model folder or hub id"
             )
-        teacher = connect(args, recipe, student, seconds, stop, picture)
+        teacher = connect(args, recipe, student, seconds, stop, questions)
     else:
         # The teacher only ever writes text (or logits, in distillation).
         bf16 = accelerator.mixed_precision == "bf16"
@@ -127,7 +129,7 @@ def connect(
     student: Actor,
     seconds: dict,
     stop: threading.Event,
-    picture: Question | None,
+    questions: Sequence[Question],
 ) -> ServedActor:
     """A teacher behind a URL that has answered as training will ask."""
     try:
@@ -143,12 +145,21 @@ def connect(
             stop=stop,
         )
         if set(recipe.branches) - {"ncq"}:
-            teacher.check(recipe.max_response_tokens, picture)
+            teacher.check(recipe.max_response_tokens, first_picture(questions))
         else:  # NCQ alone asks for summaries
             teacher.check(COMPRESSION_TOKENS)
     except ConnectionError as error:
         raise SystemExit(f"--teacher: {error}") from error
     return teacher
+
+
+def first_picture(questions: Sequence[Question]) -> Question | None:
+    """The first question with images that can be decoded."""
+    for question in questions:
+        with suppress(DataError):
+            if open_images(question):
+                return question
+    return None
 
 
 def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> None:
@@ -166,24 +177,29 @@ def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> 
 def usable(
     args, questions: list[Question], held_out: dict, student: Actor, teacher
 ) -> tuple[list[Question], dict[str, list[Question]]]:
-    """The questions within budget, if there are enough for a step; held-out ones whose images can
-    be decoded, too. Both models must see images where there are any; a server is asked."""
+    """The questions within budget; held-out ones, too, if their images can be decoded. Both models
+    must see images where there are any. A server is asked."""
     check_sight(f"--student {args.student}", student.processor, questions)
     if isinstance(teacher, Actor):
         check_sight(f"--teacher {args.teacher}", teacher.processor, questions)
-    questions = within_budget(args, questions, student)
-    if len(questions) < args.new_per_step:
-        few = f"{len(questions)} usable questions are fewer than one step needs"
-        raise SystemExit(f"{few}: lower --new_per_step")
     for family, asked in held_out.items():
         check_sight(f"--student {args.student}", student.processor, asked)
-        asked = within_budget(args, asked, student)
+        asked = short_enough(args, asked, student)
         held_out[family], _, _ = intact(asked, [], set())
-    return questions, held_out
+    return within_budget(args, questions, student), held_out
 
 
 def within_budget(args, questions: list[Question], student: Actor) -> list[Question]:
-    """The questions whose plain prompt is not too long. How many are left out is said."""
+    """The questions whose plain prompt is not too long, if there are enough for a step."""
+    kept = short_enough(args, questions, student)
+    if len(kept) < args.new_per_step:
+        few = f"{len(kept)} usable questions are fewer than one step needs"
+        raise SystemExit(f"{few}: lower --new_per_step")
+    return kept
+
+
+def short_enough(args, questions: list[Question], student: Actor) -> list[Question]:
+    """The questions whose plain prompt is not too long. The screen says how many are left out."""
     hidden = None if PartialState().is_main_process else True
     kept = []
     for question in tqdm(questions, desc="prompt budget", leave=False, disable=hidden):

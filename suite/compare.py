@@ -12,9 +12,8 @@ from engine.results import accuracies, means
 from extras.analysis import cluster_bootstrap
 from suite.entries import BENCHMARKS, BY_NAME, FAMILIES, Benchmark
 
-TABLES = (
-    Path(__file__).parent.parent / "docs" / "paper.csv"
-)  # Tables 1-3, 10-13, 19-21
+# Tables 1-3, 10-13, 19-21
+TABLES = Path(__file__).parent.parent / "docs" / "paper.csv"
 
 
 def summarise(records: Sequence[dict]) -> dict[str, dict]:
@@ -33,22 +32,26 @@ def summary_of(entry: Benchmark, records: Sequence[dict]) -> dict:
     counts |= Counter(record["method"] for record in records)
     counts["unfinished"] = sum(not record["finished"] for record in records)
     summary = {"score": None, "counts": counts, "beside": {}, "groups": {}}
-    rewards = [record["reward"] for record in records]
-    if None in rewards:
+    if any(record["reward"] is None for record in records):
         return summary
-    groups = {group: by_group(records, group) for group in entry.groups}
-    parts = [100 * reward for reward in rewards]
+    summary["score"] = score_of(entry, records)
+    settled = [record for record in records if record["method"] != "unsettled"]
+    if settled and len(settled) < len(records):
+        summary["settled"] = score_of(entry, settled)
+    for name, value in beside(entry.name, records).items():
+        if not np.isnan(value):
+            summary["beside"][name] = value
+    for group in entry.groups:
+        summary["groups"][group] = by_group(records, group)
+    return summary
+
+
+def score_of(entry: Benchmark, records: Sequence[dict]) -> float:
+    """The mean over records in percent, or over the means of the group that `average` names."""
+    parts = [100 * record["reward"] for record in records]
     if entry.average:
-        parts = list(groups[entry.average].values())
-    others = beside(entry.name, records)
-    others = {
-        name: value for name, value in others.items() if not np.isnan(value)
-    }
-    return summary | {
-        "score": float(np.mean(parts)),
-        "beside": others,
-        "groups": groups,
-    }
+        parts = list(by_group(records, entry.average).values())
+    return float(np.mean(parts))
 
 
 def by_group(records: Sequence[dict], group: str) -> dict[str, float]:
@@ -101,9 +104,7 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
     for kind in ("strict", "loose"):
         mastered = shares[f"CM {kind}"]
         rote = shares[f"RM {kind}"]
-        shares[f"RM rate {kind}"] = (
-            100 * rote / (mastered + rote) if rote else 0.0
-        )
+        shares[f"RM rate {kind}"] = 100 * rote / (mastered + rote) if rote else 0.0
         # The published 100 - IG / 2 - RM - IK.
         shares[f"score {kind}"] = mastered + shares["IG"] / 2
     return shares
@@ -116,9 +117,7 @@ def macro(
     result = {}
     for family in FAMILIES:
         names = [entry.name for entry in BENCHMARKS if entry.family == family]
-        values = [
-            scores[name] for name in names if scores.get(name) is not None
-        ]
+        values = [scores[name] for name in names if scores.get(name) is not None]
         if values:
             mean = float(np.mean(values))
             result[family] = (mean, len(values), len(names))
@@ -138,20 +137,28 @@ def paper(row: str) -> dict[str, float]:
     return {entry.name: float(numbers[entry.paper]) for entry in known}
 
 
-def report(
-    numbers: dict[str, dict], theirs: dict[str, dict[str, float]]
-) -> str:
+def report(numbers: dict[str, dict], theirs: dict[str, dict[str, float]]) -> str:
     """What `summarise` returns, as a table. theirs: {name of a column: its scores}."""
     ours = {name: one["score"] for name, one in numbers.items()}
     columns = {"ours": ours} | theirs
+    shown = dict(columns)
+    settled = {
+        name: one["settled"] for name, one in numbers.items() if "settled" in one
+    }
+    if settled:
+        shown["settled"] = settled  # decision 3 of scorers.py
     rows = [one["counts"] for one in numbers.values()]
     counts = pd.DataFrame(rows, list(numbers))
     counts = counts.fillna(0).astype(int)
-    table = pd.DataFrame(columns, counts.index).join(counts)
+    table = pd.DataFrame(shown, counts.index).join(counts)
     lines = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
     for name, one in numbers.items():
         for key, value in one["beside"].items():
             lines.append(f"{name}, {key}: {value:.1f}")
+        if "unreadable" in one:
+            rows = one["counts"]["rows"]
+            n = one["unreadable"]
+            lines.append(f"{name}: {rows:,} of {rows + n:,} rows, {n} unreadable")
     others = counts.index[counts.rows != counts.published]
     if len(others):
         lines.append(f"not the published number of rows: {', '.join(others)}")
@@ -173,9 +180,7 @@ def compare(names: Sequence[str]) -> str:
     table = pd.DataFrame(scores).dropna()
     families = []
     for name in table.index:
-        families.append(
-            BY_NAME[name].family if name in BY_NAME else "questions"
-        )
+        families.append(BY_NAME[name].family if name in BY_NAME else "questions")
     text = []
     for family, block in table.groupby(families, sort=False):
         intervals = cluster_bootstrap(block, names[0])
@@ -189,9 +194,12 @@ def scores_of(name: str) -> dict[str, float | None]:
     """The scores in a results file or in a row of the paper's tables. Raises ValueError."""
     if name.startswith("paper:"):
         return paper(name.removeprefix("paper:"))
-    records = read_records(Path(name))
+    try:
+        records = read_records(Path(name))
+        numbers = summarise(records)
+        families = accuracies(records)
+    except Exception as error:  # a file of anything else
+        raise ValueError(f"{name}: no file of results ({error!r})") from error
     if not records:
         raise ValueError(f"{name}: no such file of results")
-    numbers = summarise(records)
-    scores = {benchmark: one["score"] for benchmark, one in numbers.items()}
-    return scores or accuracies(records)
+    return {key: one["score"] for key, one in numbers.items()} or families

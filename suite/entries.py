@@ -54,7 +54,9 @@ class Benchmark:
     )  # two columns: of rows with options, of rows without
     # One column with all options (see rows.option_texts), or one column for each option.
     options: Sequence[str] = ()
-    drawn: int = 0  # options whose texts stand in the question or only in the picture
+    drawn: int = (
+        0  # options whose texts stand in the question or only in the picture
+    )
     shuffled: bool = False
     encoding: str = (
         "letter"  # of a gold among options: letter, index (0-based) or text
@@ -64,6 +66,7 @@ class Benchmark:
     ] = ()  # a column, its value in rows with options, its values in rows without
     images: Sequence[str] = ()
     video: str = ""
+    video_alias: str = ""  # the name of this column in another source
     subtitles: bool = False
     needs: Sequence[str] = ()  # further columns that the scorer reads
     groups: Sequence[
@@ -72,7 +75,9 @@ class Benchmark:
     average: str = (
         ""  # the group over whose means the score is the mean; none: over rows
     )
-    together: str = ""  # rows that are scored together have one value in this column
+    together: str = (
+        ""  # rows that are scored together have one value in this column
+    )
     where: Sequence[str] = ()  # a column and an ending: only these rows
     strip: str = ""  # pattern of a wish for a format in the questions
     clean: bool = True  # False: a wish for a format is part of the task
@@ -170,9 +175,11 @@ def read_splits(
 def read_rows(files: list[Path]) -> datasets.Dataset:
     """The rows of these files alone: other splits may be large, or of other columns."""
     datasets.disable_progress_bars()  # one for each small file
-    kind = KINDS[files[0].suffix]
-    names = [str(file) for file in files]
-    return undecoded(datasets.load_dataset(kind, data_files=names, split="train"))
+    # We-Math's rows are there twice, in files of two types: the one that stands first in KINDS.
+    ending = min((file.suffix for file in files), key=list(KINDS).index)
+    names = [str(file) for file in files if file.suffix == ending]
+    rows = datasets.load_dataset(KINDS[ending], data_files=names, split="train")
+    return undecoded(rows)
 
 
 def by_header(folder: Path, config: str) -> dict[str, list[Path]]:

@@ -6,15 +6,27 @@ training reads none of the suite.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 
 import pandas as pd
 from tqdm import tqdm
 
 from engine.questions import DataError
+from engine.screen import print_main
 from suite.compare import compare, paper, report, summarise  # noqa: F401
 from suite.entries import BENCHMARKS, BY_NAME, Benchmark, find_all
 from suite.rows import load
 from suite.scorers import JUDGES, read_prompts, score
+
+# What OCRBench v2's scorer imports: {module: package}. lmms-eval does not bring the others.
+OCR_PACKAGES = {
+    "lmms_eval": "lmms-eval",
+    "apted": "apted",
+    "distance": "Distance",
+    "jieba": "jieba",
+    "editdistance": "editdistance",
+    "Levenshtein": "Levenshtein",
+}
 
 
 class Exam:
@@ -27,12 +39,18 @@ class Exam:
         self.prompts = read_prompts(args.judge_prompts)
         self.theirs = {args.paper: paper(args.paper)} if args.paper else {}
         self.questions = {}
+        self.unreadable = {}
         entries = chosen(args)
         folders = find_all(entries, args.root)
         bar = tqdm(entries, "loading", leave=False, disable=None)
         for entry, folder in zip(bar, folders, strict=True):
-            items = load(entry, folder, self.prompts, args.frames, args.limit)
+            items, problems = load(
+                entry, folder, self.prompts, args.frames, args.limit
+            )
             self.questions[entry.name] = items
+            self.unreadable[entry.name] = len(problems)
+            for problem in problems:
+                print_main(f"{problem}: this row is left out")
 
     def score(self, asked: Sequence[tuple], ask: Callable | None) -> list[dict]:
         """What a record says of each (item, reply) beside them. ask: see scorers.score."""
@@ -48,12 +66,20 @@ class Exam:
     def report(self, records: Sequence[dict]) -> tuple[dict, str]:
         """(every number, the table)."""
         numbers = summarise(records)
+        for name, n in self.unreadable.items():
+            if n:
+                numbers[name]["unreadable"] = n
         return numbers, report(numbers, self.theirs)
 
 
 def chosen(args) -> list[Benchmark]:
     """The benchmarks of --suite and --benchmarks, with the sources of --ids. Raises DataError."""
-    ids = dict(pair.split("=", 1) for pair in args.ids)
+    ids = {}
+    for pair in args.ids:
+        name, _, source = pair.partition("=")
+        if not source:
+            raise DataError(f"--ids {pair}: expected benchmark=owner/name")
+        ids[name] = source
     names = [
         entry.name for entry in BENCHMARKS if args.suite in (entry.family, "all")
     ]
@@ -69,6 +95,14 @@ def chosen(args) -> list[Benchmark]:
     if judged and not args.judge:
         fix = "give --judge, or leave them out"
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; {fix}")
+    ocr = [entry.name for entry in entries if entry.scorer == "ocrbench"]
+    missing = [
+        package for module, package in OCR_PACKAGES.items() if not find_spec(module)
+    ]
+    if ocr and missing:
+        # Before anything is generated: the responses could not be scored.
+        fix = f"pip install {' '.join(missing)}"
+        raise DataError(f"{', '.join(ocr)}: the scorer needs more packages: {fix}")
     return [
         replace(entry, sources=[ids[entry.name]]) if entry.name in ids else entry
         for entry in entries
@@ -77,15 +111,6 @@ def chosen(args) -> list[Benchmark]:
 
 def listing() -> str:
     """The benchmarks as a table."""
-    columns = [
-        "name",
-        "family",
-        "sources",
-        "configs",
-        "splits",
-        "size",
-        "terms",
-        "scorer",
-    ]
+    columns = "name family sources configs splits size terms scorer".split()
     table = pd.DataFrame(map(asdict, BENCHMARKS))
     return table[columns].to_string(index=False, max_colwidth=48)

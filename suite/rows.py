@@ -1,14 +1,18 @@
 """Rows of a benchmark's snapshot in; questions with their options, golds, images and frames out.
 
 Decisions:
-1. What is not as suite/benchmarks.yaml says stops with a DataError that says what was expected and
-   found: a wrong guess would be a wrong number. Another number of rows than published is no error;
-   the table shows both.
-2. Options are listed under the question as "A. text"; not where the question has them, or is itself
-   in the picture.
+1. A row that is not as suite/benchmarks.yaml says is left out, named and counted: a wrong guess
+   would be a wrong number. Where a column is missing, or more than 2% of the rows are like this, the
+   set is refused. Another number of rows than published is no error; the table shows both.
+2. Options are listed under the question as "A. text", or as letters alone where their texts are not
+   known; not where the question has them, or is itself in the picture.
 3. GPQA's options are shuffled by a seed of their own row: one order for every model and --seed.
-4. Precision and unit that MathVista and CharXiv score by are asked for in a sentence of ours.
+4. What MathVista, CharXiv and DynaMath score by (precision, unit, words of the chart) is asked for
+   in a sentence of ours. So is what Video-MMMU says of a video: its last frame may show a quiz.
 5. A row's uid is its set, config, split and number.
+6. Where a row has one picture, every marker of an image means it. Options that are only the letters
+   A, B, ... or that picture have no known text: a gold among them is a letter.
+7. MMLU-Redux: where the right answer "depends on interpretation", any letter counts.
 """
 
 import ast
@@ -36,6 +40,7 @@ from suite.media import find_file, picture, sample, subtitles
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 IN_PICTURE = "Answer the question in the picture."
 MARKER = re.compile(r"<image[ _]?(\d*)>")
+UNREADABLE = 0.02  # of a set's rows: with more the set is refused (decision 1)
 AROUND = re.compile(r"^(\s*<image[ _]?\d*>)+\s*|\s*(<image[ _]?\d*>\s*)+$")
 
 
@@ -60,7 +65,8 @@ class Media(NamedTuple):
 
     images: tuple
     intro: str  # what introduces a video
-    names: dict  # {k of the marker <image k>: what the text calls its picture}
+    # {k of the marker <image k>, "" where there is one picture: what the text calls it}
+    names: dict
 
 
 def load(
@@ -69,29 +75,35 @@ def load(
     prompts: dict,
     frames: int = 32,
     limit: int | None = None,
-) -> list[Item]:
-    """The questions of a benchmark from the folder of its set. Raises DataError.
+) -> tuple[list[Item], list[str]]:
+    """(the questions of a benchmark, a sentence for each row that cannot be read).
 
-    prompts: configs/judges.toml. frames: of a video. limit: see places_of.
+    folder: of its set. prompts: configs/judges.toml. frames: of a video. limit: see places_of.
+    Raises DataError.
     """
     items = []
-    uid = entry.name
+    problems = []
+    withheld = f" ({entry.withheld})" if entry.withheld else ""
     try:
-        for place in places_of(entry, folder, limit):
-            split = place["split"] if entry.every_split else ""
-            parts = (entry.name, place["config"], split, str(place["number"]))
-            uid = "/".join(filter(None, parts))  # decision 5
-            row = place["rows"][place["number"]] | place
-            media = media_of(entry, row, folder, frames)
-            prepare = PREPARE[entry.prepare]
-            for i, part in enumerate(prepare(row, prompts)):
-                suffix = f".{i}" if i else ""
-                items.append(item_of(entry, uid + suffix, row | part, media))
-    # What rows of another form raise; DataError is a ValueError.
-    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:
-        withheld = f" ({entry.withheld})" if entry.withheld else ""
-        raise DataError(f"{uid}: {error}{withheld}") from error
-    return items
+        places = places_of(entry, folder, limit)
+    except Exception as error:  # the formats have errors of their own
+        raise DataError(f"{entry.name}: {error}{withheld}") from error
+    for place in places:
+        split = place["split"] if entry.every_split else ""
+        parts = (entry.name, place["config"], split, str(place["number"]))
+        uid = "/".join(filter(None, parts))  # decision 5
+        try:
+            items += items_of(entry, uid, place, folder, prompts, frames)
+        except (
+            Exception
+        ) as error:  # DataError, or whatever a row of another form raises
+            problems.append(f"{uid}: {error}{withheld}")
+        if len(problems) > UNREADABLE * len(places):
+            rest = (
+                f"more than {UNREADABLE:.0%} of {len(places)} rows cannot be read"
+            )
+            raise DataError(f"{problems[0]}; {rest}")
+    return items, problems
 
 
 def expect(value, known):
@@ -142,6 +154,8 @@ def check_columns(
         needed.add(entry.question)
     needed.discard("")
     there = {name.casefold(): name for name in rows.column_names}
+    if entry.video_alias in there:
+        there.setdefault(entry.video, entry.video_alias)
     missing = sorted(name for name in needed if name.casefold() not in there)
     if missing:
         raise DataError(f"expected columns {missing}, found {rows.column_names}")
@@ -176,6 +190,24 @@ def asked_rows(entry: Benchmark, rows: datasets.Dataset) -> Sequence[int]:
 # ---- a row's images, and its questions -----------------------------------------------------------
 
 
+def items_of(
+    entry: Benchmark,
+    uid: str,
+    place: dict,
+    folder: Path,
+    prompts: dict,
+    frames: int,
+) -> list[Item]:
+    """The questions of one row: CharXiv's rows have five."""
+    row = place["rows"][place["number"]] | place
+    media = media_of(entry, row, folder, frames)
+    items = []
+    for i, part in enumerate(PREPARE[entry.prepare](row, prompts)):
+        suffix = f".{i}" if i else ""
+        items.append(item_of(entry, uid + suffix, row | part, media))
+    return items
+
+
 def media_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> Media:
     """What is seen with a row's questions. Raises DataError where something is missing."""
     images = ()
@@ -187,8 +219,11 @@ def media_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> Media:
         if row.get(column) in (None, ""):
             continue
         images += (picture(row["rows"], row["number"], column, folder),)
-        name = "the image after the frames" if entry.video else f"image {len(images)}"
-        names[re.sub(r"\D", "", column) or "1"] = f"[{name}]"
+        name = f"image {len(images)}"
+        if entry.video:
+            name = "the image after the frames"
+            intro += "The image after the frames belongs to the question.\n"
+        names[re.sub(r"\D", "", column)] = f"[{name}]"
     if not images and entry.family == "vlm" and entry.name != "mmvet":
         columns = " or ".join(entry.images)
         raise DataError(f"expected an image in {columns}, found none")
@@ -261,8 +296,10 @@ def text_of(
     if entry.clean:
         text = clean_text(text, 1)
     text = text or IN_PICTURE
-    if question and entry.options and any(options):
-        text = "\n".join([text, *lettered(options)])
+    if question and entry.options and options:
+        letters = ", ".join(LETTERS[: len(options)])
+        lines = lettered(options) or [f"Options: {letters}"]
+        text = "\n".join([text, *lines])
     return text
 
 
@@ -270,7 +307,7 @@ def named(text: str, names: dict) -> str:
     """The text with the names of its pictures in the place of markers. Raises DataError."""
 
     def name_of(marker):
-        return names[expect(marker[1] or "1", names)]
+        return names.get("") or names[expect(marker[1] or "1", names)]  # decision 6
 
     return MARKER.sub(name_of, text) if names else text
 
@@ -278,7 +315,9 @@ def named(text: str, names: dict) -> str:
 # ---- options and golds ---------------------------------------------------------------------------
 
 
-def options_of(entry: Benchmark, row: dict, question: str, names: dict) -> list[str]:
+def options_of(
+    entry: Benchmark, row: dict, question: str, names: dict
+) -> list[str]:
     """The texts of a row's options; [] without any. question: where they stand without columns."""
     if entry.kind:
         column, *kinds = entry.kind
@@ -289,8 +328,11 @@ def options_of(entry: Benchmark, row: dict, question: str, names: dict) -> list[
         cells = cells[0]
     elif entry.drawn and not cells:
         cells = lines_with_letters(question)
-    texts = option_texts(cells, entry.drawn)
-    return [named(text, names) for text in texts]
+    texts = [named(text, names) for text in option_texts(cells, entry.drawn)]
+    letters = list(LETTERS[: len(texts)])
+    if texts == letters or set(texts) == {names.get("")}:  # decision 6
+        return [""] * len(texts)
+    return texts
 
 
 def option_texts(cell, drawn: int) -> list[str]:
@@ -301,18 +343,38 @@ def option_texts(cell, drawn: int) -> list[str]:
     """
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         cell = ast.literal_eval(cell.strip())
+        if cell and isinstance(
+            cell[0], list
+        ):  # one row of MMMU-Pro is one level deeper
+            cell = cell[0]
     elif isinstance(cell, str):
-        cell = re.split(r";\s*(?=[A-J]\.)", cell)
+        cell = split_at_letters(cell)
     elif isinstance(cell, dict):
         cell = [cell[letter] for letter in sorted(cell) if cell[letter]]
     texts = [str(text).strip() for text in cell or [""] * drawn]
-    if texts == list(LETTERS[: len(texts)]):  # only the letters are given: drawn
-        return [""] * len(texts)
     plain = []
     for letter, text in zip(LETTERS, texts):
         plain.append(re.sub(rf"^\(?{letter}[.:)]\s*", "", text))
-    all_had_letters = all(one != text for one, text in zip(plain, texts, strict=True))
+    all_had_letters = all(
+        one != text for one, text in zip(plain, texts, strict=True)
+    )
     return plain if all_had_letters else texts
+
+
+def split_at_letters(text: str) -> list[str]:
+    """The options of "A. x;B. y": cut before each next letter.
+
+    A letter behind a semicolon goes first, because three rows of We-Math lack some semicolons.
+    """
+    options = []
+    for letter in LETTERS[1:]:
+        cut = re.search(rf";\s*(?={letter}\.)", text)
+        cut = cut or re.search(rf"\s*(?={letter}\.\s*\S)", text)
+        if not cut:
+            break
+        options.append(text[: cut.start()])
+        text = text[cut.end() :]
+    return [*options, text]
 
 
 def lines_with_letters(question: str) -> list[str]:
@@ -332,16 +394,19 @@ def gold_numbers(
 ) -> tuple[int, ...]:
     """The numbers (0-based) of the right options. encoding: letter, index (0-based) or text.
 
-    A gold that should be a letter may be the text of an option.
+    A gold that should be a letter may be letters, one a line, or the text of an option.
     Raises DataError where a gold is none of the options.
     """
     texts = [str(gold).strip() for gold in golds]
+    letters = re.fullmatch(r"\(?[A-Z][).]?(\s*\n\s*\(?[A-Z][).]?)*", texts[0])
     if encoding == "index":
         numbers = [
             int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)
         ]
-    elif encoding == "letter" and re.fullmatch(r"\(?[A-Z][).]?", texts[0]):
-        numbers = [LETTERS.index(texts[0].strip("()."))]
+    elif letters and (encoding == "letter" or not any(options)):
+        numbers = [
+            LETTERS.index(letter) for letter in re.findall("[A-Z]", texts[0])
+        ]
     else:
         numbers = [i for i, option in enumerate(options) if option == texts[0]][:1]
     if not numbers or max(numbers) >= len(options):
@@ -357,21 +422,26 @@ def as_it_is(row: dict, prompts: dict) -> list:
     return [{}]
 
 
+CHARXIV_FORMS = {
+    1: " Answer in words that stand in the chart, unless a letter is asked for: labels and names of "
+    "subplots in full, several terms with commas between them.",
+    2: " Answer with one of the options if the question has any, else in a short phrase.",
+    3: " Answer with a number that stands in the chart, even if it is only about right.",
+}
+
+
 def charxiv(row: dict, prompts: dict) -> list:
     """One reasoning question and four descriptive ones, whose texts are templates for a place."""
     question = row["reasoning_q"]
     answer = str(row["reasoning_a"])
     kind = expect(int(row["reasoning_a_type"]), (1, 2, 3, 4))
-    if kind == 4:  # decision 4
-        decimals = len(answer.partition(".")[2])
-        form = f"with {decimals} decimals" if decimals else "as an integer"
-        question += f" Give the answer {form}."
+    decimals = len(answer.partition(".")[2])
+    form = f"with {decimals} decimals" if decimals else "as an integer"
+    question += CHARXIV_FORMS.get(kind, f" Give the answer {form}.")  # decision 4
     asked = [("reasoning", kind, question, answer)]
     place = row["subplot_loc"] or "the current plot"
     if row["subplot_row"] and not row["subplot_loc"]:
-        place = (
-            f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
-        )
+        place = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
     for i in "1234":
         number = expect(int(row[f"descriptive_q{i}"]), range(1, 20))
         rubric, question = prompts["charxiv_questions"][number - 1]
@@ -387,6 +457,22 @@ def charxiv(row: dict, prompts: dict) -> list:
         )
         for half, rubric, question, answer in asked
     ]
+
+
+def dynamath(row: dict, prompts: dict) -> list:
+    """A float must be right to 0.001 (decision 4)."""
+    question = row["question"]
+    if row["answer_type"] == "float":
+        question += " Give the answer with 3 decimals."
+    return [{"question": question}]
+
+
+def videommmu(row: dict, prompts: dict) -> list:
+    """Where the question is about the video, a quiz in the last frame is none of it (decision 4)."""
+    question = row["question"]
+    if row["config"] != "Adaptation":
+        question += " The last frame may show a quiz: ignore it."
+    return [{"question": question}]
 
 
 def mathvista(row: dict, prompts: dict) -> list:
@@ -415,6 +501,8 @@ def redux(row: dict, prompts: dict) -> list:
     elif fix and error in ("wrong_groundtruth", "multiple_correct_answers"):
         found = re.findall(r"(?<![A-Za-z0-9])(?:\d+|[A-D])(?![A-Za-z0-9])", fix)
         gold = [LETTERS.index(one) if one in LETTERS else int(one) for one in found]
+        if "depends on interpretation" in fix:  # decision 7
+            gold = list(range(len(choices)))
         if not gold or (len(gold) > 1 and error == "wrong_groundtruth"):
             expected = "the number or letter of an option in correct_answer"
             raise DataError(f"expected {expected}, found {fix!r}")
@@ -456,6 +544,8 @@ def capabilities(row: dict, prompts: dict) -> list:
 PREPARE = {
     "": as_it_is,
     "charxiv": charxiv,
+    "dynamath": dynamath,
+    "videommmu": videommmu,
     "mathvista": mathvista,
     "redux": redux,
     "multichallenge": multichallenge,

@@ -3,16 +3,17 @@
 Decisions where the paper is silent:
 1. A rule sees only the final answer, the content of the last box. Without a box the judge is asked
    (the metrics of InfographicVQA and OCRBench v2 have no judge: they take the text behind the
-   thoughts).
+   thoughts; VLMs-are-Blind asks for curly brackets: there they are a box).
 2. A rule settles a number against a number, and a choice that is clear: exactly one option, several
-   options, or a letter that no option has. Not clear are "2" among options that are no numbers, a
-   letter whose text is another option's, an answer that fits two options. So a wrong choice is
-   never taken for a right one.
-3. Without a judge an unsettled answer counts as wrong, and the table says how many there are.
+   options, or a letter that no option has. A letter comes first: "B" is option B, also where another
+   option's text is "B". Not clear are "2" among options that are no numbers, and an answer that
+   fits two options. So a wrong choice is never taken for a right one.
+3. Without a judge an unsettled answer counts as wrong; beside the score stands the one without it.
 4. The official judges are asked in words of ours (configs/judges.toml), which a file with the
    published ones replaces. A reply that does not keep to its form counts as wrong and is counted.
-5. MathVista takes the nearest choice only where there is a final answer; DynaMath's substring rule
-   needs a text.
+   HLE's own judge also asks for a confidence, for a calibration error; ours does not.
+5. MathVista takes the nearest choice only where there is a final answer. DynaMath's substring rule
+   needs a text, and is not for a number against another number.
 """
 
 import json
@@ -91,6 +92,10 @@ def by_rule(item: Item, response: str) -> Score:
     """
     scorer = BY_NAME[item.benchmark].scorer
     answer = extract_boxed(response)  # decision 1: the final answer alone
+    if answer is None and scorer == "blind":
+        # "{5}", or "rows={3} columns={4}"
+        found = re.findall(r"\w*=?\{[^{}]*\}", behind_thoughts(response))
+        answer = " ".join(found) or None
     if scorer in JUDGES:
         return Score(None, "official judge")
     if scorer in METRICS:
@@ -129,16 +134,26 @@ def answer_rule(item: Item, answer: str) -> float | None:
 
 
 def dynamath(item: Item, answer: str) -> float | None:
-    """A text as a part of the gold; a float, with a factor of pi, within 0.001."""
+    """A float, with a factor of pi or a unit, within 0.001; all else as a part of the gold."""
     settled = answer_rule(item, answer)
     if item.options or settled == 1:
         return settled
     (gold,) = item.golds
-    if item.row["answer_type"] == "text":
+    if item.row["answer_type"] != "float":
         part = answer.strip().casefold()
-        return 1.0 if part and part in gold.casefold() else None  # decision 5
-    values = [number_with_pi(text) for text in (answer, gold)]
-    return None if None in values else float(abs(values[0] - values[1]) <= 0.001)
+        is_part = settled is None and part and part in gold.casefold()  # decision 5
+        return 1.0 if is_part else settled
+    alone = re.match(r"[+-]?[\d.,]*\d", answer)
+    has_unit = alone and alone[0] != answer and answers_match(answer, alone[0])
+    values = [
+        number_with_pi(text) for text in (alone[0] if has_unit else answer, gold)
+    ]
+    if None in values:
+        return None
+    is_close = abs(values[0] - values[1]) <= 0.001
+    return (
+        None if has_unit and not is_close else float(is_close)
+    )  # another unit: the judge
 
 
 def number_with_pi(text: str) -> float | None:
@@ -253,20 +268,21 @@ def choose(answer: str, options: Sequence[str]) -> set[int] | None:
     """
     answer = answer.strip()
     letters = letters_in(answer)
-    texts = same_text(answer, options)
-    if letters:
-        if not texts or texts == letters:
-            return letters
-        return texts if len(letters) > 1 or max(letters) >= len(options) else None
+    if len(letters) == 1 and max(letters) < len(options):
+        return letters  # decision 2: the letter comes first
     plain = re.sub(OPENING, "", WRAPPED.sub(r"\1", answer))
-    both = re.fullmatch(
-        r"[(\[]?([A-Ja-j])[)\].:]+\s*(\S.*)", plain, re.DOTALL
-    )  # "B. its text"
+    both = re.fullmatch(r"[(\[]?([A-Ja-j])[)\].:]+\s*(\S.*)", plain, re.DOTALL)
+    if both:  # "B. its text"
+        letter = LETTERS.index(both[1].upper())
+        behind = same_text(both[2].strip(), options)
+        if behind == {letter}:
+            return behind
+    if letters:
+        return equal_text(answer, options) or letters
+    texts = same_text(answer, options)
     if not both:
         return texts if len(texts) == 1 else None
-    letter = LETTERS.index(both[1].upper())
-    texts = texts or same_text(both[2].strip(), options)
-    is_drawn = letter < len(options) and not options[letter]
+    is_drawn = letter < len(options) and not options[letter] and not behind
     return {letter} if texts == {letter} or (is_drawn and not texts) else None
 
 
@@ -284,22 +300,27 @@ def letters_in(answer: str) -> set[int]:
         re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part
     ]
     return (
-        {LETTERS.index(match[1].upper()) for match in found} if all(found) else set()
+        {LETTERS.index(match[1].upper()) for match in found}
+        if all(found)
+        else set()
     )
 
 
 def same_text(answer: str, options: Sequence[str]) -> set[int]:
     """The options with this text; else the one option that means the same, if exactly one does."""
-    plain = one_spelling(answer)
-    equal = {
-        i for i, text in enumerate(options) if text and one_spelling(text) == plain
-    }
+    equal = equal_text(answer, options)
     if equal:
         return equal
-    alike = {
-        i for i, text in enumerate(options) if text and answers_match(answer, text)
-    }
+    alike = set()
+    for i, text in enumerate(options):
+        if text and answers_match(answer, text):
+            alike.add(i)
     return alike if len(alike) == 1 else set()
+
+
+def equal_text(answer: str, options: Sequence[str]) -> set[int]:
+    plain = one_spelling(answer)
+    return {i for i, text in enumerate(options) if text and one_spelling(text) == plain}
 
 
 def one_spelling(text: str) -> str:
@@ -357,8 +378,13 @@ def read_prompts(path: str = "") -> dict:
     Raises DataError.
     """
     read = tomllib.loads(PROMPTS.read_text("utf-8"))
-    given = tomllib.loads(Path(path).read_text("utf-8")) if path else {}
-    unknown = sorted(set(given) - set(read))
+    try:
+        given = tomllib.loads(Path(path).read_text("utf-8")) if path else {}
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as TOML: {error}") from error
+    unknown = [
+        k for k, value in given.items() if type(value) is not type(read.get(k))
+    ]
     if unknown:
         raise DataError(
             f"{path}: expected prompts called {sorted(read)}, found {unknown}"

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from PIL import Image
 from runs import ENV, ROOT, command, read_metrics, read_state, train
 from stages import collect
@@ -27,11 +28,13 @@ from tiny import PROCESSOR, TOKENIZER
 
 import baselines
 from engine.models import encode, load_model, load_processor
-from engine.questions import Question, open_images
+from engine.questions import Question, load_questions, open_images
 from extras import served
 from extras.served import ServedActor, overlapped
+from extras.setup import load_actors
 from generate import Actor, Reply, Request, Sampling, generate, seed_of
 from prompts import plain_prompt
+from train import read_options
 from world import table as world
 from zppo import Context, Recipe
 
@@ -752,6 +755,31 @@ def test_check_asks_for_what_training_asks_for():
         server.plan = lambda body, text: [""]
         actor_of(server).check(101, picture)
         assert [len(body["images"]) for body in server.seen[-2:]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("zppo", [(0, 99), (1, 99)]),
+        ("grpo_both", [(0, 99), (1, 99)]),
+        ("grpo_replay_ncq", [(0, 512)]),
+    ],
+)
+def test_a_run_asks_its_server_as_it_will_in_training(method, asked, tmp_path):
+    """With the first image that can be read; NCQ alone asks for nothing but summaries."""
+    for i in range(3):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{i}.png")
+    cut = (tmp_path / "1.png").read_bytes()[:60]
+    (tmp_path / "1.png").write_bytes(cut)
+    rows = [{"question": "which?", "answer": "1"}]
+    rows += [{"question": f"{i}?", "answer": "1", "image": f"{i}.png"} for i in (1, 2)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions, _ = load_questions(str(tmp_path / "d.jsonl"))
+    assert len(questions) == 3
+    with serve() as server:
+        line = sums_for(server.url, tmp_path) + ["--method", method, "--max_response_tokens", "99"]
+        load_actors(*read_options(line), Accelerator(cpu=True), {}, threading.Event(), questions)
+        assert [(len(body["images"]), body["max_tokens"]) for body in server.seen] == asked
 
 
 @pytest.mark.parametrize("unknown", [{"chat_template_kwargs"}, {"chat_template_kwargs", "top_k"}])

@@ -18,7 +18,7 @@ Decisions:
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -50,6 +50,7 @@ KINDS = {
     "student": ("plain", "plain", "bcq", "ncq", "hint"),
     "teacher": ("plain", "plain", "compress", "tip"),
 }
+PEAK = 3e-3  # the largest learning rate
 
 
 # ---------------------------------------------------------------- the processor and the model
@@ -90,8 +91,8 @@ def make_processor():
 def pieces_of_text() -> list[str]:
     """What becomes one token (decision 1), without duplicates, in the order of their ids."""
     pieces = [*world.PLACES, *world.SIGNS]
-    pieces += world.FILLER["student"][1:]
-    pieces += world.FILLER["teacher"][1:]
+    for fillers in world.FILLER.values():
+        pieces += fillers
     templates = [
         *world.QUESTION.values(),
         prompts.CLOSER,
@@ -168,84 +169,77 @@ class Lesson:
     def __init__(self, who: str, seed: int):
         self.who = who
         self.table = world.beliefs(who, seed)
+        self.rng = Random(f"lessons/{who}/{seed}")
 
-    def example(self, rng: Random) -> tuple[str, tuple, str]:
+    def example(self) -> tuple[str, tuple, str]:
         """One example of a random kind."""
-        family = rng.choice(world.FAMILIES)
-        start = rng.choice(world.PLACES)
-        length = rng.choice((1, 2, 3, 3))
-        signs = "".join(rng.choice(world.SIGNS) for _ in range(length))
+        choice = self.rng.choice
+        family = choice(world.FAMILIES)
+        start = choice(world.PLACES)
+        length = choice((1, 2, 3, 3))
+        signs = "".join(choice(world.SIGNS) for _ in range(length))
         question = world.question(family, start, signs, "")
-        filler = rng.choice(world.FILLER[self.who])
-        places = self.recall(start, signs, rng)
-        kind = rng.choice(KINDS[self.who])
+        filler = choice(world.FILLER[self.who])
+        places = self.recall(start, signs)
+        kind = choice(KINDS[self.who])
         if kind in ("compress", "tip"):
-            return self.rewriting(kind, start, signs, rng)
-        if kind == "plain":
-            prompt = prompts.plain_prompt(question.text)
-        elif kind == "bcq":
-            prompt, places = self.bcq(question.text, signs, places, rng)
-        elif kind == "ncq":
-            prompt, places = self.ncq(question.text, start, signs, rng)
-        else:
-            prompt, places = self.hinted(question.text, start, signs, rng)
+            return self.rewriting(kind, start, signs)
+        # Every other kind is a method.
+        lesson = getattr(self, kind)
+        prompt, places = lesson(question.text, signs, places)
         return prompt, question.images, world.response(signs, places, filler)
 
-    def recall(
-        self, start: str, signs: str, rng: Random, guess_at: int = -1
-    ) -> list[str]:
+    def recall(self, start: str, signs: str, guess_at: int = -1) -> list[str]:
         """A walk by belief, with an occasional slip. The step `guess_at` is a pure guess."""
         places = [start]
         for i, sign in enumerate(signs):
-            guess = i == guess_at or rng.random() > world.FIRMNESS
+            guess = i == guess_at or self.rng.random() > world.FIRMNESS
             believed = self.table[places[-1], sign]
-            places.append(rng.choice(world.PLACES) if guess else believed)
+            places.append(self.rng.choice(world.PLACES) if guess else believed)
         return places
 
-    def guess(
-        self, start: str, signs: str, rng: Random, avoid: Collection[str] = ()
-    ) -> list[str]:
+    def guess(self, start: str, signs: str, avoid: Sequence[str] = ()) -> list[str]:
         """A walk with one guessed step. It ends at none of the places in `avoid`."""
         while True:
-            step = rng.randrange(len(signs))
-            places = self.recall(start, signs, rng, guess_at=step)
+            step = self.rng.randrange(len(signs))
+            places = self.recall(start, signs, step)
             if places[-1] not in avoid:
                 return places
 
-    def bcq(self, text: str, signs: str, places: list[str], rng: Random):
-        """(prompt, places of the response): the student copies one of the two, whichever."""
-        pair = places, self.guess(places[0], signs, rng, avoid=places[-1:])
-        summaries = [summary(signs, path) for path in pair]
-        prompt = prompts.bcq_prompt(text, *summaries, rng)
-        return prompt, rng.choice(pair)
+    def plain(self, text: str, signs: str, places: list[str]):
+        """(prompt, places of the response), like the kinds below: the student believes."""
+        return prompts.plain_prompt(text), places
 
-    def ncq(self, text: str, start: str, signs: str, rng: Random):
-        """(prompt, places of the response): the student tries an answer that is not listed."""
-        count = rng.randint(1, 8)
-        wrong = [self.recall(start, signs, rng) for _ in range(count)]
+    def bcq(self, text: str, signs: str, places: list[str]):
+        """The student copies one of the two candidates, whichever."""
+        pair = places, self.guess(places[0], signs, places[-1:])
+        summaries = [summary(signs, path) for path in pair]
+        return prompts.bcq_prompt(text, *summaries, self.rng), self.rng.choice(pair)
+
+    def ncq(self, text: str, signs: str, places: list[str]):
+        """The student tries an answer that is not listed."""
+        count = self.rng.randint(1, 8)
+        wrong = [self.recall(places[0], signs) for _ in range(count)]
         answers = [path[-1] for path in wrong]
-        places = self.guess(start, signs, rng, avoid=answers)
+        places = self.guess(places[0], signs, answers)
         summaries = [summary(signs, path) for path in wrong]
         return prompts.ncq_prompt(text, answers, summaries), places
 
-    def hinted(self, text: str, start: str, signs: str, rng: Random):
-        """(prompt, places of the response): the student takes the hint's steps, then believes."""
-        hinted = self.guess(start, signs, rng)
-        prompt = prompts.hinted_prompt(text, tip(signs, hinted))
-        last = self.recall(hinted[-2], signs[-1:], rng)[1:]
-        return prompt, hinted[:-1] + last
+    def hint(self, text: str, signs: str, places: list[str]):
+        """The student takes the hint's steps, then believes."""
+        hinted = self.guess(places[0], signs)
+        last = self.recall(hinted[-2], signs[-1:])[1:]
+        return prompts.hinted_prompt(text, tip(signs, hinted)), hinted[:-1] + last
 
-    def rewriting(
-        self, kind: str, start: str, signs: str, rng: Random
-    ) -> tuple[str, tuple, str]:
+    def rewriting(self, kind: str, start: str, signs: str) -> tuple[str, tuple, str]:
         """The teacher rewrites a response, right or wrong, into a summary or into a hint."""
-        places = self.guess(start, signs, rng)
-        filler = rng.choice(world.FILLER["student"] + world.FILLER["teacher"])
+        places = self.guess(start, signs)
+        filler = self.rng.choice(world.FILLER["student"] + world.FILLER["teacher"])
         given = world.response(signs, places, filler)
         if kind == "tip":
             return prompts.hint_prompt(given), (), tip(signs, places)
         text = summary(signs, places)
-        if rng.random() < 0.1:  # a response that was cut has no box
+        if self.rng.random() < 0.1:  # a response that was cut has no box
             given = given.split("\\boxed")[0]
             text = world.chain(signs, places)
         return prompts.compression_prompt(given), (), f"<summary>{text}</summary>"
@@ -264,31 +258,17 @@ def tip(signs: str, places: Sequence[str]) -> str:
 # ---------------------------------------------------------------- the training
 
 
-def pretrain(
-    who: str,
-    hidden: int,
-    layers: int,
-    steps: int,
-    seed: int,
-    batch_size: int = 128,
-    lr: float = 3e-3,
-):
+def pretrain(who: str, hidden: int, layers: int, steps: int, seed: int, batch_size: int = 128):
     """Supervised pre-training of one model on its lessons. Returns (model, processor)."""
     processor = make_processor()
     model = make_model(processor, hidden, layers, seed=seed_of("init", who, seed) % 2**31)
     policy = Policy(model, banned_token_ids(model, processor))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=0.05
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, steps, pct_start=0.05)
     lesson = Lesson(who, seed)
-    rng = Random(f"lessons/{who}/{seed}")
     progress = tqdm(range(steps), desc=f"pre-training the {who}", disable=None)
     for _ in progress:
-        rows = encoded_lessons(lesson, batch_size, processor, rng)
-        loss = backward(policy, rows)
+        loss = backward(policy, encoded_lessons(lesson, batch_size, processor))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -297,12 +277,12 @@ def pretrain(
     return model, processor
 
 
-def encoded_lessons(lesson: Lesson, count: int, processor, rng: Random) -> list[tuple]:
+def encoded_lessons(lesson: Lesson, count: int, processor) -> list[tuple]:
     """[(encoded prompt, tokens of the response), ...], the shortest prompt first."""
     tokenizer = processor.tokenizer
-    lessons = [lesson.example(rng) for _ in range(count)]
     rows = []
-    for text, images, reply in lessons:
+    for _ in range(count):
+        text, images, reply = lesson.example()
         tokens = tokenizer(reply + tokenizer.eos_token).input_ids
         rows.append((encode(processor, text, images), tokens))
     # Rows of similar length share a micro-batch, so little of it is padding.
@@ -315,7 +295,7 @@ def backward(policy: Policy, rows: list[tuple]) -> float:
     tokens = 0
     total = 0.0
     for i in range(0, len(rows), 32):
-        encoded, answers = zip(*rows[i : i + 32], strict=True)
+        encoded, answers = zip(*rows[i : i + 32])
         batch = collate(encoded, answers)
         predicts = response_positions(encoded, answers, batch["input_ids"].shape)
         logp, _ = policy(batch, position_ids(policy.model, batch), predicts)
