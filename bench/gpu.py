@@ -57,7 +57,9 @@ def run_world(folder: Path, steps: int, questions: int, **env: str) -> list[dict
     """The metrics of a run."""
     words = f"--steps {steps} --new_per_step {questions} --eval_questions 0 --seed 0".split()
     command = [sys.executable, str(ROOT / "train.py"), "--output", str(folder), *words]
-    subprocess.run(command, env=os.environ | env, check=True, capture_output=True)
+    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
 
 

@@ -58,8 +58,6 @@ def option(
         metadata["metavar"] = "NAME"
     elif minimum is not None:
         metadata["choices"] = Range(minimum, maximum)
-    if default is True:
-        del metadata["metavar"]  # --no_name, which HfArgumentParser adds, takes no value
     if callable(default):
         return field(metadata=metadata, default_factory=default)
     return field(metadata=metadata, default=default)
