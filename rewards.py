@@ -20,12 +20,15 @@ import runpy
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from engine.answers import answers_match
+from engine.answers import MAX_CHARS, answers_match, clean, split_unit
 from engine.cleaning import extract_boxed
 
 JUDGE_TEMPERATURE = 0.0
 JUDGE_MAX_NEW_TOKENS = 512
-MARKS = re.compile(r"\\?%|[°º]|\^\s*\{?\s*\\circ\b\s*\}?|\\degrees?\b|\b(?:percent|degrees?)\b")
+# Possessive spaces (\s*+) keep the work linear.
+MARKS = re.compile(
+    r"\\?%|[°º]|\^\s*+\{?\s*+\\circ\b(?:\s*+\})?|\\degrees?\b|\b(?:percent|degrees?)\b"
+)
 
 
 def grade(response: str, gold: str) -> float:
@@ -35,8 +38,23 @@ def grade(response: str, gold: str) -> float:
         return 0.0
     if answers_match(answer, gold):
         return 1.0
-    # The second pass: 50 for a gold of 50%.
-    return float(answers_match(MARKS.sub("", answer), MARKS.sub("", gold)))
+    return float(same_but_marks(answer, gold))
+
+
+def same_but_marks(answer: str, gold: str) -> bool:
+    """The second pass: 50 for a gold of 50%, but neither 50 cm nor 50 degrees."""
+    if max(len(answer), len(gold)) > MAX_CHARS:
+        return False
+    units = {unit(answer), unit(gold)} - {""}
+    return len(units) == 1 and answers_match(MARKS.sub("", answer), MARKS.sub("", gold))
+
+
+def unit(text: str) -> str:
+    """The kind of mark that an answer has, or else its unit; "" without either."""
+    mark = MARKS.search(text)
+    if mark:
+        return "percent" if mark[0][-1] in "%t" else "degree"
+    return str(split_unit(clean(text))[1] or "")
 
 
 # ------------------------------------------------------------------------------------------------

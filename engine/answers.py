@@ -37,11 +37,13 @@ Decisions and deviations:
     case.
 """
 
+import functools
 import math
 import random
 import re
 import threading
 import unicodedata
+from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -50,7 +52,8 @@ import mpmath
 MAX_CHARS = 2000  # of an answer that is read as mathematics
 MAX_DEPTH = 80  # of nested expressions
 MAX_TERMS = 200  # names, powers, marks and factorials of an answer
-MAX_BITS = 10_000  # of an exact number
+MAX_WORK = 40_000  # steps of a comparison, of about 5 microseconds each
+MAX_BITS = 200_000  # of an exact number
 MAX_EXPONENT = 10_000
 MAX_MAGNITUDE = 800  # of any other number: from 2^-800 to 2^800, about 1e-241 to 1e241
 DIGITS = 500  # of any other number: rounding errors stay far below the tolerance
@@ -59,7 +62,11 @@ LOCK = threading.Lock()  # mpmath's functions change the precision of their cont
 
 
 def answers_match(given: str, gold: str) -> bool:
-    """True if two short answers mean the same. Symmetric, never raises; only strings match."""
+    """True if an answer means the same as the gold answer. Never raises; only strings match.
+
+    Symmetric but for decision 13: the gold may be an expression where the answer is a number, not
+    the other way round.
+    """
     if not isinstance(given, str) or not isinstance(gold, str):
         return False
     given, gold = given.strip(), gold.strip()
@@ -70,15 +77,14 @@ def answers_match(given: str, gold: str) -> bool:
     if PLAIN_NUMBER.fullmatch(given) and PLAIN_NUMBER.fullmatch(gold):
         return Fraction(given.replace(",", "")) == Fraction(gold.replace(",", ""))
     given, gold = clean(given), clean(gold)
-    given_option, gold_option = option(given), option(gold)
-    if given_option and gold_option:
-        (letter, text), (gold_letter, gold_text) = given_option, gold_option
-        same_text = not text or not gold_text or answers_match(text, gold_text)
-        return letter == gold_letter and same_text
+    given_options, gold_options = options(given), options(gold)
+    if given_options and gold_options:
+        return same_options(given_options, gold_options)
     if as_words(given) == as_words(gold):
         return given != ""
     try:
         with LOCK:
+            MP.steps = 0
             (tree, unit), (gold_tree, gold_unit) = read(given), read(gold)
             same_unit = not unit or not gold_unit or unit == gold_unit
             return same_unit and same(tree, gold_tree)
@@ -99,7 +105,7 @@ SPELLINGS = r"""
 ; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash
 ; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil
 ; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro; £ \pounds
-; : \colon; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi
+; : \colon; ... \ldots \dots \cdots; \Omega_ Ω; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi
 ; \theta \vartheta; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ; _and_ \land \wedge; _or_ \lor \vee
 ; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""
 PLAIN = {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
@@ -118,7 +124,7 @@ escaped sign: 5\% ⟹ 5%    \\([%#&]) ⟹ \1
 mathematics: \(x\) ⟹ ␣x␣    \\[()\[\]] ⟹ ␣
 thousands: 12{,}345 ⟹ 12345    (?<=\d)(?:, ?\\! ?|\{,\}|\\[,;:! ])(?=\d{3}(?!\d)) ⟹ ␀
 negative space: x\!y ⟹ xy    \\! ⟹ ␀
-thin space: 5\,m ⟹ 5␣m    \\[,;: ]|(?<=.)~ ⟹ ␣
+thin space: 5\,m ⟹ 5␣m    \\(?:[,;: ]|$)|(?<=.)~ ⟹ ␣
 only dollar: $5 ⟹ ＄5    ^([^$]*)\$([^$]*)$ ⟹ \1＄\2
 dollar: $x$ ⟹ ␣x␣    \$ ⟹ ␣
 wrapper: 5\text{ cm} ⟹ 5␣ cm␣    \\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)
@@ -130,7 +136,9 @@ spaces: x   y ⟹ x y    ␣+ ⟹ ␣
 phrase: The answer is 5 ⟹ ␣5    (?i)^ ?(?:the )?(?:final )?answer(?: is|:)(?=[ :]) ⟹ ␀
 outer space: ␣5: ⟹ 5    ^[ :]+|[ :]+$ ⟹ ␀
 emphasis: **5** ⟹ 5    ^(\*+|[`\"_]+)([^*`\"]+)\1$ ⟹ \2
-outer sign: = 5. ⟹ 5    ^[=≈ ]+|[.,; ]+$ ⟹ ␀
+long period: 0.333... ⟹ 0.\overline{3}    (\.\d*?)(?:(\d)\2{2,}|(\d{2,9})\3+) ?\.\.\.
+    ⟹ \1\\overline{\2\3}
+outer sign: = 5. ⟹ 5    ^[=≈ ]+|(?<![.,; ])(?:[,; ]|\.(?!\.))+$ ⟹ ␀
 # operators and relations
 at most: x<=5 ⟹ x≤5    <= ⟹ ≤
 at least: x>=5 ⟹ x≥5    >= ⟹ ≥
@@ -145,6 +153,12 @@ index of two: x_{±} ⟹ x    _ ?\{ ?[±∓] ?\} ⟹ ␀
 prime: f^' ⟹ f'    \^ ?(') ⟹ \1
 infinity: -oo ⟹ -∞    (?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z]) ⟹ ∞
 all reals: (-∞,∞) ⟹ \mathbb R    \( ?- ?∞ ?, ?\+? ?∞ ?\) ⟹ \\mathbb R
+all but some: all real numbers except 3 ⟹ \mathbb R∖\{3\}    (?i)^(?:x ?∈ ?)?(?:(?:the )?set of )?
+    (?:(?:all|any) )?real(?: number)?s (?:except|but|other than)(?: for| x ?=)? ?(.+) ⟹ \\mathbb R∖\\{\1\\}
+every real: all real numbers ⟹ \mathbb R    (?i)^(?:(?:the )?set of )?(?:(?:all|any) )?reals?
+    (?: numbers?)?$ ⟹ \\mathbb R
+real and not: x∈\mathbb R, x≠3 ⟹ x≠3    ^\w ?∈ ?\\mathbb ?\{? ?R ?\}? ?(?:,| and ) ?(?=\w ?≠) ⟹ ␀
+named point: P(-2,3) ⟹ P=(-2,3)    ^([A-Z]) ?(?=\( ?[-\d\\][^()]*,[^()]*\)$) ⟹ \1=
 # matrices become lists of rows, all roots \root{3}{x}
 matrix: \begin{bmatrix}1&2⏎3&4\end{bmatrix} ⟹ [[1,2],[3,4]]    ([(\[] *)?\\begin *
     \{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}
@@ -153,12 +167,12 @@ root: \sqrt[3]{x} ⟹ \root{3}{x}    \\sqrt ?\[([^\[\]]*)\] ⟹ \\root{\1}
 square root: sqrt(x) ⟹ \root{2}(x)    \\?(?<![A-Za-z])sqrt ⟹ \\root{2}
 choose: {n\choose 2} ⟹ \choose{n}{ 2}    \{([^{}]*)\\(over|choose)\b([^{}]*)\} ⟹ \\\2{\1}{\3}
 # numbers
-period: 0.1\overline{6} ⟹ (0.1+6/90)    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}
-    ⟹ sum_with_period()
+period: 0.1\overline{6} ⟹ (15/90)    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}
+    ⟹ fraction_of_period()
 mixed number: 1\frac12 ⟹ 1 1/2    (?<![\w.^_}])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?
     (?:\{ ?(\d+) ?\}|(\d)) ?(?![\d.]) ⟹ \1 \2\3/\4\5
-mixed sum: 1 1/2 ⟹ (1+1/2)    (?<![\w.^_}])(\d+) ?(?<= )(\d+) ?/ ?(\d+)(?![\d.])
-    ⟹ sum_with_fraction()
+mixed slash: 1 1/2 ⟹ (3/2)    (?<![\w.^_}])(\d+) ?(?<= )(\d+) ?/ ?(\d+)(?![\d.])
+    ⟹ fraction_of_mixed()
 thousand: 5 thousand ⟹ 5*10^3    (?<=\d) ?thousand\b ⟹ *10^3
 million: 1.5 million ⟹ 1.5*10^6    (?<=\d) ?million\b ⟹ *10^6
 billion: 2billion ⟹ 2*10^9    (?<=\d) ?billion\b ⟹ *10^9
@@ -166,8 +180,10 @@ billion: 2billion ⟹ 2*10^9    (?<=\d) ?billion\b ⟹ *10^9
 power of ten: 3 x 10^5 ⟹ 3*10^5    (?<=\d) ?[xX] ?(?=10 ?\^) ⟹ *
 degree: 45^{\circ} ⟹ 45°    \^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\}) ⟹ °
 measured angle: m\angle A ⟹ \angle A    \bm ?(?=\\angle) ⟹ ␀
+minutes: 30° 15' ⟹ (121/4)°    (?<![\d.])(\d+) ?° ?(\d+) ?'(?: ?(\d+) ?(?:''|\"))? ⟹ degrees()
+clock: 03:05 ⟹ 3:05    (?<![\d:.])0(?=\d ?: ?[0-5]\d(?!\d)) ⟹ ␀
 percent: 5 percent ⟹ 5%    (?<=[\d)}]) ?per ?cent\b ⟹ %
-degrees: 45 degrees ⟹ 45°    (?<=[\d)}]) ?deg(?:rees?)?\b ⟹ °
+degrees: 45 degrees ⟹ 45°    (?<=[\d)}]) ?(?:deg(?:rees?)?\b\.?|度) ⟹ °
 temperature: 25° Celsius ⟹ 25 °C    ␣?° ?([CF])[a-z]*\b ⟹ ␣°\1
 """
 
@@ -184,7 +200,21 @@ def clean(text):
     for rule in REWRITES:
         for _ in range(3 if rule.name == "wrapper" else 1):  # wrappers stand inside each other
             text = re.sub(rule.pattern, rule.replacement, text)
+        if rule.name == "spaces":
+            text = without_braces(text.strip())
     return text
+
+
+def without_braces(text):
+    """{Paris} as Paris, {1,2} as 1, 2: braces around the whole answer mean nothing."""
+    depth = 0
+    for k, sign in enumerate(text):
+        depth += (sign == "{") - (sign == "}")
+        if depth == 0 and k < len(text) - 1:
+            return text
+    if len(text) < 2 or depth != 0:
+        return text
+    return without_braces(re.sub(r",(?=\d)", ", ", text[1:-1].strip()))
 
 
 def ascii_digit(match):
@@ -201,17 +231,23 @@ def list_of_rows(match):
     return f"[[{rows}]]"
 
 
-def sum_with_period(match):
+def fraction_of_period(match):
     whole, digits, period = match.groups()
     nines = "9" * len(period) + "0" * len(digits)
-    return f"({whole or 0}.{digits or 0}+{period}/{nines})"
+    return f"({int(whole + digits + period) - int(whole + digits or 0)}/{nines})"
 
 
-def sum_with_fraction(match):
-    """1 1/2 is 1 + 1/2. 2 3/2 stays as it is: it could be mixed or a product (decision 11)."""
-    whole, numerator, denominator = match.groups()
-    proper = 0 < int(numerator) < int(denominator)
-    return f"({whole}+{numerator}/{denominator})" if proper else match[0]
+def fraction_of_mixed(match):
+    """1 1/2 is 3/2. 2 3/2 stays as it is: it could be mixed or a product (decision 11)."""
+    whole, numerator, denominator = map(int, match.groups())
+    proper = 0 < numerator < denominator
+    return f"({whole * denominator + numerator}/{denominator})" if proper else match[0]
+
+
+def degrees(match):
+    """30° 15' is (121/4)°."""
+    whole, minutes, seconds = match.groups()
+    return f"({Fraction(int(whole) * 3600 + int(minutes) * 60 + int(seconds or 0), 3600)})°"
 
 
 class Rule(NamedTuple):
@@ -244,31 +280,40 @@ REWRITES = read_rules()
 # 2. What is no mathematics: words, options, units
 
 OPTION = re.compile(
-    r"(?i:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? ?)?"
+    r"(?i:(?:the )?(?:correct )?(?:option|choice|answer)s?(?: is| are)?:? ?)?"
     r"(?:([A-J])(?:[.:)]? ?$|[.:)] )|[(\[]([A-Ja-j])[)\]][.:]?)(?: ?(?![A-J]\b)(.+))?"
 )
+BETWEEN_OPTIONS = r" ?(?:[,;&]|\band\b) ?(?:and )?|(?<=\)) ?(?=\()"
 # The first name of each unit is ours. Names of three letters or more have a plural.
-UNIT_NAMES = """
-m metre meter; cm centimetre centimeter; mm millimetre millimeter; km kilometre kilometer
-; ft feet foot; in inch inche; yd yard; mi mile; g gram; kg kilogram; mg milligram; lb pound
-; oz ounce; ton; L liter litre; mL ml; gal gallon; cup; s sec second; min minute; h hr hour; day
-; week; month; year; mph; kmh kph; rad radian; °C; °F; K kelvin; N newton; J joule; kJ; cal calorie
-; W watt; kW; V volt; A amp; Hz hertz; Pa pascal; mol mole; eV; ＄ $ dollar USD; ¢ cent; € euro EUR
-; £ GBP; ¥ yen; ₹ rupee; unit; way; time; point; person people"""
+UNIT_NAMES = r"""
+m metre meter 米; cm centimetre centimeter 厘米; mm millimetre millimeter 毫米; nanometer; \mu_m micron
+; km kilometre kilometer 千米 公里; ft feet foot; in inch inche; yd yard; mi mile; acre; hectare
+; g gram 克; kg kilogram 千克 公斤; mg milligram; lb pound; oz ounce; ton tonne 吨; L liter litre 升
+; mL ml milliliter 毫升; gal gallon; cup; s sec second 秒; millisecond; min minute 分钟; h hr hour 小时
+; day 天; week 周; month 月; year yr year_old years_old 年 岁; mi/h mph; km/h kmh kph kmph; rpm
+; rad radian; °C; °F; K kelvin; N newton; kN; J joule; kJ; MJ; cal calorie; kcal; W watt; kW; MW
+; kWh; V volt; kV; mV; A amp ampere; mA; \Omega ohm; k\Omega; Hz hertz; kHz; MHz; GHz; Pa pascal
+; kPa; MPa; atm; mmHg; mol mole; eV; keV; MeV; GeV; dB decibel; bit; byte; kB KB; MB; GB; TB
+; ＄ $ dollar USD 美元; ¢ cent; € euro EUR; £ GBP; ¥ yen JPY 円; yuan RMB CNY 元; ₹ rupee INR Rs Rs.
+; unit 个; way; time 次; point; person people 人"""
+POWERS = dict.fromkeys("square sq sq. 平方 squared".split(), 2)
+POWERS |= dict.fromkeys("cubic cu cu. 立方 cubed".split(), 3)
 UNITS = {}
 for line in UNIT_NAMES.split(";"):
-    names = line.split()
+    names = [name.replace("_", " ") for name in line.split()]
     names += [name + "s" for name in names if len(name) > 2]
     UNITS |= dict.fromkeys(names, names[0])
 ANY_UNIT = "|".join(map(re.escape, sorted(UNITS, key=len, reverse=True)))
-ONE_UNIT = (
-    rf"(?:(?:square|sq\.?|cubic|cu\.?) )?(?:{ANY_UNIT})(?![A-Za-z])"
-    r"(?: ?\^ ?\{?-?\d\}?| squared| cubed)?"
-)
+POWER = r" ?\^ ?(?:\{ ?-? ?\d ?\}|-?\d)| squared| cubed"
+ONE_UNIT = rf"(?:(?:square|sq\.?|cubic|cu\.?|平方|立方) ?)?(?:{ANY_UNIT})(?![A-Za-z])(?:{POWER})?"
 UNIT = re.compile(
     rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE_UNIT}(?: ?(?:/|\*| per | ) ?{ONE_UNIT}){{0,3}}$"
 )
-CURRENCY = re.compile(r"([+-]?) ?([＄€£¥₹]) ?")
+UNIT_PART = (
+    r"(/|per)? ?(?:(square|sq\.?|cubic|cu\.?|平方|立方) ?)?"
+    rf"({ANY_UNIT})(?![A-Za-z])({POWER})?"
+)
+CURRENCY = re.compile(r"([+-]?) ?([＄€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?) ?(?=\d)) ?")
 # "5 apples" is 5, but with one of these words the number alone is not the answer.
 NO_NOUNS = """less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens
 |hundreds|thousands|remainders|millions|billions|halves|thirds|quarters
@@ -281,7 +326,7 @@ def as_words(text):
 
     Plain words lose case and article.
     """
-    text = re.sub(r"(?<![\w,]) | (?!\w)", "", text)
+    text = re.sub(r"(?<![\w,]) | (?!\w)|(?<=,) (?=\D)", "", text)
     text = re.sub(r"\{(\w)\}(?!\w)", r"\1", text)
     words = re.search(r"(?i)[^\W\d_]{3}|^no$|\d ?[ap]\.?m\b", text)
     if not words or re.search(r"[\\^_=<>+*/{}|≤≥≠∈∪∞]", text):
@@ -290,20 +335,37 @@ def as_words(text):
     return re.sub(r"^(?:the|an?) (?=.{3})", "", text).strip(" .!?'")
 
 
-def option(text):
-    """(letter, text) of a multiple-choice answer: B, (b), B., "Option B", "B: text"; or None."""
-    match = OPTION.fullmatch(text.replace("**", "").strip())
-    if not match:
-        return None
-    letter, bracketed, rest = match.groups()
-    return (letter or bracketed).upper(), rest
+def options(text):
+    """{letter: text} of a multiple-choice answer: B, (b), "Option B", "B: text", AC, "A and C".
+
+    None for another answer. In "D. both (A) and (B)" the letters behind D belong to its text.
+    """
+    text = text.replace("**", "").strip()
+    if re.fullmatch("[A-J]{2,}", text) and list(text) == sorted(set(text)):
+        return dict.fromkeys(text)
+    for pieces in (re.split(BETWEEN_OPTIONS, text), [text]):
+        matches = [OPTION.fullmatch(piece) for piece in pieces]
+        if not all(matches):
+            continue
+        found = {(match[1] or match[2]).upper(): match[3] for match in matches}
+        with_text = [letter for letter in found if found[letter]]
+        if len(found) == len(pieces) and len(with_text) in (0, len(found)):
+            return found
+    return None
+
+
+def same_options(given, gold):
+    """True for the same set of letters, if the texts behind them do not differ."""
+    texts = [(given[letter], gold[letter]) for letter in given.keys() & gold.keys()]
+    both = [pair for pair in texts if all(pair)]
+    return given.keys() == gold.keys() and all(answers_match(*pair) for pair in both)
 
 
 def split_unit(text):
     """(value, unit) of "5 cm", "\\$5", "3 red apples"; the unit is "" if there is none."""
     currency = CURRENCY.match(text)
     if currency:
-        return currency[1] + text[currency.end() :], currency[2]
+        return currency[1] + text[currency.end() :], plain_unit(currency[2])
     unit = UNIT.search(text)
     if unit and not ends_with_variable(text[: unit.start()], unit[0]):
         return text[: unit.start()], plain_unit(unit[0])
@@ -312,37 +374,53 @@ def split_unit(text):
 
 
 def ends_with_variable(value, unit):
-    """True if a unit of one letter is a variable, as in "5m" and "3x + 5 m"."""
+    """True if what looks like a unit are variables, as in "5m", "6 s^2", "2x + 3m^2"."""
     last_side = re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1])
-    apart = unit[0] == " " and not re.search("[A-Za-z]", last_side)
-    return len(unit.strip()) == 1 and not apart
+    attached = unit[0] != " "
+    letter = re.fullmatch(rf" ?([A-Za-z])({POWER})?", unit)
+    if re.search("[A-Za-z]", last_side):
+        return attached or letter is not None
+    if not letter:
+        return False
+    return attached or letter[2] is not None and letter[1] != "m"  # 25 m^2 is an area
 
 
 def plain_unit(unit):
-    """One spelling of a unit: m^2 for "square meters"."""
-    unit = re.sub(r"[°＄¢€£¥₹]?[A-Za-z]+|\$", lambda match: UNITS.get(match[0], match[0]), unit)
-    unit = re.sub(r"(?:square|sq\.?) (\w+)| squared", r"\1^2", unit.replace(" per ", "/"))
-    unit = re.sub(r"(?:cubic|cu\.?) (\w+)| cubed", r"\1^3", unit)
-    return re.sub("[ {}]", "", unit)
+    """The powers of the names in a unit: m 1, s -2 for m/s^2 and "metres s^{-2}"."""
+    powers = Counter()
+    for per, before, name, exponent in re.findall(UNIT_PART, unit):
+        power = POWERS.get(before or exponent.strip()) or int(re.sub("[ ^{}]", "", exponent) or 1)
+        for base in re.findall("/?[^/]+", UNITS[name]):  # mi/h for mph
+            below = bool(per) != base.startswith("/")
+            powers[base.strip("/")] += -power if below else power
+    return powers
 
 
 # ------------------------------------------------------------------------------------------------
-# 3. Values: an expression is its values at eight points
+# 3. Values: an expression is its values at sixteen points
 #
 # A tree is a value or a shape. A value is ("num", Fraction), ("sym", name), or ("values", ...): one
 # AtPoint for each of the points, None where the expression is undefined. A shape is ("list", ...),
 # ("set", ...), ("∪", ...), ("seq", brackets, ...), ("rel", signs, ...), ("ratio", ...).
 
 SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
-# At each point, every variable has a random value between 0 and this number.
-POINTS = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)
+# At each point, every variable lies between half of this number and the number.
+POSITIVE = (0.1, 1, 3, 30, 1000)
+NEGATIVE = (-1, -30, -1000)
+# Here some variables are positive and others negative: |xy| is not xy.
+MIXED = (1, 3, 30)
+# Here variables are whole: floor(x) is not ceil(x) - 1, and only here is x! defined.
+WHOLE = range(5)
+POINTS = len(POSITIVE) + len(NEGATIVE) + len(MIXED) + len(WHOLE)
 MP = mpmath.MPContext()
 MP.dps = DIGITS
+MP.steps = 0
 CONSTANTS = {"\\pi": MP.pi, "e": MP.e, "i": MP.j}
-TRIG = "sin cos tan cot sec csc sinh cosh tanh".split()
+TRIG = "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()
 ARCS = {arc + name: "a" + name for name in TRIG for arc in ("a", "ar", "arc")}
-FUNCTIONS = {*TRIG, *ARCS, "ln", "log", "lg", "exp", "abs"}
-IN_MPMATH = {"+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial"} | ARCS
+FUNCTIONS = {*TRIG, *ARCS, "ln", "log", "lg", "exp", "abs", "cis"}
+IN_MPMATH = {"+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "cis": "expj"} | ARCS
+CHEAP = {"+", "*", "abs", "floor", "ceil", "!", "binomial"}
 
 
 class AtPoint(NamedTuple):
@@ -350,8 +428,27 @@ class AtPoint(NamedTuple):
     real: bool  # whether every step on the way to the number was real
 
 
+class Numeral(tuple):
+    """A value that is written as a number: digits with a sign, a mark, a power of ten."""
+
+
+class PowerOfTen(Numeral):
+    """10^5, and the right part of 3 * 10^5."""
+
+
+class Quotient(Numeral):
+    """A fraction of two numerals that is no whole number."""
+
+
 def number(value):
     return ("num", Fraction(value))
+
+
+def spend(steps):
+    """Counts work. Raises ValueError beyond the bound (decision 3)."""
+    MP.steps += steps
+    if MP.steps > MAX_WORK:
+        raise ValueError("too much work")
 
 
 def values_at_points(value):
@@ -360,43 +457,72 @@ def values_at_points(value):
     if kind == "values":
         return parts
     if kind == "num":
-        return [AtPoint(MP.convert(parts[0]), True)] * len(POINTS)
+        return [AtPoint(MP.convert(parts[0]), True)] * POINTS
     name = parts[0]
     if name in CONSTANTS:
-        return [AtPoint(+CONSTANTS[name], True)] * len(POINTS)
-    shares = [random.Random(f"{point}{name}").random() for point in POINTS]
-    return [AtPoint(MP.mpf(share * point), True) for share, point in zip(shares, POINTS)]
+        return [AtPoint(+CONSTANTS[name], True)] * POINTS
+    return [AtPoint(MP.mpf(x), True) for x in variable_at_points(name)]
+
+
+@functools.lru_cache(1000)
+def variable_at_points(name):
+    rng = random.Random(name)
+    bits = sum(map(ord, name))  # differ in neighbours of the alphabet
+    mixed = [-size if bits >> k & 1 else size for k, size in enumerate(MIXED)]
+    sizes = [*POSITIVE, *NEGATIVE, *mixed]
+    return [size * rng.uniform(0.5, 1) for size in sizes] + [rng.randint(2, 30) for _ in WHOLE]
 
 
 def build(operation, *parts):
     """Value of an operation on values: an exact number where it can be, else values at points."""
     if any(part[0] in SHAPES for part in parts):
         raise ValueError("arithmetic on something that is no value")
-    if operation in ("+", "*", "^") and all(part[0] == "num" for part in parts):
-        exact = exact_result(operation, [part[1] for part in parts])
+    if all(part[0] == "num" for part in parts):
+        exact = exact_result(operation, *(part[1] for part in parts))
         if exact is not None:
             return number(exact)
     exponent = parts[1][1] if operation == "^" and parts[1][0] == "num" else None
-    rows = zip(*map(values_at_points, parts))
-    values = [value_at_point(operation, row, exponent) for row in rows]
+    values = []
+    last_row = None
+    for row in zip(*map(values_at_points, parts)):
+        if row != last_row:  # a number is the same at all points
+            value = value_at_point(operation, row, exponent)
+        last_row = row
+        values.append(value)
     if not any(values):
         raise ValueError("too large, or undefined at every point")
     return ("values", *values)
 
 
-def exact_result(operation, numbers):
-    """Sum, product or power of exact numbers; None where the power is none."""
+def exact_result(operation, *numbers):
+    """Result of an operation on exact numbers; None where it is not exact."""
     bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
     if sum(bits) > MAX_BITS:
         raise ValueError("too large a number")
+    spend(1 + (sum(bits) // 2000) ** 2)
+    if operation == "+":
+        return sum(numbers)
+    if operation == "*":
+        return math.prod(numbers)
+    if operation in ("!", "binomial"):
+        return count(operation, *numbers)
     if operation != "^":
-        return sum(numbers) if operation == "+" else math.prod(numbers)
+        return None
     base, exponent = numbers
     if not base and not exponent:
         raise ValueError("zero to the power of zero")
     if exponent.denominator == 1 and abs(exponent) * bits[0] <= MAX_BITS:
+        spend(int(abs(exponent) * bits[0] // 2000) ** 2)
         return base**exponent.numerator
     return None
+
+
+def count(operation, n, k=0):
+    """n! or n over k. Raises ValueError where they are not defined or too large."""
+    size = min(k, n - k) if operation == "binomial" else n
+    if n < 0 or k < 0 or n != int(n) or k != int(k) or size * int(n).bit_length() > MAX_BITS:
+        raise ValueError("no factorial, or one that is too large")
+    return math.comb(int(n), int(k)) if operation == "binomial" else math.factorial(int(n))
 
 
 def value_at_point(operation, arguments, exponent):
@@ -407,19 +533,29 @@ def value_at_point(operation, arguments, exponent):
     real = not any(isinstance(number, MP.mpc) for number in numbers)
     if operation == "^" and abs(numbers[1]) > MAX_EXPONENT:
         return None
-    function = getattr(MP, IN_MPMATH.get(operation, operation))
+    cheap = operation in CHEAP or exponent and exponent.denominator == 1
+    spend((5 if cheap else 50) if real else 150)
     try:
-        if exponent and exponent.denominator % 2 and real and numbers[0] < 0:
-            # The real root of -8 is -2, not a complex one.
-            result = MP.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
-        else:
-            result = function(numbers) if operation in ("+", "*") else function(*numbers)
+        result = compute(operation, numbers, exponent if real else None)
     except (ArithmeticError, TypeError, ValueError):
         return None
     if result and not abs(MP.mag(result)) <= MAX_MAGNITUDE:  # true for nan, too
         return None
     turned_complex = real and isinstance(result, MP.mpc)
     return AtPoint(result, not turned_complex and all(argument.real for argument in arguments))
+
+
+def compute(operation, numbers, exponent):
+    if exponent and exponent.denominator % 2 and numbers[0] < 0:
+        # The real root of -8 is -2, not a complex one.
+        return MP.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
+    if operation in ("!", "binomial", "floor", "ceil"):
+        near = [MP.nint(x) for x in numbers]
+        numbers = [n if abs(x - n) < MP_TOLERANCE else x for n, x in zip(near, numbers)]
+    if operation in ("!", "binomial"):
+        return MP.mpf(count(operation, *numbers))
+    function = getattr(MP, IN_MPMATH.get(operation, operation))
+    return function(numbers) if operation in ("+", "*") else function(*numbers)
 
 
 def negative(value):
@@ -430,9 +566,11 @@ def inverse(value):
     return build("^", value, MINUS_ONE)
 
 
+MP_TOLERANCE = MP.convert(TOLERANCE)
 MINUS_ONE = number(-1)
 INFINITY = ("sym", "∞")
 MINUS_INFINITY = negative(INFINITY)
+REALS = ("sym", "\\mathbbR")
 MARKS = {"%": number("1/100"), "°": build("*", number("1/180"), ("sym", "\\pi"))}
 # The factor of ln, by base. log without a base has an unknown one (decision 10).
 LOG_FACTORS = {"lg": inverse(build("ln", number(10))), "log": ("sym", "\\log")}
@@ -526,15 +664,21 @@ class Parser:
         sign = self.take("[-+]")
         if sign:
             value = self.expression(max(rank, 6))
-            return negative(value) if sign == "-" else value
+            if sign == "+":
+                return value
+            signed = value[0] == "num" and value[1] < 0  # -(-9) is no numeral
+            return negative(value) if signed else like(value, negative(value))
         value = self.atom()
         while mark := self.take("!(?![!=])|%|°"):
-            value = build("!", value) if mark == "!" else build("*", value, MARKS[mark])
+            if mark == "!":
+                value = build("!", value)
+            else:
+                value = like(value, build("*", value, MARKS[mark]))
         return value
 
     def argument(self):
         """A digit or an atom: \\frac12 is 1/2."""
-        return number(self.take(r"\d")) if self.look(r"\d") else self.atom()
+        return Numeral(number(self.take(r"\d"))) if self.look(r"\d") else self.atom()
 
     def atom(self):
         if self.look(r"\.?\d"):
@@ -570,7 +714,7 @@ class Parser:
         if re.match(r"0\d", digits) or self.look(r"[\d._]"):
             raise ValueError("a part of a time, a date, a list or a number cut at its commas")
         power = build("^", number(10), number(match[4] or 0))
-        return build("*", number(digits + match[3]), power)
+        return Numeral(build("*", number(digits + match[3]), power))
 
     def enclosed(self, opening):
         """What stands in brackets: a value, a set, a tuple, an interval, a matrix."""
@@ -627,14 +771,33 @@ def join(sign, left, right):
         chain = left[2:] if left[0] == "rel" else (left,)  # 1 < x < 2
         signs = left[1] + sign if left[0] == "rel" else sign
         return ("rel", signs, *chain, right)
-    if sign in ("-", "/"):
-        right = negative(right) if sign == "-" else inverse(right)
     if kind in ("+", "*", "^"):
-        return build(kind, left, right)
+        operand = right
+        if sign in ("-", "/"):
+            operand = negative(right) if sign == "-" else inverse(right)
+        value = build(kind, left, operand)
+        return numeral_class(sign, left, right, value)(value)
     if kind == "ratio" and not {left[0], right[0]}.isdisjoint(SHAPES - {"ratio"}):
         raise ValueError("a ratio of something that is no value")
     items = left[1:] if left[0] == kind else [left]
     return (kind, *items, right)
+
+
+def like(value, result):
+    """The result, written as a number if the value is."""
+    return type(value)(result) if isinstance(value, Numeral) else result
+
+
+def numeral_class(sign, left, right, value):
+    """Class of a value by how it is written (decision 13): tuple if it has to be computed."""
+    if type(left) is not Numeral or not isinstance(right, Numeral):
+        return tuple
+    if sign == "^" and left == number(10) and right[0] == "num" and right[1].denominator == 1:
+        return PowerOfTen
+    if sign == "*" and type(right) is PowerOfTen:
+        return Numeral
+    whole = value[0] == "num" and value[1].denominator == 1
+    return Quotient if sign == "/" and type(right) is Numeral and not whole else tuple
 
 
 DATES = r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)"
@@ -687,35 +850,52 @@ def smaller_first(tree):
 # 5. Comparison of two trees
 
 
-def same(a, b):
+def same(given, gold):
     """True if two trees mean the same answer."""
-    kinds = {a[0], b[0]}
-    if a == b or kinds == {"rel"} and same_relation(a, b):
-        return True
-    if kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:]) and same_members(a, b):
-        return True
-    (name, x), (other, y) = named(a), named(b)
-    if x is not a or y is not b:  # at most one name, and the name is gone
-        one_name = not name or not other or name == other
-        return one_name and x[0] != "rel" != y[0] and same(x, y)
+    spend(1)
+    kinds = {given[0], gold[0]}
     if not kinds & SHAPES:
-        return agree(a, b)
+        if isinstance(gold, Numeral) and not isinstance(given, Numeral):
+            return False  # decision 13: a number has to be written as a number
+        return given == gold or agree(given, gold)
+    if kinds == {"rel"} and same_relation(given, gold):
+        return True
+    if kinds <= {"list", "set"}:
+        if all(item[0] == "rel" for item in given[1:] + gold[1:]) and same_members(given, gold):
+            return True
+        roots, gold_roots = numbered_roots(given), numbered_roots(gold)
+        if (roots is None) != (gold_roots is None):
+            return same(roots or given, gold_roots or gold)
+    (name, value), (gold_name, gold_value) = named(given), named(gold)
+    if value is not given or gold_value is not gold:  # at most one name, and the name is gone
+        one_name = not name or not gold_name or name == gold_name
+        return one_name and value[0] != "rel" != gold_value[0] and same(value, gold_value)
     if kinds <= {"list", "set", "∪"}:
-        return same_members(a, b)
+        return same_members(given, gold)
+    if kinds == {"∪", "∖"}:
+        return same(without_points(given), without_points(gold))
     if kinds == {"ratio", "num"}:  # decision 11: 2:3 is 2/3, but 2:4 is not 1/2
-        (_, value), ratio = sorted((a, b))
+        (_, value), ratio = sorted((given, gold))
         parts = (number(value.numerator), number(value.denominator))
         return value.denominator > 1 and ratio[1:] == parts
-    if a[0] != b[0] or len(a) != len(b):
+    if given[0] != gold[0] or len(given) != len(gold):
         return False
-    parts = [(p, q) for p, q in zip(a, b) if p != q]
-    return all(isinstance(p, tuple) and isinstance(q, tuple) and same(p, q) for p, q in parts)
+    return all(same(p, q) if isinstance(p, tuple) else p == q for p, q in zip(given, gold))
 
 
-def same_members(a, b):
+def same_members(given, gold):
     """True if each member of one means the same as a member of the other, in any order."""
-    rest = list(b[1:])
-    for member in a[1:]:
+    twins = {}  # what is identical is found without a search
+    for other in gold[1:]:
+        twins.setdefault(other, []).append(other)
+    alone = []
+    for member in given[1:]:
+        if twins.get(member) and same(member, twins[member][0]):
+            twins[member].pop()
+        else:
+            alone.append(member)
+    rest = [other for others in twins.values() for other in others]
+    for member in alone:
         equal = [other for other in rest if same(member, other)]
         if not equal:
             return False
@@ -723,15 +903,63 @@ def same_members(a, b):
     return not rest
 
 
-def same_relation(a, b):
-    """True if left minus right is equal, up to its sign for an equation."""
-    (signs, left, *right), (other_signs, other_left, *other_right) = a[1:], b[1:]
-    if signs != other_signs or signs not in ("=", "≠", "<", "≤"):
+def same_relation(given, gold):
+    """True if left minus right differs by a constant factor, positive for inequalities.
+
+    A gold that is solved for a number needs a solved answer (decision 8).
+    """
+    signs, sides = gold[1], (*given[2:], *gold[2:])
+    if given[1] != signs or signs not in ("=", "≠", "<", "≤") or is_solved(gold):
         return False
-    difference = join("-", left, *right)
-    if agree(difference, join("-", other_left, *other_right)):
-        return True
-    return signs in ("=", "≠") and agree(difference, join("-", *other_right, other_left))
+    if any(side[0] in SHAPES for side in sides):
+        return False
+    factor = constant(join("/", join("-", *given[2:]), join("-", *gold[2:])))
+    return bool(factor) and (signs in ("=", "≠") or factor > 0)
+
+
+def is_solved(relation):
+    """True for x = 5, x > 5, x ≠ 5: a name with numbers."""
+    name, value = named(relation)
+    return name is not None and all(is_constant(leaf) for leaf in leaves(value))
+
+
+def leaves(tree):
+    """The values in a tree."""
+    if tree[0] not in SHAPES:
+        return [tree]
+    return [leaf for part in tree[1:] if isinstance(part, tuple) for leaf in leaves(part)]
+
+
+def is_constant(value):
+    return value in (INFINITY, MINUS_INFINITY, REALS) or constant(value) is not None
+
+
+def constant(value):
+    """The real number that a value is at all points where it is real; None if there is none."""
+    found = [at.number for at in values_at_points(value) if at and at.real]
+    if len(found) < 2 or isinstance(found[0], MP.mpc):
+        return None
+    return found[0] if all(abs(x - found[0]) <= MP_TOLERANCE for x in found) else None
+
+
+def numbered_roots(tree):
+    """1 and 3 for "x_1 = 1, x_2 = 3", which has the order of a tuple only beside a tuple."""
+    if tree[0] != "list":
+        return None
+    names, roots = zip(*map(named, tree[1:]))
+    if all(re.fullmatch(r"[a-z]_\d", name or "") for name in names):
+        return ("list", *roots) if len({name[0] for name in names}) == 1 else None
+    return None
+
+
+def without_points(union):
+    """R without 3 for (-∞, 3) ∪ (3, ∞); another tree as it is."""
+    pieces = union[1:]
+    if union[0] != "∪" or any(piece[:2] != ("seq", "()") for piece in pieces):
+        return union
+    ends = [MINUS_INFINITY, *(piece[3] for piece in pieces)]
+    starts = [*(piece[2] for piece in pieces), INFINITY]
+    return ("∖", REALS, ("set", *starts[1:-1])) if starts == ends else union
 
 
 def label(tree):
@@ -746,6 +974,9 @@ def named(tree):
     """(name, value) of "x = 5", "x > 5", "x ∈ ..." or a list of them; (None, tree) otherwise."""
     if tree[0] == "list":
         names, values = zip(*map(named, tree[1:]))
+        if len(set(names)) == 1 and all(item[:2] == ("rel", "≠") for item in tree[1:]):
+            excluded = [value[2][1] for value in values]
+            return names[0], ("∖", REALS, ("set", *excluded))
         if all(names) and sorted(set(names)) == list(names):  # "x = k pi, k ∈ Z" is no point
             return ",".join(names), ("seq", "()", *values)
     if tree[0] != "rel":
@@ -755,21 +986,26 @@ def named(tree):
         return named_equation(tree)
     if signs == "∈" and label(sides[0]):
         return label(sides[0]), sides[1]
+    if signs == "≠":  # x ≠ 5 is R without 5
+        name, value = named_equation(("rel", "=", *sides))
+        return (name, ("∖", REALS, ("set", value))) if name else (None, tree)
     return named_interval(tree)
 
 
 def named_equation(tree):
-    """x = 5, 5 = x, x = 2 + 3 = 5, and 1/3 ≈ 0.333 without a name."""
+    """x = 5, 5 = x, AB = CD = 8, x = 2 + 3 = 5, and 1/3 ≈ 0.333 without a name."""
     signs, sides = tree[1], tree[2:]
     if label(sides[-1]) and not label(sides[0]):
         signs, sides = signs[::-1], sides[::-1]
     name = label(sides[0])
-    if name:
+    while len(sides) > 1 and label(sides[0]):
         signs, sides = signs[1:], sides[1:]
-    exact = [side for sign, side in zip(signs, sides[1:]) if sign == "="]
-    if all(same(sides[0], side) for side in exact):
-        return name, sides[0]
-    return None, tree
+    exact = [sides[0]]
+    exact += [side for sign, side in zip(signs, sides[1:]) if sign == "="]
+    if not all(same(side, exact[0]) or same(exact[0], side) for side in exact):
+        return None, tree
+    numerals = [side for side in exact if isinstance(side, Numeral)]
+    return name, (numerals or exact)[0]  # 2 + 3 = 5 is written as a number
 
 
 def named_interval(tree):
@@ -788,7 +1024,7 @@ def named_interval(tree):
 
 def decimal_slack(value):
     """One unit in the last place of a decimal of 10 places and 10 digits or more; else 0."""
-    if value[0] != "num":
+    if value[0] != "num" or 10**99 % value[1].denominator:
         return 0
     fitting = (n for n in range(100) if 10**n % value[1].denominator == 0)
     places = next(fitting, 0)
@@ -805,7 +1041,10 @@ def agree(a, b):
     if a[0] == b[0] == "num":
         return a[1] == b[1] or abs(a[1] - b[1]) < slack
     slack = MP.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
-    pairs = [(x, y) for x, y in zip(values_at_points(a), values_at_points(b)) if x and y]
+    rows = list(zip(values_at_points(a), values_at_points(b)))
+    pairs = [(x, y) for x, y in rows[: -len(WHOLE)] if x and y]
     real = [(x, y) for x, y in pairs if x.real and y.real]
     pairs = real if len(real) >= 2 else pairs
+    # (-1)^n is real at whole numbers alone, so they decide only where all else is undefined.
+    pairs += [(x, y) for x, y in rows[-len(WHOLE) :] if x and y and x.real and y.real]
     return len(pairs) >= 2 and all(abs(x.number - y.number) <= slack for x, y in pairs)
