@@ -1,12 +1,12 @@
 """Comparison of two short answers: LaTeX, numbers, units, sets, intervals, words and options.
 
 The reward of ZPPO (arXiv 2606.18216, App. D.1) calls mathruler here; we compare ourselves. An
-expression is its values at eight fixed points: two expressions are equal if their values are.
+expression is its values at sixteen fixed points: two expressions are equal if their values are.
 This file imports nothing from the rest of the project: copy it. Five phases:
 
     1. spelling: `clean` gives one spelling to signs that mean the same
     2. words, options and units, which are no mathematics
-    3. values: what an operation gives at the eight points
+    3. values: what an operation gives at the points
     4. parser: `read` makes a tree of values and shapes (lists, sets, tuples, relations)
     5. comparison: `same` compares two trees
 
@@ -15,26 +15,37 @@ Decisions and deviations:
  1. What is ambiguous is refused: a false positive trains a wrong model, a miss costs one reward.
  2. Nothing is run as code: the parser has fixed lists of commands and functions. Text that the
     parser cannot read is compared as text. sympy is not used, because its simplifier has no bound.
- 3. Work is bounded by counting characters, names, nesting and bits, not by signals, threads or
+ 3. Work is bounded by counting characters, names, nesting and steps, not by signals, threads or
     clocks: the answer is the same in every thread, on every machine. Beyond a bound only identical
     text is equal.
- 4. Numbers are exact: 0.333 is not 1/3, 3.14 is not pi, 2/4 is 1/2. Only a decimal of 10 digits or
-    more stands for the number it is cut or rounded from. Expressions are equal if they differ by
-    less than 1e-250 at the points where both are real: (sqrt x)^2 is x; sqrt(x^2) is |x|, not x.
+ 4. Numbers are exact: 0.333 is not 1/3, 3.14 is not pi, 2/4 is 1/2; 0.333... is 1/3. Only a decimal
+    of 10 digits or more stands for the number it is cut or rounded from. Expressions are equal if
+    they differ by less than 1e-250 at the points where both are real: (sqrt x)^2 is x; sqrt(x^2) is
+    |x|, not x. Variables are whole numbers at some points, and x! is defined only there.
  5. A percent mark divides by 100, a degree mark multiplies by pi/180.
  6. 1,000 is a number and "1, 000" is not. Inside brackets of any kind a comma always separates.
  7. Sets and lists without brackets have no order; tuples, intervals and matrices have one, and the
     brackets count: (1,2) is neither [1,2] nor {1,2} nor "1, 2". A set of one is its member.
  8. "x = 5" is 5, "x > 5" is (5, oo); "x+y = 5" is not 5, "x = 5" is not "y = 5". Other relations
-    are equal if left minus right is, up to its sign for an equation: "2x = 10" is not "x = 5".
+    are equal if left minus right differs by a constant factor, positive for an inequality. If one
+    of the two is solved for a number, the factor has to be 1: "2x = 10" is not "x = 5".
  9. One side may lack the unit or currency of the other. Two different units are refused, not
-    converted.
+    converted: m/s is metre per second, but not 3.6 km/h. 5m and 6 s^2 are expressions, 25 m^2 is
+    an area.
 10. log without a base has an unknown one: log ab = log a + log b holds, log 100 = 2 and
     log x = ln x do not.
 11. 101_2 is neither 101 nor 5; 2:3 is 2/3, but 2:4 is not 1:2; "5-10" and 2024-05-01 are text;
     2 3/2, x/2y and 1/xy are refused, while 1 1/2 is 1.5 and 1/2x is (1/2)x.
-12. One letter is a variable, so b is not B; in the brackets of an option, (b), it is. Words ignore
+12. One letter is a variable, so b is not B; in the brackets of an option, (b), it is. Several
+    options are a set: AC, "A, C" and "(A) and (C)" are one, and none of them is A. Words ignore
     case.
+13. A number has to be written as a number: where the gold is 9, the answer 7 + 2, 3^2, sqrt(81) or
+    18/2 is wrong. Digits with a sign, a mark, a power of ten, a unit, "x =" in front are right, and
+    where the gold is no whole number a fraction of two numbers or a mixed number. The same holds
+    for each number in a list, tuple or interval. The paper's grader takes all of them; a student
+    learnt within eight steps to put the question's own expression into the box. Where the gold is
+    an expression, every equal expression is right: a question that asks to simplify sqrt(8) stays
+    open to this.
 """
 
 import functools
@@ -52,12 +63,11 @@ import mpmath
 MAX_CHARS = 2000  # of an answer that is read as mathematics
 MAX_DEPTH = 80  # of nested expressions
 MAX_TERMS = 200  # names, powers, marks and factorials of an answer
-MAX_WORK = 40_000  # steps of a comparison, of about 5 microseconds each
-MAX_BITS = 200_000  # of an exact number
+MAX_WORK = 40_000  # steps of a comparison, each about 5 microseconds
 MAX_EXPONENT = 10_000
-MAX_MAGNITUDE = 800  # of any other number: from 2^-800 to 2^800, about 1e-241 to 1e241
-DIGITS = 500  # of any other number: rounding errors stay far below the tolerance
-TOLERANCE = Fraction(1, 10**250)  # two other numbers that differ by less are equal
+MAX_MAGNITUDE = 800  # of a number that is not exact: from 2^-800 to 2^800, about 1e-241 to 1e241
+DIGITS = 500  # of such a number: rounding errors stay far below the tolerance
+TOLERANCE = Fraction(1, 10**250)  # two such numbers that differ by less are equal
 LOCK = threading.Lock()  # mpmath's functions change the precision of their context for a moment
 
 
@@ -79,7 +89,9 @@ def answers_match(given: str, gold: str) -> bool:
     given, gold = clean(given), clean(gold)
     given_options, gold_options = options(given), options(gold)
     if given_options and gold_options:
-        return same_options(given_options, gold_options)
+        (letters, text), (gold_letters, gold_text) = given_options, gold_options
+        same_text = not text or not gold_text or answers_match(text, gold_text)
+        return letters == gold_letters and same_text
     given, gold = without_numbers(given, gold), without_numbers(gold, given)
     if as_words(given) == as_words(gold):
         return given != ""
@@ -103,11 +115,12 @@ sigma tau upsilon phi chi psi omega""".split()
 SPELLINGS = r"""
 - − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ÷ ⁄ ∕ \div; " “ ” „; ' ‘ ’ ′ \prime; < \lt; > \gt
 ; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ± \pm; ∓ \mp
-; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash
+; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash; \Omega_ Ω
 ; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil
 ; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro; £ \pounds
-; : \colon; ... \ldots \dots \cdots; \Omega_ Ω; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi
-; \theta \vartheta; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ; _and_ \land \wedge; _or_ \lor \vee
+; : \colon; ... \ldots \dots \cdots; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom
+; \epsilon \varepsilon; \phi \varphi; \theta \vartheta; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ
+; _and_ \land \wedge; _or_ \lor \vee
 ; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""
 PLAIN = {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
 for line in SPELLINGS.split(";"):
@@ -129,16 +142,18 @@ thin space: 5\,m ⟹ 5␣m    \\(?:[,;: ]|$)|(?<=.)~ ⟹ ␣
 only dollar: $5 ⟹ ＄5    ^([^$]*)\$([^$]*)$ ⟹ \1＄\2
 dollar: $x$ ⟹ ␣x␣    \$ ⟹ ␣
 wrapper: 5\text{ cm} ⟹ 5␣ cm␣    \\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)
-    |[mh]box|emph|boldsymbol|bm|boxed|underline|operatorname\*?) *\{((?:[^{}]|\{[^{}]*\})*)\} ⟹ ␣\1␣
+    |[mh]box|emph|boldsymbol|bm|boxed|underline|operatorname\*?) *
+    \{((?:[^{}]|\{[^{}]*\})*)\} ⟹ ␣\1␣
 size: \left(x\right) ⟹ (x)    \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.? ⟹ ␀
 command: x\leq 5 ⟹ x≤ 5    \\[A-Za-z]+ ⟹ first_spelling()
 spaces: x   y ⟹ x y    ␣+ ⟹ ␣
 # what stands around the answer
-outer braces: {Paris} ⟹ Paris    ^ ?\{(?!.*\\(?:over|choose)\b)((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\} ?$ ⟹ inside()
+outer braces: {Paris} ⟹ Paris    ^ ?\{(?!.*\\(?:over|choose)\b)
+    ((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\} ?$ ⟹ inside()
 phrase: The answer is 5 ⟹ ␣5    (?i)^ ?(?:the )?(?:final )?answer(?: is|:)(?=[ :]) ⟹ ␀
 outer space: ␣5: ⟹ 5    ^[ :]+|[ :]+$ ⟹ ␀
-emphasis: **5** ⟹ 5    ^(\*+|[`\"_]+)([^*`\"]+)\1$ ⟹ \2
-long period: 0.333... ⟹ 0.\overline{3}    (\.\d*?)(?:(\d)\2{2,}|(\d{2,9})\3+) ?\.\.\.
+emphasis: **5** ⟹ 5    ^(\*{1,3}|[`\"_]{1,3})([^*`\"]+)\1$ ⟹ \2
+long period: 0.333... ⟹ 0.\overline{3}    (\.(?=\d+ ?\.{3})\d*?)(?:(\d)\2{2,}|(\d{2,9})\3+) ?\.{3}
     ⟹ \1\\overline{\2\3}
 outer sign: = 5. ⟹ 5    ^[=≈ ]+|(?<![.,; ])(?:[,; ]|\.(?!\.))+$ ⟹ ␀
 # operators and relations
@@ -150,30 +165,39 @@ power: x**2 ⟹ x^2    (?<=[\w)}]) ?\*\* ?(?=[\w({\\-]) ⟹ ^
 comma and: 1, and 2 ⟹ 1, 2    ([,;]) ?(?:and|or)\b ⟹ \1
 empty set: \{\} ⟹ ∅    \\\{ ?\\\} ⟹ ∅
 member of one: x∈\{5\} ⟹ x=5    ∈ ?\\\{([^,;{}\\]*)\\\} ⟹ =\1
+set builder: \{x|x>5\} ⟹ x>5    \\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:] ?
+    (.*[<>≤≥≠=].*)\\\} ⟹ \1
 index: x_12 ⟹ x_{12}    _ ?(\d+) ⟹ _{\1}
 index of two: x_{±} ⟹ x    _ ?\{ ?[±∓] ?\} ⟹ ␀
 prime: f^' ⟹ f'    \^ ?(') ⟹ \1
 infinity: -oo ⟹ -∞    (?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z]) ⟹ ∞
-all reals: (-∞,∞) ⟹ \mathbb R    \( ?- ?∞ ?, ?\+? ?∞ ?\) ⟹ \\mathbb R
-all but some: all real numbers except 3 ⟹ \mathbb R∖\{3\}    (?i)^(?:x ?∈ ?)?(?:(?:the )?set of )?
-    (?:(?:all|any) )?real(?: number)?s (?:except|but|other than)(?: for| x ?=)? ?(.+) ⟹ \\mathbb R∖\\{\1\\}
-every real: all real numbers ⟹ \mathbb R    (?i)^(?:(?:the )?set of )?(?:(?:all|any) )?reals?
-    (?: numbers?)?$ ⟹ \\mathbb R
-real and not: x∈\mathbb R, x≠3 ⟹ x≠3    ^\w ?∈ ?\\mathbb ?\{? ?R ?\}? ?(?:,| and ) ?(?=\w ?≠) ⟹ ␀
-set builder: \{x|x>5\} ⟹ x>5    \\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*[<>≤≥≠=].*)\\\} ⟹ \1
-turned: 2≠x ⟹ x≠2    ^((?:[^A-Za-z,≠]|\\[a-z]+)+)≠ ?([A-Za-z])$ ⟹ \2≠\1
-excluded: x≠3, x≠2 ⟹ x∈(-∞,2)∪(2,3)∪(3,∞)    ^([A-Za-z]) ?(≠(?:[^A-Za-z,≠]|\\[a-z]+)+
-    (?:(?:,| and) ?\1 ?≠(?:[^A-Za-z,≠]|\\[a-z]+)+)*)$ ⟹ reals_without()
-reals without: \mathbb R∖\{3\} ⟹ (-∞,3)∪(3,∞)    ()\\mathbb ?\{? ?R ?\}? ?
-    ∖ ?\\\{ ?((?:[^A-Za-z{}\\]|\\[a-z]+|\{[^{}]*\})+) ?\\\} ⟹ reals_without()
 named point: P(-2,3) ⟹ P=(-2,3)    ^([A-Z]) ?(?=\( ?[-\d\\][^()]*,[^()]*\)$) ⟹ \1=
+# the real numbers without some
+all reals: (-∞,∞) ⟹ \mathbb R    \( ?- ?∞ ?, ?\+? ?∞ ?\) ⟹ \\mathbb R
+real numbers: all real numbers except 3 ⟹ \mathbb R except 3    (?i)^(?:(?:the )?set of )?
+    (?:(?:all|any) )?reals?(?: numbers?)?(?= (?:except|but)|$) ⟹ \\mathbb R
+all except: \mathbb R except 3 ⟹ \mathbb R∖\{3\}    (?<=\\mathbb R) (?:except|but)(?: for| not)?
+    (?: x ?=)? (.+) ⟹ ∖\\{\1\\}
+real, not: x∈\mathbb R, x≠3 ⟹ x≠3    ^\w ?∈ ?\\mathbb ?\{? ?R ?\}? ?(?:,| and ) ?(?=\w ?≠) ⟹ ␀
+not, turned: 2≠x ⟹ x≠2    ^((?:[^A-Za-z,≠]|\\[a-z]+)+)≠ ?([A-Za-z])$ ⟹ \2≠\1
+not plus or minus: x≠±3 ⟹ x∈\mathbb R∖\{3,-3\}    ^([A-Za-z]) ?≠ ?±([^,]+)$
+    ⟹ \1∈\\mathbb R∖\\{\2,-\2\\}
+not: x≠3 ⟹ x∈\mathbb R∖\{3\}    ^([A-Za-z]) ?≠ ?((?:[^A-Za-z,]|\\[a-z]+)+)$
+    ⟹ \1∈\\mathbb R∖\\{\2\\}
+not two: x≠1, x≠2 ⟹ x∈\mathbb R∖\{1, 2\}    ^([A-Za-z]) ?≠ ?([^,≠]+)(?:,| and) ?\1 ?≠ ?([^,≠]+)$
+    ⟹ \1∈\\mathbb R∖\\{\2, \3\\}
+gap: (-∞,3)∪(3,∞) ⟹ \mathbb R∖\{3\}    \( ?-∞ ?, ?([^()∞,]+)\) ?∪ ?\( ?\1, ?\+?∞ ?\)
+    ⟹ \\mathbb R∖\\{\1\\}
+gaps: (-∞,1)∪(1,2)∪(2,∞) ⟹ \mathbb R∖\{1, 2\}    \( ?-∞ ?, ?([^()∞,]+)\) ?∪ ?
+    \( ?\1, ?([^()∞,]+)\) ?∪ ?\( ?\2, ?\+?∞ ?\) ⟹ \\mathbb R∖\\{\1, \2\\}
 # matrices become lists of rows, all roots \root{3}{x}
 matrix: \begin{bmatrix}1&2⏎3&4\end{bmatrix} ⟹ [[1,2],[3,4]]    ([(\[] *)?\\begin *
     \{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}
     (?(1) *[)\]]) ⟹ list_of_rows()
 root: \sqrt[3]{x} ⟹ \root{3}{x}    \\sqrt ?\[([^\[\]]*)\] ⟹ \\root{\1}
 square root: sqrt(x) ⟹ \root{2}(x)    \\?(?<![A-Za-z])sqrt ⟹ \\root{2}
-choose: {n\choose 2} ⟹ \choose{n}{ 2}    \{([^{}]*)\\(over|choose)\b([^{}]*)\} ⟹ \\\2{\1}{\3}
+over: {1\over 2} ⟹ \frac{1}{ 2}    \{([^{}]*)\\over\b([^{}]*)\} ⟹ \\frac{\1}{\2}
+choose: {n\choose 2} ⟹ \binom{n}{ 2}    \{([^{}]*)\\choose\b([^{}]*)\} ⟹ \\binom{\1}{\2}
 # numbers
 period: 0.1\overline{6} ⟹ (15/90)    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}
     ⟹ fraction_of_period()
@@ -184,35 +208,16 @@ mixed slash: 1 1/2 ⟹ (3/2)    (?<![\w.^_}])(\d+) ?(?<= )(\d+) ?/ ?(\d+)(?![\d.
 thousand: 5 thousand ⟹ 5*10^3    (?<=\d) ?thousand\b ⟹ *10^3
 million: 1.5 million ⟹ 1.5*10^6    (?<=\d) ?million\b ⟹ *10^6
 billion: 2billion ⟹ 2*10^9    (?<=\d) ?billion\b ⟹ *10^9
+clock: 03:05 ⟹ 3:05    (?<![\d:.])0(?=\d ?: ?[0-5]\d(?!\d)) ⟹ ␀
 # marks and units
 power of ten: 3 x 10^5 ⟹ 3*10^5    (?<=\d) ?[xX] ?(?=10 ?\^) ⟹ *
 degree: 45^{\circ} ⟹ 45°    \^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\}) ⟹ °
-measured angle: m\angle A ⟹ \angle A    \bm ?(?=\\angle) ⟹ ␀
 minutes: 30° 15' ⟹ (121/4)°    (?<![\d.])(\d+) ?° ?(\d+) ?'(?: ?(\d+) ?(?:''|\"))? ⟹ degrees()
-clock: 03:05 ⟹ 3:05    (?<![\d:.])0(?=\d ?: ?[0-5]\d(?!\d)) ⟹ ␀
+measured angle: m\angle A ⟹ \angle A    \bm ?(?=\\angle) ⟹ ␀
 percent: 5 percent ⟹ 5%    (?<=[\d)}]) ?per ?cent\b ⟹ %
-degrees: 45 degrees ⟹ 45°    (?<=[\d)}]) ?(?:deg(?:rees?)?\b\.?|度) ⟹ °
+degrees: 45 deg. ⟹ 45°    (?<=[\d)}]) ?(?:deg(?:rees?)?\b\.?|度) ⟹ °
 temperature: 25° Celsius ⟹ 25 °C    ␣?° ?([CF])[a-z]*\b ⟹ ␣°\1
 """
-
-
-def clean(text):
-    """The answer in one spelling, without wrappers, delimiters and needless spaces."""
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}", text)
-    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}", text)
-    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
-    text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
-    seen = [sign for sign in text if unicodedata.category(sign) != "Cf"]
-    text = "".join(sign if sign.isprintable() else " " for sign in seen)
-    text = re.sub(r"[^\x00-\x7f]", ascii_digit, text)
-    for rule in REWRITES:
-        for _ in range(3 if rule.name == "wrapper" else 1):  # wrappers stand inside each other
-            text = re.sub(rule.pattern, rule.replacement, text)
-    return text
-
-
-def ascii_digit(match):
-    return str(unicodedata.digit(match[0], match[0]))
 
 
 def first_spelling(match):
@@ -242,24 +247,9 @@ def fraction_of_mixed(match):
     return f"({whole * denominator + numerator}/{denominator})" if proper else match[0]
 
 
-def reals_without(match):
-    """x ≠ 3 is x ∈ (-∞, 3) ∪ (3, ∞). Several points are sorted if they are plain numbers."""
-    name, text = match.groups()
-    text = re.sub("± ?([^,]+)", r"-\1,\1", text)
-    points = re.split(r"(?:,| and) ?(?:\w ?≠)? ?|≠ ?", text.removeprefix("≠").strip())
-    if all(re.fullmatch(r"-?\d+(?:\.\d+|/[1-9]\d*)?", point) for point in points):
-        points.sort(key=Fraction)
-    elif len(points) > 1:
-        return match[0]
-    ends = ["-∞", *points, "∞"]
-    pieces = [f"({start},{end})" for start, end in zip(ends, ends[1:])]
-    return (name and f"{name}∈") + "∪".join(pieces)
-
-
 def degrees(match):
-    """30° 15' is (121/4)°."""
     whole, minutes, seconds = match.groups()
-    return f"({Fraction(int(whole) * 3600 + int(minutes) * 60 + int(seconds or 0), 3600)})°"
+    return f"({Fraction(3600 * int(whole) + 60 * int(minutes) + int(seconds or 0), 3600)})°"
 
 
 class Rule(NamedTuple):
@@ -270,63 +260,80 @@ class Rule(NamedTuple):
     replacement: object  # a template of re.sub, or a function of the match
 
 
-def read_rules():
-    """The rules of the table, in its order."""
-    rules = []
-    for line in RULES.replace("\n    ", "").strip().splitlines():
-        if line.startswith("#"):
-            continue
-        name, rest = line.split(": ", 1)
-        texts = re.split(" ?⟹ ?|    ", rest)
-        texts = [text.replace("␣", " ").replace("␀", "") for text in texts]
-        if texts[-1].endswith("()"):
-            texts[-1] = globals()[texts[-1].removesuffix("()")]
-        rules.append(Rule(name, *texts))
-    return rules
+RULE = r"(?m)^(\w.*?): (.*?) ⟹ (.*?)    (.*?) ?⟹ (.*)$"
+REWRITES = []
+for name, *texts in re.findall(RULE, RULES.replace("\n    ", "")):
+    texts = [text.replace("␣", " ").replace("␀", "") for text in texts]
+    if texts[-1].endswith("()"):
+        texts[-1] = globals()[texts[-1].removesuffix("()")]
+    REWRITES.append(Rule(name, *texts))
 
 
-REWRITES = read_rules()
+def clean(text):
+    """The answer in one spelling, without wrappers, delimiters and needless spaces."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}", text)
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
+    text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
+    seen = [sign for sign in text if unicodedata.category(sign) != "Cf"]
+    text = "".join(sign if sign.isprintable() else " " for sign in seen)
+    text = re.sub(r"[^\x00-\x7f]", ascii_digit, text)
+    for rule in REWRITES:
+        for _ in range(3 if rule.name == "wrapper" else 1):  # wrappers stand inside each other
+            text = re.sub(rule.pattern, rule.replacement, text)
+    return text
+
+
+def ascii_digit(match):
+    return str(unicodedata.digit(match[0], match[0]))
 
 
 # ------------------------------------------------------------------------------------------------
 # 2. What is no mathematics: words, options, units
 
-NUMBERED = re.compile(r"\b([a-z])_\{\d\} ?(?==)")
 OPTION = re.compile(
-    r"(?i:(?:the )?(?:correct )?(?:option|choice|answer)s?(?: is| are)?:? ?)?"
+    r"(?i:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? ?)?"
     r"(?:([A-J])(?:[.:)]? ?$|[.:)] )|[(\[]([A-Ja-j])[)\]][.:]?)(?: ?(?![A-J]\b)(.+))?"
 )
-BETWEEN_OPTIONS = r" ?(?:[,;&]|\band\b) ?(?:and )?|(?<=\)) ?(?=\()"
+# Several options: "(A), C." or "A and C", and with a text behind each "A. 5, B. 6".
+LETTER = r"(?:[A-J]|\([A-Ja-j]\)|\[[A-Ja-j]\])[.:)]?"
+BETWEEN = r"(?: ?(?:[,;&]|\band\b) ?(?:and )?| ?(?=\())"
+MARK = r"(?:[A-J][.:)]|\([A-J]\)) "
+SEVERAL = re.compile(
+    rf"(?i:(?:option|choice|answer)s?:? )?({LETTER}(?:{BETWEEN}{LETTER})+)"
+    rf"|({MARK}[^,;]+(?:(?:[,;]|\band) {MARK}[^,;]+)+)"
+)
+NUMBERED = re.compile(r"\b([a-z])_\{\d\} ?(?==)")
 # The first name of each unit is ours. Names of three letters or more have a plural.
 UNIT_NAMES = r"""
-m metre meter 米; cm centimetre centimeter 厘米; mm millimetre millimeter 毫米; nanometer; \mu_m micron
-; km kilometre kilometer 千米 公里; ft feet foot; in inch inche; yd yard; mi mile; acre; hectare
-; g gram 克; kg kilogram 千克 公斤; mg milligram; lb pound; oz ounce; ton tonne 吨; L liter litre 升
-; mL ml milliliter 毫升; gal gallon; cup; s sec second 秒; millisecond; min minute 分钟; h hr hour 小时
-; day 天; week 周; month 月; year yr year_old years_old 年 岁; mi/h mph; km/h kmh kph kmph; rpm
+m metre meter 米; cm centimetre centimeter 厘米; mm millimetre millimeter 毫米; nanometer
+; km kilometre kilometer 公里; \mu_m micron; ft feet foot; in inch inche; yd yard; mi mile; acre
+; hectare; g gram 克; kg kilogram 千克 公斤; mg milligram; lb pound; oz ounce; ton tonne 吨
+; L liter litre 升; mL ml milliliter 毫升; gal gallon; cup; s sec second 秒; millisecond
+; min minute 分钟; h hr hour 小时; day 天; week 周; month 月; year yr year_old years_old 年 岁; mi/h mph; km/h kmh kph kmph; rpm
 ; rad radian; °C; °F; K kelvin; N newton; kN; J joule; kJ; MJ; cal calorie; kcal; W watt; kW; MW
 ; kWh; V volt; kV; mV; A amp ampere; mA; \Omega ohm; k\Omega; Hz hertz; kHz; MHz; GHz; Pa pascal
 ; kPa; MPa; atm; mmHg; mol mole; eV; keV; MeV; GeV; dB decibel; bit; byte; kB KB; MB; GB; TB
 ; ＄ $ dollar USD 美元; ¢ cent; € euro EUR; £ GBP; ¥ yen JPY 円; yuan RMB CNY 元; ₹ rupee INR Rs Rs.
 ; unit 个; way; time 次; point; person people 人"""
-POWERS = dict.fromkeys("square sq sq. 平方 squared".split(), 2)
-POWERS |= dict.fromkeys("cubic cu cu. 立方 cubed".split(), 3)
 UNITS = {}
 for line in UNIT_NAMES.split(";"):
     names = [name.replace("_", " ") for name in line.split()]
     names += [name + "s" for name in names if len(name) > 2]
     UNITS |= dict.fromkeys(names, names[0])
+POWERS = {"square": 2, "sq": 2, "sq.": 2, "平方": 2, "squared": 2}
+POWERS |= {"cubic": 3, "cu": 3, "cu.": 3, "立方": 3, "cubed": 3}
 ANY_UNIT = "|".join(map(re.escape, sorted(UNITS, key=len, reverse=True)))
 POWER = r" ?\^ ?(?:\{ ?-? ?\d ?\}|-?\d)| squared| cubed"
-ONE_UNIT = rf"(?:(?:square|sq\.?|cubic|cu\.?|平方|立方) ?)?(?:{ANY_UNIT})(?![A-Za-z])(?:{POWER})?"
-UNIT = re.compile(
-    rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE_UNIT}(?: ?(?:/|\*| per | ) ?{ONE_UNIT}){{0,3}}$"
-)
-UNIT_PART = (
+# "per", "square", the name, its exponent
+ONE_UNIT = (
     r"(/|per)? ?(?:(square|sq\.?|cubic|cu\.?|平方|立方) ?)?"
     rf"({ANY_UNIT})(?![A-Za-z])({POWER})?"
 )
-CURRENCY = re.compile(r"([+-]?) ?([＄€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?) ?(?=\d)) ?")
+UNIT = re.compile(
+    rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?(?!/|per)(?:{ONE_UNIT} ?\*? ?){{1,4}}(?<![* ])$"
+)
+CURRENCY = re.compile(r"([+-]?) ?([＄€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?= ?\d)) ?")
 # "5 apples" is 5, but with one of these words the number alone is not the answer.
 NO_NOUNS = """less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens
 |hundreds|thousands|remainders|millions|billions|halves|thirds|quarters
@@ -348,37 +355,23 @@ def as_words(text):
     return re.sub(r"^(?:the|an?) (?=.{3})", "", text).strip(" .!?'")
 
 
+def options(text):
+    """(letters, text) of a multiple-choice answer: B, (b), "Option B", "B: text", AC; or None."""
+    text = text.replace("**", "").strip()
+    if re.fullmatch("[A-J]{2,}", text):
+        return text, None
+    if several := SEVERAL.fullmatch(text):
+        marks = re.findall(LETTER if several[1] else MARK, several[1] or text)
+        return "".join(sorted(re.sub(r"\W", "", "".join(marks).upper()))), None
+    match = OPTION.fullmatch(text)
+    return match and ((match[1] or match[2]).upper(), match[3])
+
+
 def without_numbers(text, other):
     """x = 1, x = 3 for the roots x_1 = 1, x_2 = 3, if the other answer does not number them."""
     if NUMBERED.search(other) or other.startswith("(") or len(NUMBERED.findall(text)) < 2:
         return text
     return NUMBERED.sub(r"\1", text)
-
-
-def options(text):
-    """{letter: text} of a multiple-choice answer: B, (b), "Option B", "B: text", AC, "A and C".
-
-    None for another answer. In "D. both (A) and (B)" the letters behind D belong to its text.
-    """
-    text = text.replace("**", "").strip()
-    if re.fullmatch("[A-J]{2,}", text) and list(text) == sorted(set(text)):
-        return dict.fromkeys(text)
-    for pieces in (re.split(BETWEEN_OPTIONS, text), [text]):
-        matches = [OPTION.fullmatch(piece) for piece in pieces]
-        if not all(matches):
-            continue
-        found = {(match[1] or match[2]).upper(): match[3] for match in matches}
-        with_text = [letter for letter in found if found[letter]]
-        if len(found) == len(pieces) and len(with_text) in (0, len(found)):
-            return found
-    return None
-
-
-def same_options(given, gold):
-    """True for the same set of letters, if the texts behind them do not differ."""
-    texts = [(given[letter], gold[letter]) for letter in given.keys() & gold.keys()]
-    both = [pair for pair in texts if all(pair)]
-    return given.keys() == gold.keys() and all(answers_match(*pair) for pair in both)
 
 
 def split_unit(text):
@@ -387,25 +380,27 @@ def split_unit(text):
     if currency:
         return currency[1] + text[currency.end() :], plain_unit(currency[2])
     unit = UNIT.search(text)
-    if unit and not ends_with_variable(text[: unit.start()], unit[0]):
+    if unit and not are_variables(text[: unit.start()], unit[0]):
         return text[: unit.start()], plain_unit(unit[0])
     noun = re.fullmatch(NOUNS, text)
     return noun.groups() if noun else (text, "")
 
 
-def ends_with_variable(value, unit):
-    """True if what looks like a unit are variables, as in "5m", "6 s^2", "2x + 3m^2"."""
+def are_variables(value, unit):
+    """True if what looks like a unit are variables: "5m", "6 s^2", "2x + 3m^2" (decision 9)."""
     letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1]))
     symbol = re.fullmatch(rf" ?([A-Za-z])({POWER})?", unit)
-    if unit[0] != " " or letters:
-        return symbol is not None or letters is not None and unit[0] != " "
-    return symbol is not None and symbol[2] is not None and symbol[1] != "m"  # 25 m^2 is an area
+    if letters and unit[0] != " ":
+        return True
+    if not symbol:
+        return False
+    return letters is not None or unit[0] != " " or symbol[2] is not None and symbol[1] != "m"
 
 
 def plain_unit(unit):
     """The powers of the names in a unit: m 1, s -2 for m/s^2 and "metres s^{-2}"."""
     powers = Counter()
-    for per, before, name, exponent in re.findall(UNIT_PART, unit):
+    for per, before, name, exponent in re.findall(ONE_UNIT, unit):
         power = POWERS.get(before or exponent.strip()) or int(re.sub("[ ^{}]", "", exponent) or 1)
         for base in re.findall("/?[^/]+", UNITS[name]):  # mi/h for mph
             below = bool(per) != base.startswith("/")
@@ -434,7 +429,8 @@ TRIG = "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()
 ARCS = {arc + name: "a" + name for name in TRIG for arc in ("a", "ar", "arc")}
 FUNCTIONS = {*TRIG, *ARCS, "ln", "log", "lg", "exp", "abs", "cis"}
 IN_MPMATH = {"+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "cis": "expj"} | ARCS
-PRICES = dict.fromkeys(["+", "*", "abs", "floor", "ceil", "!", "binomial"], 5)  # in steps
+COUNTS = {"!": math.factorial, "binom": math.comb}
+PRICES = dict.fromkeys(["+", "*", "abs", "floor", "ceil", *COUNTS], 5)  # steps at a point
 
 
 class AtPoint(NamedTuple):
@@ -484,14 +480,14 @@ def build(operation, *parts):
     if any(part[0] in SHAPES for part in parts):
         raise ValueError("arithmetic on something that is no value")
     if all(part[0] == "num" for part in parts):
-        exact = exact_result(operation, *(part[1] for part in parts))
+        exact = exact_result(operation, [part[1] for part in parts])
         if exact is not None:
             return number(exact)
     exponent = parts[1][1] if operation == "^" and parts[1][0] == "num" else None
     values = []
     last_row = None
     for row in zip(*map(values_at_points, parts)):
-        if row != last_row:  # a number is the same at all points
+        if row != last_row:  # numbers are the same at all points
             value = value_at_point(operation, row, exponent)
         last_row = row
         values.append(value)
@@ -500,37 +496,32 @@ def build(operation, *parts):
     return ("values", *values)
 
 
-def exact_result(operation, *numbers):
+def exact_result(operation, numbers):
     """Result of an operation on exact numbers; None where it is not exact."""
-    bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
-    if sum(bits) > MAX_BITS:
-        raise ValueError("too large a number")
-    spend(1 + (sum(bits) // 2000) ** 2)
+    bits = sum(x.numerator.bit_length() + x.denominator.bit_length() for x in numbers)
+    last = numbers[-1]
+    if operation in ("^", *COUNTS):  # the size of the result
+        bits *= 1 + int(abs(last))
+    spend(1 + (bits // 2000) ** 2)
     if operation == "+":
         return sum(numbers)
     if operation == "*":
         return math.prod(numbers)
-    if operation in ("!", "binomial"):
-        return count(operation, *numbers)
-    if operation != "^":
+    if operation in COUNTS:
+        return count(operation, numbers)
+    if operation != "^" or last.denominator > 1:
         return None
-    base, exponent = numbers
-    if not base and not exponent:
+    if not any(numbers):
         raise ValueError("zero to the power of zero")
-    if exponent.denominator == 1 and abs(exponent) * bits[0] <= MAX_BITS:
-        spend(int(abs(exponent) * bits[0] // 2000) ** 2)
-        return base**exponent.numerator
-    return None
+    return numbers[0] ** last.numerator
 
 
-def count(operation, n, k=0):
-    """n! or n over k. Raises ValueError where they are not defined or too large."""
-    if n < 0 or k < 0 or int(n) != n or int(k) != k:
+def count(operation, numbers):
+    """n! or n over k, for whole numbers. Raises ValueError for others."""
+    whole = [int(x) for x in numbers]
+    if whole != numbers:
         raise ValueError("no whole number")
-    n, k = int(n), int(k)
-    if (min(k, n - k) if operation == "binomial" else n) * n.bit_length() > MAX_BITS:
-        raise ValueError("too large a factorial")
-    return math.comb(n, k) if operation == "binomial" else math.factorial(n)
+    return COUNTS[operation](*whole)
 
 
 def value_at_point(operation, arguments, exponent):
@@ -539,27 +530,26 @@ def value_at_point(operation, arguments, exponent):
         return None
     numbers = [argument.number for argument in arguments]
     real = not any(isinstance(number, MP.mpc) for number in numbers)
-    if operation == "^" and abs(numbers[1]) > MAX_EXPONENT:
+    if abs(numbers[-1]) > MAX_EXPONENT and operation == "^":
+        return None
+    if abs(numbers[0]) > MAX_MAGNITUDE and operation in COUNTS:
         return None
     spend(PRICES.get(operation, 50) if real else 150)
     try:
-        result = compute(operation, numbers, exponent if real else None)
+        if exponent and exponent.denominator % 2 and real and numbers[0] < 0:
+            # The real root of -8 is -2, not a complex one.
+            result = MP.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
+        elif operation in COUNTS:
+            result = MP.mpf(count(operation, numbers))
+        else:
+            function = getattr(MP, IN_MPMATH.get(operation, operation))
+            result = function(numbers) if operation in ("+", "*") else function(*numbers)
     except (ArithmeticError, TypeError, ValueError):
         return None
     if result and not abs(MP.mag(result)) <= MAX_MAGNITUDE:  # true for nan, too
         return None
     turned_complex = real and isinstance(result, MP.mpc)
     return AtPoint(result, not turned_complex and all(argument.real for argument in arguments))
-
-
-def compute(operation, numbers, exponent):
-    if exponent and exponent.denominator % 2 and numbers[0] < 0:
-        # The real root of -8 is -2, not a complex one.
-        return MP.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
-    if operation in ("!", "binomial"):
-        return MP.mpf(count(operation, *numbers))
-    function = getattr(MP, IN_MPMATH.get(operation, operation))
-    return function(numbers) if operation in ("+", "*") else function(*numbers)
 
 
 def negative(value):
@@ -606,17 +596,15 @@ LABEL = (
     r"([A-Za-z]{4,}(?: [A-Za-z]+)*|[A-Z]{2,3}"
     r"|[A-Wa-w](?:_\w|_\{[^{}]*\})?'*(?:\^ ?\{ ?-1 ?\})? ?\( ?\w+(?: ?, ?\w+)* ?\)) ?(?==)"
 )
-# What a number may look like: 1,000 or 0.5, times 10^3, a fraction, with a sign and a mark.
-DECIMAL = r" ?[+-]? ?[\d.,]+(?:[eE][+-]?\d+)? ?"
-TEN = r" ?10 ?\^ ?(?:\{ ?[+-]? ?\d+ ?\}|[+-]?\d+)"
-FRACTION = rf"\\(?:frac|over) ?(?:\{{{DECIMAL}\}}|\d) ?(?:\{{{DECIMAL}\}}|\d)"
-NUMERAL = re.compile(
-    rf"{DECIMAL}(?:\*{TEN})?[%°]?|[+-]?{TEN}|[+-]? ?(?:\(?{DECIMAL}/{DECIMAL}\)?|{FRACTION}) ?[%°]?"
-)
 CLOSING = {"(": r"[)\]]", "[": r"[)\]]", "{": r"\}", "\\{": r"\\\}", "|": r"\|", "⟨": "⟩"}
 CLOSING |= {"⌊": "⌋", "⌈": "⌉"}
 ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
 MARKED = "mathbb mathcal overline hat widehat bar tilde angle triangle".split()
+# What is written as a number: a decimal, perhaps times a power of ten, or a fraction of decimals.
+DECIMAL = r" ?[+-]? ?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)? ?"
+TEN = r" ?10 ?\^ ?(?:\{ ?[+-]? ?\d+ ?\}|[+-]?\d+)"
+QUOTIENT = rf"\(?{DECIMAL}/{DECIMAL}\)?|\\frac ?(?:\{{{DECIMAL}\}}|\d) ?(?:\{{{DECIMAL}\}}|\d)"
+NUMERAL = re.compile(rf"(?:{DECIMAL}(?:\*{TEN})?| ?[+-]? ?(?:{TEN}|({QUOTIENT}))) ?[%°]?")
 
 
 class Parser:
@@ -626,6 +614,7 @@ class Parser:
         self.text = text
         self.at = 0
         self.depth = 0
+        self.brackets = 0
 
     def look(self, pattern):
         return re.compile(f" ?({pattern})").match(self.text, self.at)
@@ -666,6 +655,14 @@ class Parser:
         self.depth -= 1
         return self.written(start, left)
 
+    def written(self, start, value):
+        """The value, as a Numeral if the text since the start is a number (decision 13)."""
+        match = NUMERAL.fullmatch(self.text[start : self.at])
+        if not match or value[0] in SHAPES:
+            return value
+        whole = value[0] == "num" and value[1].denominator == 1
+        return value if match[1] and whole else Numeral(value)  # 8/2 has to be computed
+
     def operand(self, rank):
         """A name in front of an equal sign, a signed expression, or an atom with its marks."""
         label = self.look(LABEL) if rank <= 3 else None
@@ -680,13 +677,6 @@ class Parser:
         while mark := self.take("!(?![!=])|%|°"):
             value = build("!", value) if mark == "!" else build("*", value, MARKS[mark])
         return value
-
-    def written(self, start, value):
-        """The value, as a Numeral if the text since the start is a number."""
-        text = self.text[start : self.at].strip()
-        computed = value[0] == "num" and value[1].denominator == 1 and re.search(r"/|\\[fo]", text)
-        numeral = value[0] not in SHAPES and not computed and NUMERAL.fullmatch(text)
-        return Numeral(value) if numeral else value
 
     def argument(self):
         """A digit or an atom: \\frac12 is 1/2."""
@@ -717,9 +707,7 @@ class Parser:
 
     def number(self):
         """A number as it is written. A comma separates thousands only outside of brackets."""
-        before = self.text[: self.at]
-        opened = sum(map(before.count, "([{⟨")) - sum(map(before.count, ")]}⟩"))
-        thousands = "" if opened > 0 else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
+        thousands = "" if self.brackets else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
         match = self.look(rf"({thousands}\d*)((?:\.\d+)?)(?:[eE]([-+]?\d{{1,4}}))?")
         self.at = match.end()
         digits = match[2].replace(",", "")
@@ -730,7 +718,9 @@ class Parser:
 
     def enclosed(self, opening):
         """What stands in brackets: a value, a set, a tuple, an interval, a matrix."""
+        self.brackets += opening not in ROUNDING
         inner = self.expression(5 if opening in ROUNDING else 1)
+        self.brackets -= opening not in ROUNDING
         brackets = opening + self.take(CLOSING[opening], needed=True)
         if opening in ROUNDING:
             return build(ROUNDING[opening], inner)
@@ -745,11 +735,9 @@ class Parser:
 
     def command(self, name):
         """What a command or a function with its arguments stands for."""
-        if name in ("frac", "over", "binom", "choose"):
+        if name in ("frac", "binom"):
             first, second = self.argument(), self.argument()
-            if name in ("frac", "over"):
-                return join("/", first, second)
-            return build("binomial", first, second)
+            return join("/", first, second) if name == "frac" else build(name, first, second)
         if name == "root":
             power = inverse(self.argument())
             return build("^", self.atom(), power)
@@ -783,9 +771,9 @@ def join(sign, left, right):
         chain = left[2:] if left[0] == "rel" else (left,)  # 1 < x < 2
         signs = left[1] + sign if left[0] == "rel" else sign
         return ("rel", signs, *chain, right)
+    if sign in ("-", "/"):
+        right = negative(right) if sign == "-" else inverse(right)
     if kind in ("+", "*", "^"):
-        if sign in ("-", "/"):
-            right = negative(right) if sign == "-" else inverse(right)
         return build(kind, left, right)
     if kind == "ratio" and not {left[0], right[0]}.isdisjoint(SHAPES - {"ratio"}):
         raise ValueError("a ratio of something that is no value")
@@ -852,9 +840,9 @@ def same(given, gold):
         return given == gold or agree(given, gold)
     if kinds == {"rel"} and same_relation(given, gold):
         return True
-    if kinds == {"list"} and all(item[0] == "rel" for item in given[1:] + gold[1:]):
-        if same_members(given, gold):
-            return True
+    relations = kinds == {"list"} and all(item[0] == "rel" for item in given[1:] + gold[1:])
+    if relations and same_members(given, gold):
+        return True
     (name, value), (gold_name, gold_value) = named(given), named(gold)
     if value is not given or gold_value is not gold:  # at most one name, and the name is gone
         one_name = not name or not gold_name or name == gold_name
@@ -872,17 +860,8 @@ def same(given, gold):
 
 def same_members(given, gold):
     """True if each member of one means the same as a member of the other, in any order."""
-    twins = {}  # what is identical is found without a search
-    for other in gold[1:]:
-        twins.setdefault(other, []).append(other)
-    alone = []
+    rest = list(gold[1:])
     for member in given[1:]:
-        if twins.get(member) and same(member, twins[member][0]):
-            twins[member].pop()
-        else:
-            alone.append(member)
-    rest = [other for others in twins.values() for other in others]
-    for member in alone:
         equal = [other for other in rest if same(member, other)]
         if not equal:
             return False
@@ -893,7 +872,8 @@ def same_members(given, gold):
 def same_relation(given, gold):
     """True if left minus right differs by a constant factor, positive for inequalities.
 
-    A relation that is solved for a number wants a solved answer (decision 8).
+    Where one is solved for a number, the factor has to be 1, and the gold must not be the solved
+    one: x - 5 = 0 still has to be computed (decisions 8 and 13).
     """
     signs, sides = gold[1], (*given[2:], *gold[2:])
     if given[1] != signs or signs not in ("=", "≠", "<", "≤") or is_number(named(gold)[1]):
@@ -906,12 +886,12 @@ def same_relation(given, gold):
         return False
     factor = factors[0].number
     if is_number(named(given)[1]):
-        return factor == 1
+        return abs(factor) == 1
     return signs in ("=", "≠") or factor > 0
 
 
 def is_number(tree):
-    """True for a number and an interval with an end that is a number."""
+    """True for a number, and for an interval with an end that is a number."""
     if tree[0] == "seq":
         return any(is_number(end) for end in tree[2:])
     return tree[0] not in SHAPES and len(set(values_at_points(tree))) == 1
@@ -975,8 +955,7 @@ def decimal_slack(value):
     """One unit in the last place of a decimal of 10 places and 10 digits or more; else 0."""
     if value[0] != "num" or 10**99 % value[1].denominator:
         return 0
-    fitting = (n for n in range(100) if 10**n % value[1].denominator == 0)
-    places = next(fitting, 0)
+    places = next(n for n in range(100) if 10**n % value[1].denominator == 0)
     long_enough = places >= 10 and abs(value[1]) * 10**places >= 10**9
     return Fraction(1, 10**places) if long_enough else 0
 
@@ -989,6 +968,7 @@ def agree(a, b):
     slack = max(decimal_slack(a), decimal_slack(b))
     if a[0] == b[0] == "num":
         return a[1] == b[1] or abs(a[1] - b[1]) < slack
+    spend(10)
     slack = MP.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
     rows = enumerate(zip(values_at_points(a), values_at_points(b)))
     pairs = [(k, x, y) for k, (x, y) in rows if x and y]
