@@ -12,6 +12,9 @@ deviations:
    of them.
 4. A verdict is exactly the JSON object {"verdict": "correct"} or {"verdict": "wrong"}. Anything
    else is wrong.
+5. The second pass is not for answers with another unit: 5% is neither $5 nor 5 degrees.
+6. The comparison is stricter than the paper's: a number has to be written as a number, and 7 + 2 is
+   wrong where the gold is 9 (engine/answers.py, decision 13).
 """
 
 import json
@@ -42,19 +45,23 @@ def grade(response: str, gold: str) -> float:
 
 
 def same_but_marks(answer: str, gold: str) -> bool:
-    """The second pass: 50 for a gold of 50%, but neither 50 cm nor 50 degrees."""
+    """The second pass: 50 for a gold of 50%, but neither 50 cm nor 50 degrees (decision 5)."""
     if max(len(answer), len(gold)) > MAX_CHARS:
         return False
-    units = {unit(answer), unit(gold)} - {""}
-    return len(units) == 1 and answers_match(MARKS.sub("", answer), MARKS.sub("", gold))
+    bare_answer, bare_gold = MARKS.sub("", answer), MARKS.sub("", gold)
+    if (bare_answer, bare_gold) == (answer, gold):
+        return False
+    units = {mark_or_unit(answer), mark_or_unit(gold)} - {""}
+    return len(units) == 1 and answers_match(bare_answer, bare_gold)
 
 
-def unit(text: str) -> str:
-    """The kind of mark that an answer has, or else its unit; "" without either."""
+def mark_or_unit(text: str) -> str:
+    """"percent" or "degree" for an answer with such a mark, else its unit; "" without a unit."""
     mark = MARKS.search(text)
     if mark:
         return "percent" if mark[0][-1] in "%t" else "degree"
-    return str(split_unit(clean(text))[1] or "")
+    unit = split_unit(clean(text))[1]
+    return str(unit or "")
 
 
 # ------------------------------------------------------------------------------------------------

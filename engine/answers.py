@@ -63,7 +63,7 @@ import mpmath
 MAX_CHARS = 2000  # of an answer that is read as mathematics
 MAX_DEPTH = 80  # of nested expressions
 MAX_TERMS = 200  # names, powers, marks and factorials of an answer
-MAX_WORK = 40_000  # steps of a comparison, each about 5 microseconds
+MAX_WORK = 30_000  # steps of a comparison, each about 5 microseconds
 MAX_EXPONENT = 10_000
 MAX_MAGNITUDE = 800  # of a number that is not exact: from 2^-800 to 2^800, about 1e-241 to 1e241
 DIGITS = 500  # of such a number: rounding errors stay far below the tolerance
@@ -112,9 +112,10 @@ PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+
 GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
 sigma tau upsilon phi chi psi omega""".split()
 # The first of each stands for the others. There _ is a space, so that names do not grow together.
+# 3 ÷ 4 is 3*1/4, which is equal to 3/4 and yet not written as a number.
 SPELLINGS = r"""
-- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ÷ ⁄ ∕ \div; " “ ” „; ' ‘ ’ ′ \prime; < \lt; > \gt
-; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ± \pm; ∓ \mp
+- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ⁄ ∕; *1/ ÷ \div; " “ ” „; ' ‘ ’ ′ \prime
+; < \lt; > \gt; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ± \pm; ∓ \mp
 ; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash; \Omega_ Ω
 ; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil
 ; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro; £ \pounds
@@ -168,21 +169,23 @@ member of one: x∈\{5\} ⟹ x=5    ∈ ?\\\{([^,;{}\\]*)\\\} ⟹ =\1
 set builder: \{x|x>5\} ⟹ x>5    \\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:] ?
     (.*[<>≤≥≠=].*)\\\} ⟹ \1
 index: x_12 ⟹ x_{12}    _ ?(\d+) ⟹ _{\1}
-index of two: x_{±} ⟹ x    _ ?\{ ?[±∓] ?\} ⟹ ␀
-prime: f^' ⟹ f'    \^ ?(') ⟹ \1
+index of two: x_{±} ⟹ x    _ ?\{ ?(?:[±∓]|1 ?, ?2) ?\} ⟹ ␀
+prime: f^{'} ⟹ f'    \^ ?(?:\{ ?('+) ?\}|(')) ⟹ \1\2
 infinity: -oo ⟹ -∞    (?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z]) ⟹ ∞
-named point: P(-2,3) ⟹ P=(-2,3)    ^([A-Z]) ?(?=\( ?[-\d\\][^()]*,[^()]*\)$) ⟹ \1=
+named point: P(-2,3) ⟹ P=(-2,3)    (?<![\w)}\\])([A-TV-Z]) ?
+    (?=\( ?[-\d\\][^()]*,[^()]*\) ?(?:$|,|and)) ⟹ \1=
 # the real numbers without some
+without: \mathbb R - \{3\} ⟹ \mathbb R∖\{3\}    (\\mathbb ?\{? ?R ?\}?) ?- ?(?=\\\{) ⟹ \1∖
 all reals: (-∞,∞) ⟹ \mathbb R    \( ?- ?∞ ?, ?\+? ?∞ ?\) ⟹ \\mathbb R
 real numbers: all real numbers except 3 ⟹ \mathbb R except 3    (?i)^(?:(?:the )?set of )?
-    (?:(?:all|any) )?reals?(?: numbers?)?(?= (?:except|but)|$) ⟹ \\mathbb R
+    (?:(?:all|any|every) )?reals?(?: numbers?)?(?= (?:except|but)|$) ⟹ \\mathbb R
 all except: \mathbb R except 3 ⟹ \mathbb R∖\{3\}    (?<=\\mathbb R) (?:except|but)(?: for| not)?
     (?: x ?=)? (.+) ⟹ ∖\\{\1\\}
 real, not: x∈\mathbb R, x≠3 ⟹ x≠3    ^\w ?∈ ?\\mathbb ?\{? ?R ?\}? ?(?:,| and ) ?(?=\w ?≠) ⟹ ␀
 not, turned: 2≠x ⟹ x≠2    ^((?:[^A-Za-z,≠]|\\[a-z]+)+)≠ ?([A-Za-z])$ ⟹ \2≠\1
 not plus or minus: x≠±3 ⟹ x∈\mathbb R∖\{3,-3\}    ^([A-Za-z]) ?≠ ?±([^,]+)$
     ⟹ \1∈\\mathbb R∖\\{\2,-\2\\}
-not: x≠3 ⟹ x∈\mathbb R∖\{3\}    ^([A-Za-z]) ?≠ ?((?:[^A-Za-z,]|\\[a-z]+)+)$
+not: x≠3 ⟹ x∈\mathbb R∖\{3\}    ^([A-Za-z]) ?≠ ?((?:[^A-Za-z≠±]|\\[a-z]+)+)$
     ⟹ \1∈\\mathbb R∖\\{\2\\}
 not two: x≠1, x≠2 ⟹ x∈\mathbb R∖\{1, 2\}    ^([A-Za-z]) ?≠ ?([^,≠]+)(?:,| and) ?\1 ?≠ ?([^,≠]+)$
     ⟹ \1∈\\mathbb R∖\\{\2, \3\\}
@@ -199,7 +202,7 @@ square root: sqrt(x) ⟹ \root{2}(x)    \\?(?<![A-Za-z])sqrt ⟹ \\root{2}
 over: {1\over 2} ⟹ \frac{1}{ 2}    \{([^{}]*)\\over\b([^{}]*)\} ⟹ \\frac{\1}{\2}
 choose: {n\choose 2} ⟹ \binom{n}{ 2}    \{([^{}]*)\\choose\b([^{}]*)\} ⟹ \\binom{\1}{\2}
 # numbers
-period: 0.1\overline{6} ⟹ (15/90)    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}
+period: 0.1\overline{6} ⟹ (1/6)    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}
     ⟹ fraction_of_period()
 mixed number: 1\frac12 ⟹ 1 1/2    (?<![\w.^_}])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?
     (?:\{ ?(\d+) ?\}|(\d)) ?(?![\d.]) ⟹ \1 \2\3/\4\5
@@ -213,6 +216,8 @@ clock: 03:05 ⟹ 3:05    (?<![\d:.])0(?=\d ?: ?[0-5]\d(?!\d)) ⟹ ␀
 power of ten: 3 x 10^5 ⟹ 3*10^5    (?<=\d) ?[xX] ?(?=10 ?\^) ⟹ *
 degree: 45^{\circ} ⟹ 45°    \^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\}) ⟹ °
 minutes: 30° 15' ⟹ (121/4)°    (?<![\d.])(\d+) ?° ?(\d+) ?'(?: ?(\d+) ?(?:''|\"))? ⟹ degrees()
+unit as a fraction: 60\frac{ km }{ h } ⟹ 60 km/h    (?<=\d) ?\\frac ?
+    \{ ([A-Za-z]+) \} ?\{ ([A-Za-z]+) (\^ ?(?:\d|\{ ?\d ?\}))? ?\}$ ⟹ ␣\1/\2\3
 measured angle: m\angle A ⟹ \angle A    \bm ?(?=\\angle) ⟹ ␀
 percent: 5 percent ⟹ 5%    (?<=[\d)}]) ?per ?cent\b ⟹ %
 degrees: 45 deg. ⟹ 45°    (?<=[\d)}]) ?(?:deg(?:rees?)?\b\.?|度) ⟹ °
@@ -236,8 +241,8 @@ def list_of_rows(match):
 
 def fraction_of_period(match):
     whole, digits, period = match.groups()
-    nines = "9" * len(period) + "0" * len(digits)
-    return f"({int(whole + digits + period) - int(whole + digits or 0)}/{nines})"
+    nines = int("9" * len(period) + "0" * len(digits))
+    return f"({Fraction(int(whole + digits + period) - int(whole + digits or 0), nines)})"
 
 
 def fraction_of_mixed(match):
@@ -297,25 +302,26 @@ OPTION = re.compile(
 )
 # Several options: "(A), C." or "A and C", and with a text behind each "A. 5, B. 6".
 LETTER = r"(?:[A-J]|\([A-Ja-j]\)|\[[A-Ja-j]\])[.:)]?"
-BETWEEN = r"(?: ?(?:[,;&]|\band\b) ?(?:and )?| ?(?=\())"
-MARK = r"(?:[A-J][.:)]|\([A-J]\)) "
+BETWEEN = r"(?: ?(?:[,;&]|\band\b) ?(?:and )?| ?(?=\()|(?<=[A-J]) (?=[A-J]\b))"
+MARK = r"(?:\b[A-J][.:)]|\([A-J]\))(?: |$)"
 SEVERAL = re.compile(
     rf"(?i:(?:option|choice|answer)s?:? )?({LETTER}(?:{BETWEEN}{LETTER})+)"
-    rf"|({MARK}[^,;]+(?:(?:[,;]|\band) {MARK}[^,;]+)+)"
+    rf"|{MARK}[^,;]+(?:[,;] ?{MARK}[^,;]*| and {MARK}[^,;]+)+|{MARK}[^A-Za-z]+(?:{MARK}[^A-Za-z]+)+"
 )
 NUMBERED = re.compile(r"\b([a-z])_\{\d\} ?(?==)")
 # The first name of each unit is ours. Names of three letters or more have a plural.
 UNIT_NAMES = r"""
 m metre meter 米; cm centimetre centimeter 厘米; mm millimetre millimeter 毫米; nanometer
-; km kilometre kilometer 公里; \mu_m micron; ft feet foot; in inch inche; yd yard; mi mile; acre
-; hectare; g gram 克; kg kilogram 千克 公斤; mg milligram; lb pound; oz ounce; ton tonne 吨
-; L liter litre 升; mL ml milliliter 毫升; gal gallon; cup; s sec second 秒; millisecond
-; min minute 分钟; h hr hour 小时; day 天; week 周; month 月; year yr year_old years_old 年 岁; mi/h mph; km/h kmh kph kmph; rpm
-; rad radian; °C; °F; K kelvin; N newton; kN; J joule; kJ; MJ; cal calorie; kcal; W watt; kW; MW
-; kWh; V volt; kV; mV; A amp ampere; mA; \Omega ohm; k\Omega; Hz hertz; kHz; MHz; GHz; Pa pascal
-; kPa; MPa; atm; mmHg; mol mole; eV; keV; MeV; GeV; dB decibel; bit; byte; kB KB; MB; GB; TB
-; ＄ $ dollar USD 美元; ¢ cent; € euro EUR; £ GBP; ¥ yen JPY 円; yuan RMB CNY 元; ₹ rupee INR Rs Rs.
-; unit 个; way; time 次; point; person people 人"""
+; km kms kilometre kilometer 公里; \mu_m micron; ft feet foot; in inch inche; yd yds yard; mi mile
+; acre; hectare; g gram 克; kg kgs kilogram 千克 公斤; mg milligram; lb lbs pound; oz ounce
+; ton tonne 吨; L liter litre 升; mL ml milliliter 毫升; gal gallon; cup; s sec second 秒
+; millisecond; min minute 分钟; h hr hrs hour 小时; day 天; week 周; month 月
+; year yr yrs year_old years_old 年 岁; rpm; mi/h mph; km/h kmh kph kmph; rad radian; °C; °F
+; K kelvin; N newton; kN; J joule; kJ; MJ; cal calorie; kcal; W watt; kW; MW; kWh; V volt; kV; mV
+; A amp ampere; mA; \Omega ohm; k\Omega; Hz hertz; kHz; MHz; GHz; Pa pascal; kPa; MPa; atm; mmHg
+; mol mole; eV; keV; MeV; GeV; dB decibel; bit; byte; kB KB; MB; GB; TB; ＄ $ dollar USD 美元
+; ¢ cent; € euro EUR; £ GBP; ¥ yen JPY 円; yuan RMB CNY 元; ₹ rupee INR Rs Rs.; unit 个; way
+; time 次; point; person people 人"""
 UNITS = {}
 for line in UNIT_NAMES.split(";"):
     names = [name.replace("_", " ") for name in line.split()]
@@ -333,7 +339,7 @@ ONE_UNIT = (
 UNIT = re.compile(
     rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?(?!/|per)(?:{ONE_UNIT} ?\*? ?){{1,4}}(?<![* ])$"
 )
-CURRENCY = re.compile(r"([+-]?) ?([＄€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?= ?\d)) ?")
+CURRENCY = re.compile(r"([+-]?) ?((?:US ?)?[＄€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?= ?\d)) ?")
 # "5 apples" is 5, but with one of these words the number alone is not the answer.
 NO_NOUNS = """less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens
 |hundreds|thousands|remainders|millions|billions|halves|thirds|quarters
@@ -418,7 +424,7 @@ def plain_unit(unit):
 SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
 # At a point, a variable lies between half of the size and the size; or the variables are whole.
 WHOLE = 5  # points: floor(x) is not ceil(x) - 1, and only here is x! defined
-SIZES = (0.1, 1, 3, 30, 1000, -1, -30, -1000)
+SIZES = (0.1, 1, 3, 30, 1e5, -1, -30, -1e5)
 MIXED = (1, 3, 30)  # some variables are positive, others negative: |xy| is not xy
 POINTS = WHOLE + len(SIZES) + len(MIXED)
 MP = mpmath.MPContext()
