@@ -64,8 +64,8 @@ MAX_CHARS = 2000  # of an answer that is read as mathematics
 MAX_DEPTH = 80  # of nested expressions
 MAX_TERMS = 200  # names, powers, marks and factorials of an answer
 MAX_WORK = 30_000  # steps of a comparison, each about 5 microseconds
-MAX_EXPONENT = 10_000
-MAX_MAGNITUDE = 800  # of a number that is not exact: from 2^-800 to 2^800, about 1e-241 to 1e241
+MAX_EXPONENT = 1000  # of a number that is not exact
+MAX_MAGNITUDE = 800  # of such a number: from 2^-800 to 2^800, about 1e-241 to 1e241
 DIGITS = 500  # of such a number: rounding errors stay far below the tolerance
 TOLERANCE = Fraction(1, 10**250)  # two such numbers that differ by less are equal
 LOCK = threading.Lock()  # mpmath's functions change the precision of their context for a moment
@@ -115,11 +115,11 @@ sigma tau upsilon phi chi psi omega""".split()
 # 3 ÷ 4 is 3*1/4, which is equal to 3/4 and yet not written as a number.
 SPELLINGS = r"""
 - − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ⁄ ∕; *1/ ÷ \div; " “ ” „; ' ‘ ’ ′ \prime
-; < \lt; > \gt; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ± \pm; ∓ \mp
-; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash; \Omega_ Ω
-; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil
-; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro; £ \pounds
-; : \colon; ... \ldots \dots \cdots; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom
+; < \lt; > \gt; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq
+; ± \pm; ∓ \mp; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash
+; \Omega_ Ω; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor
+; ⌈ \lceil; ⌉ \rceil; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack
+; € \euro; £ \pounds; : \colon; ... \ldots \dots \cdots; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom
 ; \epsilon \varepsilon; \phi \varphi; \theta \vartheta; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ
 ; _and_ \land \wedge; _or_ \lor \vee
 ; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""
@@ -281,16 +281,12 @@ def clean(text):
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
     text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
     seen = [sign for sign in text if unicodedata.category(sign) != "Cf"]
-    text = "".join(sign if sign.isprintable() else " " for sign in seen)
-    text = re.sub(r"[^\x00-\x7f]", ascii_digit, text)
+    seen = [sign if sign.isprintable() else " " for sign in seen]
+    text = "".join(str(unicodedata.digit(sign, sign)) for sign in seen)
     for rule in REWRITES:
         for _ in range(3 if rule.name == "wrapper" else 1):  # wrappers stand inside each other
             text = re.sub(rule.pattern, rule.replacement, text)
     return text
-
-
-def ascii_digit(match):
-    return str(unicodedata.digit(match[0], match[0]))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -327,8 +323,8 @@ for line in UNIT_NAMES.split(";"):
     names = [name.replace("_", " ") for name in line.split()]
     names += [name + "s" for name in names if len(name) > 2]
     UNITS |= dict.fromkeys(names, names[0])
-POWERS = {"square": 2, "sq": 2, "sq.": 2, "平方": 2, "squared": 2}
-POWERS |= {"cubic": 3, "cu": 3, "cu.": 3, "立方": 3, "cubed": 3}
+POWERS = dict.fromkeys("square sq sq. 平方 squared".split(), 2)
+POWERS |= dict.fromkeys("cubic cu cu. 立方 cubed".split(), 3)
 ANY_UNIT = "|".join(map(re.escape, sorted(UNITS, key=len, reverse=True)))
 POWER = r" ?\^ ?(?:\{ ?-? ?\d ?\}|-?\d)| squared| cubed"
 # "per", "square", the name, its exponent
@@ -339,7 +335,7 @@ ONE_UNIT = (
 UNIT = re.compile(
     rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?(?!/|per)(?:{ONE_UNIT} ?\*? ?){{1,4}}(?<![* ])$"
 )
-CURRENCY = re.compile(r"([+-]?) ?((?:US ?)?[＄€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?= ?\d)) ?")
+CURRENCY = r"([+-]?) ?((?:US ?)?[＄€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?= ?\d)) ?"
 # "5 apples" is 5, but with one of these words the number alone is not the answer.
 NO_NOUNS = """less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens
 |hundreds|thousands|remainders|millions|billions|halves|thirds|quarters
@@ -382,7 +378,7 @@ def without_numbers(text, other):
 
 def split_unit(text):
     """(value, unit) of "5 cm", "\\$5", "3 red apples"; the unit is "" if there is none."""
-    currency = CURRENCY.match(text)
+    currency = re.match(CURRENCY, text)
     if currency:
         return currency[1] + text[currency.end() :], plain_unit(currency[2])
     unit = UNIT.search(text)
@@ -436,7 +432,8 @@ ARCS = {arc + name: "a" + name for name in TRIG for arc in ("a", "ar", "arc")}
 FUNCTIONS = {*TRIG, *ARCS, "ln", "log", "lg", "exp", "abs", "cis"}
 IN_MPMATH = {"+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "cis": "expj"} | ARCS
 COUNTS = {"!": math.factorial, "binom": math.comb}
-PRICES = dict.fromkeys(["+", "*", "abs", "floor", "ceil", *COUNTS], 5)  # steps at a point
+SIZED = ("^", *COUNTS)  # their last number says how large the result is
+CHEAP = ("+", "*", "abs", "floor", "ceil")
 
 
 class AtPoint(NamedTuple):
@@ -506,7 +503,7 @@ def exact_result(operation, numbers):
     """Result of an operation on exact numbers; None where it is not exact."""
     bits = sum(x.numerator.bit_length() + x.denominator.bit_length() for x in numbers)
     last = numbers[-1]
-    if operation in ("^", *COUNTS):  # the size of the result
+    if operation in SIZED:
         bits *= 1 + int(abs(last))
     spend(1 + (bits // 2000) ** 2)
     if operation == "+":
@@ -536,11 +533,10 @@ def value_at_point(operation, arguments, exponent):
         return None
     numbers = [argument.number for argument in arguments]
     real = not any(isinstance(number, MP.mpc) for number in numbers)
-    if abs(numbers[-1]) > MAX_EXPONENT and operation == "^":
+    if operation in SIZED and abs(numbers[-1]) > MAX_EXPONENT:
         return None
-    if abs(numbers[0]) > MAX_MAGNITUDE and operation in COUNTS:
-        return None
-    spend(PRICES.get(operation, 50) if real else 150)
+    price = 5 if operation in CHEAP else 50
+    spend(price if real else 150)
     try:
         if exponent and exponent.denominator % 2 and real and numbers[0] < 0:
             # The real root of -8 is -2, not a complex one.
@@ -602,8 +598,8 @@ LABEL = (
     r"([A-Za-z]{4,}(?: [A-Za-z]+)*|[A-Z]{2,3}"
     r"|[A-Wa-w](?:_\w|_\{[^{}]*\})?'*(?:\^ ?\{ ?-1 ?\})? ?\( ?\w+(?: ?, ?\w+)* ?\)) ?(?==)"
 )
-CLOSING = {"(": r"[)\]]", "[": r"[)\]]", "{": r"\}", "\\{": r"\\\}", "|": r"\|", "⟨": "⟩"}
-CLOSING |= {"⌊": "⌋", "⌈": "⌉"}
+CLOSING = dict(re.findall(r"(\S+) (\S+)", r"( [)\]] [ [)\]] { \} \{ \\\} | \| ⟨ ⟩ ⌊ ⌋ ⌈ ⌉"))
+TURNED = {">": "<", "≥": "≤"}
 ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
 MARKED = "mathbb mathcal overline hat widehat bar tilde angle triangle".split()
 # What is written as a number: a decimal, perhaps times a power of ten, or a fraction of decimals.
@@ -774,9 +770,10 @@ def join(sign, left, right):
     """The tree of an operator and its two operands."""
     kind = OPERATORS[sign][1]
     if kind == "rel":
-        chain = left[2:] if left[0] == "rel" else (left,)  # 1 < x < 2
-        signs = left[1] + sign if left[0] == "rel" else sign
-        return ("rel", signs, *chain, right)
+        signs, sides = (left[1], left[2:]) if left[0] == "rel" else ("", (left,))  # 1 < x < 2
+        if sign in TURNED and set(signs) <= {"<", "≤"}:  # 5 > x is x < 5
+            return ("rel", TURNED[sign] + signs, right, *sides)
+        return ("rel", signs + sign, *sides, right)
     if sign in ("-", "/"):
         right = negative(right) if sign == "-" else inverse(right)
     if kind in ("+", "*", "^"):
@@ -804,7 +801,6 @@ def read(text):
         if parser.at < len(parser.text):
             raise ValueError("text left over")
         items += tree[1:] if tree[0] == "list" else [tree]
-    items = [smaller_first(item) for item in items]
     if two_signs:
         items = list(dict.fromkeys(items))
     tree = items[0] if len(items) == 1 else ("list", *items)
@@ -822,14 +818,6 @@ def refuse_text(text):
         raise ValueError("a date, a time or a range")
     if len(re.findall(TERMS, text)) > MAX_TERMS:
         raise ValueError("too many terms")
-
-
-def smaller_first(tree):
-    """5 > x as x < 5; every other tree as it is."""
-    if tree[0] != "rel" or not set(tree[1]) <= {">", "≥"}:
-        return tree
-    signs = tree[1].replace(">", "<").replace("≥", "≤")
-    return ("rel", signs[::-1], *tree[:1:-1])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1079,6 +1079,11 @@ x = 3^2 = 9 | 9
 x=\pm 2 | 2, -2
 45.0^\circ | 45^\circ
 x > 5 | (5,\infty)
+9/2 | 4.5
+\frac{18}{4} | 4.5
+1e3 | 1000
+0.999... | 1
+0.\overline{9} | 1
 - numeral
 7 + 2 | 9
 7+2 | 9
@@ -1135,6 +1140,16 @@ x > 2+3 | x > 5
 12 : 4 | 3
 1e2/10 | 10
 \frac{20}{2} | 10
+9 \div 2 | 4.5
+9 ÷ 2 | 4.5
+7+2=10 | 10
+\{7+2\} | 9
+9+0i | 9
+3! | 6
+2 \cdot 10 | 20
+10 \times 10 | 100
+10^{1+1} | 100
+2 \times 10^{2} \times 10 | 2000
 + options
 (B), (C) | B, C
 (A) and (C) | A, C
@@ -1153,6 +1168,10 @@ D. Both (A) and (B) | D
 A. red, blue | A
 B. 3 and 4 | B
 (C) (x+1)(x-1) | C
+A C | A, C
+\text{A}, \text{C} | AC
+(A), (B), and (C) | ABC
+A. John F. Kennedy | A
 - options
 (B), (C) | B
 B | (B), (C)
@@ -1167,6 +1186,10 @@ A, B, C | A, B
 A. 5; C. 7 | A
 A, A | A
 AB | BD
+A. 5 B. 6 | A
+(A) 5 (B) 6 | A
+(A) 3, (B) | A
+A B | A
 + units
 3 m/s | 3\ \mathrm{m\,s^{-1}}
 3 m/s | 3 m s^{-1}
@@ -1207,6 +1230,14 @@ Rs. 500 | 500
 3 N m | 3 N*m
 70 dB | 70
 6 m^3 | 6 cubic meters
+60 \frac{\text{km}}{\text{h}} | 60 km/h
+9.8\,\frac{\text{m}}{\text{s}^2} | 9.8 m/s^2
+3\,\text{m}\cdot\text{s}^{-1} | 3 m/s
+US\$1200 | \$1200
+180 lbs | 180 pounds
+3 hrs | 3 hours
+40 \text{ in.} | 40 inches
+5 sq ft | 5 ft^2
 - units
 5 cm | 5 m
 5 m/s | 5 m/s^2
@@ -1231,6 +1262,8 @@ USD 1200 | €1200
 3h^2 | 3
 4L^2 | 4
 100 元 | \$100
+60 \frac{\text{km}}{\text{h}} | 60 m/s
+US\$1200 | €1200
 + points
 |x+5| | |{-x-5}|
 \lfloor x \rfloor + 1 | 1 + \lfloor x \rfloor
@@ -1255,6 +1288,8 @@ n! | (n+1)!
 \lfloor x \rfloor | x
 \sqrt{(x+5)^2} | x+5
 \lfloor n/2 \rfloor | n/2
+|x+5000| | x+5000
+|x-20000| | x-20000
 + second pass
 50\% | 50
 50 | 50\%
@@ -1334,6 +1369,14 @@ x \ne 1, x \ne 2 | \mathbb{R}\setminus\{1,2\}
 x \neq \pm 1 | (-\infty,-1)\cup(-1,1)\cup(1,\infty)
 \{x \mid x \ne 3\} | x \ne 3
 x\in\mathbb{R} | all real numbers
+\mathbb{R} - \{3\} | x \ne 3
+\{x\in\mathbb{R} \mid x\neq 3\} | \mathbb{R}\setminus\{3\}
+x \in \mathbb{R} \setminus \{3\} | x \neq 3
+x \ne 0, 1 | \mathbb{R} \setminus \{0,1\}
+all real numbers except 0 and 1 | (-\infty,0)\cup(0,1)\cup(1,\infty)
+x \ne \frac12 | \mathbb{R}\setminus\{0.5\}
+every real number | \mathbb{R}
+x \neq 2 | 2 \ne x
 - reals
 x \ne 3 | x = 3
 x \ne 3 | 3
@@ -1345,6 +1388,9 @@ all real numbers | 0
 all real numbers except 3 | \mathbb{R}
 x \ne 1, x \ne 2 | \mathbb{R}\setminus\{1\}
 (-\infty,3]\cup(3,\infty) | x \ne 3
+x \ne 0, 1 | x \ne 0
+x \ne 1, y \ne 2 | x \ne 1, x \ne 2
+\mathbb{R} - \{3\} | \mathbb{R}
 + names
 x_1=1,x_2=3 | x=1 \text{ or } x=3
 x=1 or x=3 | x_1=1,x_2=3
@@ -1357,6 +1403,9 @@ P(-2,3) | (-2,3)
 A(1,2) | (1, 2)
 x_1=1,x_2=3 | x_1 = 1, x_2 = 3
 a = b = 5 | 5
+A(1,2), B(3,4) | A=(1,2), B=(3,4)
+x_{1,2} = \pm 3 | 3, -3
+x_{1} = 1 \text{ and } x_{2} = 3 | 1, 3
 - names
 x_1=1,x_2=3 | x_1=3,x_2=1
 x_1=1,x_2=3 | 1, 4
@@ -1386,6 +1435,8 @@ x = 1, y = 3 | 3, 1
 03:05 | 3:05
 03:05 pm | 3:05 p.m.
 12^\circ 30' 36'' | 12.51^\circ
+30^{\circ} 15^{\prime} | 30.25^\circ
+00:30 | 0:30
 - times
 30^\circ 15' | 30.15^\circ
 30^\circ 15' | 30^\circ
