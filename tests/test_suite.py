@@ -41,7 +41,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def items(root) -> dict[str, list[Item]]:
-    return {entry.name: load(entry, find(entry, str(root)), PROMPTS, frames=3) for entry in BENCHMARKS}
+    return {entry.name: load(entry, find(entry, str(root)), PROMPTS, frames=3)[0] for entry in BENCHMARKS}
 
 
 def boxed(answer: str) -> str:
@@ -200,8 +200,8 @@ CHOICES = [  # answer, options, what it commits to
     ("I", ANIMALS, {8}), ("I do not know", ANIMALS, None), ("", ANIMALS, None), ("?", ANIMALS, None),
     ("none", ANIMALS, None), ("unicorn", ANIMALS, None), ("a", ANIMALS, {0}), ("A dog", ANIMALS, {1}),
     ("1", NUMBERS, {1}), ("2.0", NUMBERS, {2}), ("option 1", NUMBERS, None), ("C", NUMBERS, {2}), ("5", NUMBERS, None),
-    ("A. cat", ("cat", "A"), None), ("A. cow", ("cat", "dog", "A"), None), ("b. 3", ("2", "3"), {1}),
-    ("B", ("C", "A", "B", "D"), None), ("D", ("C", "A", "B", "D"), {3}), ("E", ("E", "F", "G", "H"), {0}),
+    ("A. cat", ("cat", "A"), {0}), ("A. cow", ("cat", "dog", "A"), None), ("b. 3", ("2", "3"), {1}),
+    ("B", ("C", "A", "B", "D"), {1}), ("D", ("C", "A", "B", "D"), {3}), ("E", ("E", "F", "G", "H"), {0}),
     ("x", ("y", "x"), {1}), ("B", ("A and B", "B"), {1}), ("A and B", ("A and B", "B"), {0}),
     ("\\frac{1}{2}", ("$0.5$", "$2$"), {0}), ("0.5", ("\\frac{1}{2}", "0.5"), {1}), ("5", ("5 cm", "5 m"), None),
     ("5 cm", ("5", "5 cm"), {1}), ("same", ("same", "same"), None), ("II", ("I", "II", "III"), {1}),
@@ -400,7 +400,7 @@ def test_texts_of_questions(items):
     text = {name: [item.text for item in asked] for name, asked in items.items()}
     assert text["ai2d"][0] == "Which colour is it?\nA. lime\nB. red\nC. blue"
     assert text["mathverse"][1] == "Answer the question in the picture."
-    assert text["mathvision"][0] == "Which one?"  # the options are drawn
+    assert text["mathvision"][0] == "Which one?\nOptions: A, B, C, D, E"  # they are drawn
     assert text["mathvista"][2] == "How long? (Unit: cm) Give the answer with 1 decimals."
     assert text["mmmu_pro"][1].startswith("Compare [image 1] with [image 2]: which is warmer?\nA. [image 2]\nB. [im")
     assert text["charxiv"][1].startswith("For the current plot, what is the title")
@@ -449,14 +449,14 @@ def test_a_real_video(tmp_path):
 
 
 def test_gpqa_is_shuffled_the_same_every_time(root, items):
-    again = load(BY_NAME["gpqa"], find(BY_NAME["gpqa"], str(root)), PROMPTS)
+    again = load(BY_NAME["gpqa"], find(BY_NAME["gpqa"], str(root)), PROMPTS)[0]
     assert [item.options for item in again] == [item.options for item in items["gpqa"]]
     assert [item.options[item.golds[0]] for item in again] == ["a muon", "3 kg"]
 
 
 def test_limit_keeps_what_is_scored_together(root):
     def take(name, limit):
-        return load(BY_NAME[name], find(BY_NAME[name], str(root)), PROMPTS, limit=limit)
+        return load(BY_NAME[name], find(BY_NAME[name], str(root)), PROMPTS, limit=limit)[0]
 
     assert len(take("dynamath", 10)) == 10 == sum(item.scored_with == "1" for item in take("dynamath", 10))
     assert len(take("wemath", 1)) == 3 and len(take("mvbench", 5)) == 5 and len(take("ai2d", 99)) == 2
@@ -547,7 +547,7 @@ def test_dynamath_ids_that_do_not_line_up(tmp_path):
         row = {"id": f"v{variant}", "question": "1 + 1?", "ground_truth": "2", "answer_type": "float"}
         row["decoded_image"] = PIXEL
         standins.write_json([row], tmp_path / f"set/data/sample_variant{variant}.jsonl")
-    items = load(BY_NAME["dynamath"], tmp_path / "set", PROMPTS)
+    items = load(BY_NAME["dynamath"], tmp_path / "set", PROMPTS)[0]
     assert len({item.scored_with for item in items}) == 1 and len(items) == 10  # by the order of the rows
 
 
@@ -588,7 +588,7 @@ def test_the_header_of_a_card_says_more_than_names(tmp_path):
 def test_columns_of_another_case(tmp_path):
     turns = {"role": ["user"], "content": ["hi"]}  # and a conversation as columns of lists
     rows = [{"QUESTION_ID": "1", "CONVERSATION": turns, "TARGET_QUESTION": "t?", "AXIS": "a", "PASS_CRITERIA": "YES"}]
-    (item,) = load(BY_NAME["multichallenge"], put(tmp_path / "set", rows), PROMPTS)
+    (item,) = load(BY_NAME["multichallenge"], put(tmp_path / "set", rows), PROMPTS)[0]
     assert (item.text, item.turns, item.groups) == ("hi", (), {"axis": "a"})
 
 
