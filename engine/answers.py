@@ -475,7 +475,8 @@ def variable_at_points(name):
     whole = [rng.randint(2, 30) for _ in range(WHOLE)]
     letters = sum(map(ord, name))
     mixed = [(-1) ** (letters >> k) * size for k, size in enumerate(MIXED)]
-    return whole + [size * rng.uniform(0.5, 1) for size in [*SIZES, *mixed]]
+    sizes = list(SIZES) + mixed
+    return whole + [size * rng.uniform(0.5, 1) for size in sizes]
 
 
 def build(operation, *parts):
