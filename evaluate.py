@@ -85,7 +85,7 @@ def score_own(
     pairs: Sequence[tuple], ask: Callable | None, reward: Callable | None
 ) -> list[dict]:
     """Reward and end of each (question, reply)."""
-    items = [(q.text, reply.text, q.answer, q.free_form) for q, reply in pairs]
+    items = [(q.text, reply.text, q.answer, q.free_form, None, q.row) for q, reply in pairs]
     values = rewards.score(items, ask, reward)
     return [
         dict(reward=value, finished=reply.finished)

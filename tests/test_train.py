@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from threading import Event
 
 import pytest
-import test_zppo
+import stages
 import tiny
 import torch
 import transformers
@@ -308,9 +308,9 @@ def test_defaults_are_table_8():
     assert zppo.COMPRESSION_TOKENS == 512
 
     # rollouts of both models: temperature 1, nothing cut off, 12,288 new tokens; summaries 512; a greedy judge
-    student, teacher = test_zppo.actors({"a": 1}, {"a": 4}, recipe)
+    student, teacher = stages.actors({"a": 1}, {"a": 4}, recipe)
     essay = Question("b", "why?", (), "because of that", free_form=True)
-    test_zppo.collect(zppo.Context(student, teacher, recipe, (0, 0)), [test_zppo.ask("a"), essay] * 1, [])
+    stages.collect(zppo.Context(student, teacher, recipe, (0, 0)), [stages.ask("a"), essay] * 1, [])
     tokens = {"rollout": 12_288, "reformulate": 12_288, "teacher": 12_288, "compress": 512, "judge": 512}
     for call in student.calls + teacher.calls:
         wanted = Sampling(tokens[call.phase], float(call.phase != "judge"), 1.0, 0, 0.0, 0.0)
