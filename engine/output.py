@@ -146,6 +146,12 @@ class Output:
                     )
                 self.accelerator.load_state(str(folder))
             except Exception as error:  # every format has errors of its own
+                if "loading state_dict" in str(error):
+                    exit_with(
+                        f"{folder} holds weights of another architecture than --student "
+                        f"{self.arguments['student']}: give the one in args.json",
+                        2,
+                    )
                 problem = (
                     f"{folder} cannot be loaded ({str(error)[:200]}): going on from the one before"
                 )
@@ -228,7 +234,13 @@ class Output:
 
 def check_same_run(folder: Path, new: dict) -> None:
     """Refuse to resume under arguments that would change the results."""
-    old = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+    try:
+        old = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = (
+            f"{folder}/args.json says under which arguments the run was started; it cannot be read"
+        )
+        exit_with(f"{what} ({error}): write it anew, or start in another --output", 2)
     free = list(MAY_CHANGE)
     if new["teacher_model"]:  # a named one may move to another server
         free.append("teacher")
