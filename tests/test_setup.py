@@ -101,6 +101,6 @@ def test_a_run_is_resumed_with_its_architecture_and_its_arguments(tmp_path):
     for damage in (arguments.unlink, lambda: arguments.write_text('{"cut": ')):
         damage()
         done = train(tmp_path / "run", "--student", f"{tmp_path}/qwen3", *own, check=False)
-        assert done.returncode == 2 and "args.json says under which arguments" in done.stderr
+        assert done.returncode == 2 and "args.json cannot be read" in done.stderr
         assert "Traceback" not in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "step_00001").exists()
