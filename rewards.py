@@ -15,6 +15,7 @@ deviations:
 5. The second pass is not for answers with another unit: 5% is neither $5 nor 5 degrees.
 6. The comparison is stricter than the paper's: a number has to be written as a number, and 7 + 2 is
    wrong where the gold is 9 (engine/answers.py, decision 13).
+7. Yes is right where the gold is True, and No where it is False: sets hold such golds as booleans.
 """
 
 import inspect
@@ -31,6 +32,7 @@ from engine.cleaning import extract_boxed
 
 JUDGE_TEMPERATURE = 0.0
 JUDGE_MAX_NEW_TOKENS = 512
+YES_NO = re.compile(r"(?i)(?:\\\w+\{)?\s*(yes|no)[\s.!}]*")
 # Possessive spaces (\s*+) keep the work linear.
 MARKS = re.compile(
     r"\\?%|[°º]|\^\s*+\{?\s*+\\circ\b(?:\s*+\})?|\\degrees?\b|\b(?:percent|degrees?)\b"
@@ -42,6 +44,9 @@ def grade(response: str, gold: str) -> float:
     answer = extract_boxed(response)
     if answer is None or not isinstance(gold, str):
         return 0.0
+    yes_or_no = YES_NO.fullmatch(answer)
+    if yes_or_no and gold in ("True", "False"):  # decision 7
+        answer = str(yes_or_no[1].lower() == "yes")
     if answers_match(answer, gold):
         return 1.0
     return float(same_but_marks(answer, gold))
