@@ -47,11 +47,11 @@ from engine.screen import LEGEND, closing_tables, print_main, print_samples
 from engine.stopping import Stop, exit_with
 from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
+from extras.own_reward import load_reward
 from extras.preview import preview, routes
 from extras.served import ServedActor, overlapped
 from extras.setup import fit_rows, load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
-from rewards import Response, load_reward
 from zppo import (
     Context,
     Group,
@@ -147,18 +147,11 @@ class Run:
         self.by_uid = {question.uid: question for question in self.questions}
         self.data = fingerprint(self.questions)
         self.broken: set[str] = set()  # questions whose images could not be read
-        self.reward = self.own_reward() if args.reward else None
+        self.reward = load_reward(args.reward, self.questions[0]) if args.reward else None
         self.buffer = ReplayBuffer(recipe.buffer_capacity)
         self.done = 0  # steps
         self.bad_updates = 0  # decision 4
         self.reason = ""  # why the run stops before its last step
-
-    def own_reward(self) -> Callable:
-        """--reward, called on the first question: it may need columns of its row."""
-        question = self.questions[0]
-        box = f"\\boxed{{{question.answer}}}"
-        example = Response(question.text, box, question.answer, False, None, question.row)
-        return load_reward(self.args.reward, example)
 
     def look(self) -> None:
         """--preview: nothing is written."""
