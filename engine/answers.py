@@ -101,7 +101,7 @@ def answers_match(given: str, gold: str) -> bool:
             (tree, unit), (gold_tree, gold_unit) = read(given), read(gold)
             same_unit = not unit or not gold_unit or unit == gold_unit
             return same_unit and same(tree, gold_tree)
-    except (ArithmeticError, ValueError, RecursionError):
+    except (ArithmeticError, TypeError, ValueError, RecursionError):  # TypeError: i < 2
         return False
 
 
@@ -299,7 +299,7 @@ OPTION = re.compile(
 # Several options: "(A), C." or "A and C", and with a text behind each "A. 5, B. 6".
 LETTER = r"(?:[A-J]|\([A-Ja-j]\)|\[[A-Ja-j]\])[.:)]?"
 BETWEEN = r"(?: ?(?:[,;&]|\band\b) ?(?:and )?| ?(?=\()|(?<=[A-J]) (?=[A-J]\b))"
-MARK = r"(?:\b[A-J][.:)]|\([A-J]\))(?: |$)"
+MARK = r"(?:\b[A-J][.:)]|\([A-J]\)) ?"
 SEVERAL = re.compile(
     rf"(?i:(?:option|choice|answer)s?:? )?({LETTER}(?:{BETWEEN}{LETTER})+)"
     rf"|{MARK}[^,;]+(?:[,;] ?{MARK}[^,;]*| and {MARK}[^,;]+)+|{MARK}[^A-Za-z]+(?:{MARK}[^A-Za-z]+)+"
@@ -922,7 +922,9 @@ def named_equation(tree):
     if label(sides[-1]) and not label(sides[0]):
         signs, sides = signs[::-1], sides[::-1]
     name = label(sides[0])
-    while len(sides) > 1 and label(sides[0]):
+    while label(sides[0]) and not label(sides[-1]):
+        signs, sides = signs[1:], sides[1:]
+    if label(sides[0]):  # x = y
         signs, sides = signs[1:], sides[1:]
     exact = [sides[0]]
     exact += [side for sign, side in zip(signs, sides[1:]) if sign == "="]
