@@ -8,7 +8,12 @@ from pathlib import Path
 import pandas as pd
 from accelerate import PartialState
 
-from engine.output import read_records, refuse_changes, write_records, write_whole
+from engine.output import (
+    read_records,
+    refuse_changes,
+    write_records,
+    write_whole,
+)
 
 
 class Results:
@@ -59,7 +64,9 @@ class Results:
             return
         write_records(records, self.path)
         judged = [
-            record for record in records if record.get("method", "rule") != "rule"
+            record
+            for record in records
+            if record.get("method", "rule") != "rule"
         ]
         if judged:
             write_records(judged, self.path.with_suffix(".judged.jsonl"))
@@ -82,4 +89,6 @@ def means(rewards: Sequence[tuple]) -> dict[str, float]:
     table = pd.DataFrame(rewards, columns=["value", "reward"], dtype=object)
     table = table.explode("value").dropna(subset="value")
     percent = 100 * table.reward.astype(float)
-    return percent.groupby(table.value.astype(str), sort=False).mean().to_dict()
+    return (
+        percent.groupby(table.value.astype(str), sort=False).mean().to_dict()
+    )

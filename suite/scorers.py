@@ -36,9 +36,8 @@ OPENING = r"(?i)^(the )?((correct|right|final) )*(answer|option|choice)s?\b( is|
 
 @dataclass
 class Score:
-    reward: (
-        float | None
-    )  # None: a judge is needed, or the metric cannot be computed here
+    # None: a judge is needed, or the metric cannot be computed here.
+    reward: float | None
     # rule, judge, official judge, unsettled (no judge), unreadable (the judge) or not scored
     method: str
     why: str = ""  # a judge was needed
@@ -361,13 +360,8 @@ def distance(a: str, b: str) -> int:
 
 # ---- official judges (Figs. 10-15) ---------------------------------------------------------------
 
-JUDGES = (
-    "charxiv",
-    "mmvet",
-    "hle",
-    "multichallenge",
-    "mmvu",
-)  # scorers, and benchmarks too
+# Names of scorers, and of their benchmarks too.
+JUDGES = ("charxiv", "mmvet", "hle", "multichallenge", "mmvu")
 VERDICTS = {"correct": 1, "yes": 1, "true": 1, "wrong": 0, "no": 0, "false": 0}
 PROMPTS = Path(__file__).parent.parent / "configs" / "judges.toml"
 
