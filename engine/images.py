@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MIN_PIXELS, MAX_PIXELS = 256 * 32 * 32, 1280 * 32 * 32  # Table 8
+ORIENTATION = 0x0112  # EXIF tag
 
 
 def image_bytes(cell, folder: str = "") -> bytes:
@@ -34,15 +35,16 @@ def image_bytes(cell, folder: str = "") -> bytes:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy in upright RGB (decision 2)."""
-    image = ImageOps.exif_transpose(image)
+    """Upright RGB image (decision 2); an upright RGB image is returned as it is."""
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # Pillow would cut at 255
         image = scale_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def scale_grey(image: Image.Image) -> Image.Image:
