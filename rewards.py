@@ -12,6 +12,9 @@ deviations:
    of them.
 4. A verdict is exactly the JSON object {"verdict": "correct"} or {"verdict": "wrong"}. Anything
    else is wrong.
+5. The second pass is not for answers with another unit: 5% is neither $5 nor 5 degrees.
+6. The comparison is stricter than the paper's: a number has to be written as a number, and 7 + 2 is
+   wrong where the gold is 9 (engine/answers.py, decision 13).
 """
 
 import inspect
@@ -23,12 +26,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.answers import answers_match
+from engine.answers import MAX_CHARS, answers_match, clean, split_unit
 from engine.cleaning import extract_boxed
 
 JUDGE_TEMPERATURE = 0.0
 JUDGE_MAX_NEW_TOKENS = 512
-MARKS = re.compile(r"\\?%|[°º]|\^\s*\{?\s*\\circ\b\s*\}?|\\degrees?\b|\b(?:percent|degrees?)\b")
+# Possessive spaces (\s*+) keep the work linear.
+MARKS = re.compile(
+    r"\\?%|[°º]|\^\s*+\{?\s*+\\circ\b(?:\s*+\})?|\\degrees?\b|\b(?:percent|degrees?)\b"
+)
 
 
 def grade(response: str, gold: str) -> float:
@@ -38,8 +44,27 @@ def grade(response: str, gold: str) -> float:
         return 0.0
     if answers_match(answer, gold):
         return 1.0
-    # The second pass: 50 for a gold of 50%.
-    return float(answers_match(MARKS.sub("", answer), MARKS.sub("", gold)))
+    return float(same_but_marks(answer, gold))
+
+
+def same_but_marks(answer: str, gold: str) -> bool:
+    """The second pass: 50 for a gold of 50%, but neither 50 cm nor 50 degrees (decision 5)."""
+    if max(len(answer), len(gold)) > MAX_CHARS:
+        return False
+    bare_answer, bare_gold = MARKS.sub("", answer), MARKS.sub("", gold)
+    if (bare_answer, bare_gold) == (answer, gold):
+        return False
+    units = {mark_or_unit(answer), mark_or_unit(gold)} - {""}
+    return len(units) == 1 and answers_match(bare_answer, bare_gold)
+
+
+def mark_or_unit(text: str) -> str:
+    """"percent" or "degree" for an answer with such a mark, else its unit; "" without a unit."""
+    mark = MARKS.search(text)
+    if mark:
+        return "percent" if mark[0][-1] in "%t" else "degree"
+    unit = split_unit(clean(text))[1]
+    return str(unit or "")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ class Run:
             self.output = Output(Path(args.output), self.accelerator, options)
         print_main("reading the questions, loading the models ...")
         questions, held_out, self.data_report = load_data(args)
+        self.read = questions  # also those that turn out to be too long
         self.seconds: dict[str, float] = {}  # of the current step, by phase
         self.interrupted = threading.Event()  # set by a signal
         self.student, self.teacher = load_actors(
@@ -183,7 +184,7 @@ class Run:
         for uid in self.buffer.entries.keys() - self.by_uid.keys():
             del self.buffer.entries[uid]
         if self.data_report:
-            print_main(f"{routes(self.questions)}\n{self.data_report}")
+            print_main(f"{routes(self.read)}\n{self.data_report}")
         processes = self.accelerator.num_processes
         print_main(
             f"{self.recipe.method}: {len(self.questions)} questions, steps {self.done + 1} to "

@@ -1,10 +1,11 @@
 """Agreement and time of the grader beside mathruler and math-verify, where they are installed.
 
-    python bench/grader.py            # pip install mathruler math-verify for the two other columns
+    python bench/grader.py            # pip install mathruler math-verify for their rows
 
-The pairs are listed or made here: every kind of answer, written in two ways (must match) and
-changed a little (must not match). Each grader is asked as the reward asks: once more without
-percent and degree marks.
+The pairs are listed here, made here, or the kinds of tests/test_answers.py: every kind of answer,
+written in two ways (must match) and changed a little (must not match). Other graders are asked as
+the reward asks: once more without percent and degree marks. Then the longest call over the hostile
+answers of the tests, in seconds of CPU time; what bounds it is counted, not timed.
 """
 
 import pathlib
@@ -12,11 +13,14 @@ import random
 import statistics
 import sys
 import time
+from collections import Counter
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from engine.answers import answers_match  # noqa: E402
-from rewards import MARKS  # noqa: E402
+from test_answers import HOSTILE, kinds  # noqa: E402
+
+from rewards import MARKS, grade  # noqa: E402
 
 LISTED = r"""
 fraction: \frac{3}{4} = 0.75 = \dfrac34 = 3/4 != \frac{4}{3} != 0.8
@@ -71,7 +75,8 @@ def cases(rng):
 
 
 def graders():
-    yield "answers.py", answers_match
+    """(name, function of an answer and its gold)."""
+    yield "rewards.py", ours
     try:
         from mathruler.grader import grade_answer
 
@@ -86,8 +91,12 @@ def graders():
         print("math-verify is not installed: its row is left out")
 
 
+def ours(given, gold):
+    return grade(f"\\boxed{{{given}}}", gold) == 1.0
+
+
 def main():
-    pairs = list(cases(random.Random(0)))
+    pairs = [*cases(random.Random(0)), *kinds()]
     equal = [pair for pair in pairs if pair[-1]]
     print(f"{len(pairs)} pairs, {len(equal)} of them equal")
     print(
@@ -96,6 +105,7 @@ def main():
     )
     for name, grader in graders():
         report(name, grader, pairs)
+    hostile()
 
 
 def report(name, grader, pairs):
@@ -117,14 +127,36 @@ def report(name, grader, pairs):
         f"{name:12} {agree:6.3f} {len(misses):7} {len(false_positives):16} "
         f"{statistics.median(every):10.3f} {plain:13.4f} {max(every):9.1f}"
     )
+    kinds_of_misses = Counter(pair.split(": ")[0] for pair in misses)
+    kinds_of_false_positives = Counter(pair.split(": ")[0] for pair in false_positives)
+    print("    misses by kind", dict(kinds_of_misses))
+    print("    false positives by kind", dict(kinds_of_false_positives))
+    if grader is not ours:
+        return
     for pair in misses:
         print(f"    missed  {pair}")
     for pair in false_positives:
         print(f"    false positive  {pair}")
 
 
+def hostile():
+    """The longest calls over answers that are made to take long."""
+    calls = []
+    for text in HOSTILE:
+        for given, gold in ((text, "5"), ("5", text), (text, text + " + 0"), (text, text[::-1])):
+            start = time.thread_time()
+            ours(given, gold)
+            calls.append((time.thread_time() - start, given[:40], gold[:40]))
+    calls.sort(reverse=True)
+    print(f"longest of {len(calls)} calls with hostile answers, in seconds:")
+    for seconds, given, gold in calls[:3]:
+        print(f"    {seconds:.2f}  {given} | {gold}")
+
+
 def matches(grader, given, gold):
     """The two passes of the reward. An error of another project's grader is a miss."""
+    if grader is ours:
+        return ours(given, gold)
     try:
         return bool(grader(given, gold) or grader(MARKS.sub("", given), MARKS.sub("", gold)))
     except Exception:

@@ -1,12 +1,12 @@
 """Comparison of two short answers: LaTeX, numbers, units, sets, intervals, words and options.
 
 The reward of ZPPO (arXiv 2606.18216, App. D.1) calls mathruler here; we compare ourselves. An
-expression is its values at eight fixed points: two expressions are equal if their values are.
+expression is its values at sixteen fixed points: two expressions are equal if their values are.
 This file imports nothing from the rest of the project: copy it. Five phases:
 
     1. spelling: `clean` gives one spelling to signs that mean the same
     2. words, options and units, which are no mathematics
-    3. values: what an operation gives at the eight points
+    3. values: what an operation gives at the points
     4. parser: `read` makes a tree of values and shapes (lists, sets, tuples, relations)
     5. comparison: `same` compares two trees
 
@@ -15,33 +15,46 @@ Decisions and deviations:
  1. What is ambiguous is refused: a false positive trains a wrong model, a miss costs one reward.
  2. Nothing is run as code: the parser has fixed lists of commands and functions. Text that the
     parser cannot read is compared as text. sympy is not used, because its simplifier has no bound.
- 3. Work is bounded by counting characters, names, nesting and bits, not by signals, threads or
+ 3. Work is bounded by counting characters, names, nesting and steps, not by signals, threads or
     clocks: the answer is the same in every thread, on every machine. Beyond a bound only identical
     text is equal.
- 4. Numbers are exact: 0.333 is not 1/3, 3.14 is not pi, 2/4 is 1/2. Only a decimal of 10 digits or
-    more stands for the number it is cut or rounded from. Expressions are equal if they differ by
-    less than 1e-250 at the points where both are real: (sqrt x)^2 is x; sqrt(x^2) is |x|, not x.
+ 4. Numbers are exact: 0.333 is not 1/3, 3.14 is not pi, 2/4 is 1/2; 0.333... is 1/3. Only a decimal
+    of 10 digits or more stands for the number it is cut or rounded from. Expressions are equal if
+    they differ by less than 1e-250 at the points where both are real: (sqrt x)^2 is x; sqrt(x^2) is
+    |x|, not x. Variables are whole numbers at some points, and x! is defined only there.
  5. A percent mark divides by 100, a degree mark multiplies by pi/180.
  6. 1,000 is a number and "1, 000" is not. Inside brackets of any kind a comma always separates.
  7. Sets and lists without brackets have no order; tuples, intervals and matrices have one, and the
     brackets count: (1,2) is neither [1,2] nor {1,2} nor "1, 2". A set of one is its member.
  8. "x = 5" is 5, "x > 5" is (5, oo); "x+y = 5" is not 5, "x = 5" is not "y = 5". Other relations
-    are equal if left minus right is, up to its sign for an equation: "2x = 10" is not "x = 5".
+    are equal if left minus right differs by a constant factor, positive for an inequality. If one
+    of the two is solved for a number, the factor has to be 1: "2x = 10" is not "x = 5".
  9. One side may lack the unit or currency of the other. Two different units are refused, not
-    converted.
+    converted: m/s is metre per second, but not 3.6 km/h. 5m and 6 s^2 are expressions, 25 m^2 is
+    an area.
 10. log without a base has an unknown one: log ab = log a + log b holds, log 100 = 2 and
     log x = ln x do not.
 11. 101_2 is neither 101 nor 5; 2:3 is 2/3, but 2:4 is not 1:2; "5-10" and 2024-05-01 are text;
     2 3/2, x/2y and 1/xy are refused, while 1 1/2 is 1.5 and 1/2x is (1/2)x.
-12. One letter is a variable, so b is not B; in the brackets of an option, (b), it is. Words ignore
+12. One letter is a variable, so b is not B; in the brackets of an option, (b), it is. Several
+    options are a set: AC, "A, C" and "(A) and (C)" are one, and none of them is A. Words ignore
     case.
+13. A number has to be written as a number: where the gold is 9, the answer 7 + 2, 3^2, sqrt(81) or
+    18/2 is wrong. Digits with a sign, a mark, a power of ten, a unit, "x =" in front are right, and
+    where the gold is no whole number a fraction of two numbers or a mixed number. The same holds
+    for each number in a list, tuple or interval. The paper's grader takes all of them; a student
+    learnt within eight steps to put the question's own expression into the box. Where the gold is
+    an expression, every equal expression is right: a question that asks to simplify sqrt(8) stays
+    open to this.
 """
 
+import functools
 import math
 import random
 import re
 import threading
 import unicodedata
+from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -50,16 +63,20 @@ import mpmath
 MAX_CHARS = 2000  # of an answer that is read as mathematics
 MAX_DEPTH = 80  # of nested expressions
 MAX_TERMS = 200  # names, powers, marks and factorials of an answer
-MAX_BITS = 10_000  # of an exact number
-MAX_EXPONENT = 10_000
-MAX_MAGNITUDE = 800  # of any other number: from 2^-800 to 2^800, about 1e-241 to 1e241
-DIGITS = 500  # of any other number: rounding errors stay far below the tolerance
-TOLERANCE = Fraction(1, 10**250)  # two other numbers that differ by less are equal
+MAX_WORK = 30_000  # steps of a comparison, each about 5 microseconds
+MAX_EXPONENT = 1000  # of a number that is not exact
+MAX_MAGNITUDE = 800  # of such a number: from 2^-800 to 2^800, about 1e-241 to 1e241
+DIGITS = 500  # of such a number: rounding errors stay far below the tolerance
+TOLERANCE = Fraction(1, 10**250)  # two such numbers that differ by less are equal
 LOCK = threading.Lock()  # mpmath's functions change the precision of their context for a moment
 
 
 def answers_match(given: str, gold: str) -> bool:
-    """True if two short answers mean the same. Symmetric, never raises; only strings match."""
+    """True if an answer means the same as the gold answer. Never raises; only strings match.
+
+    Symmetric but for decision 13: the gold may be an expression where the answer is a number, not
+    the other way round.
+    """
     if not isinstance(given, str) or not isinstance(gold, str):
         return False
     given, gold = given.strip(), gold.strip()
@@ -70,15 +87,17 @@ def answers_match(given: str, gold: str) -> bool:
     if PLAIN_NUMBER.fullmatch(given) and PLAIN_NUMBER.fullmatch(gold):
         return Fraction(given.replace(",", "")) == Fraction(gold.replace(",", ""))
     given, gold = clean(given), clean(gold)
-    given_option, gold_option = option(given), option(gold)
-    if given_option and gold_option:
-        (letter, text), (gold_letter, gold_text) = given_option, gold_option
+    given_options, gold_options = options(given), options(gold)
+    if given_options and gold_options:
+        (letters, text), (gold_letters, gold_text) = given_options, gold_options
         same_text = not text or not gold_text or answers_match(text, gold_text)
-        return letter == gold_letter and same_text
+        return letters == gold_letters and same_text
+    given, gold = without_numbers(given, gold), without_numbers(gold, given)
     if as_words(given) == as_words(gold):
         return given != ""
     try:
         with LOCK:
+            MP.steps = 0
             (tree, unit), (gold_tree, gold_unit) = read(given), read(gold)
             same_unit = not unit or not gold_unit or unit == gold_unit
             return same_unit and same(tree, gold_tree)
@@ -93,14 +112,16 @@ PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+
 GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho
 sigma tau upsilon phi chi psi omega""".split()
 # The first of each stands for the others. There _ is a space, so that names do not grow together.
+# 3 ÷ 4 is 3*1/4, which is equal to 3/4 and yet not written as a number.
 SPELLINGS = r"""
-- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ÷ ⁄ ∕ \div; " “ ” „; ' ‘ ’ ′ \prime; < \lt; > \gt
-; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq; ± \pm; ∓ \mp
-; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash
-; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor; ⌈ \lceil; ⌉ \rceil
-; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; € \euro; £ \pounds
-; : \colon; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi
-; \theta \vartheta; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ; _and_ \land \wedge; _or_ \lor \vee
+- − – — ‐ ‑ ‒; * × · ⋅ ∙ ∗ • \cdot \times \ast; / ⁄ ∕; *1/ ÷ \div; " “ ” „; ' ‘ ’ ′ \prime
+; < \lt; > \gt; ≈ ≃ \approx; ≤ ≦ ⩽ \le \leq \leqslant; ≥ ≧ ⩾ \ge \geq \geqslant; ≠ \ne \neq
+; ± \pm; ∓ \mp; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash
+; \Omega_ Ω; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor
+; ⌈ \lceil; ⌉ \rceil; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack
+; € \euro; £ \pounds; : \colon; ... \ldots \dots \cdots; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom
+; \epsilon \varepsilon; \phi \varphi; \theta \vartheta; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ
+; _and_ \land \wedge; _or_ \lor \vee
 ; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""
 PLAIN = {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
 for line in SPELLINGS.split(";"):
@@ -118,19 +139,24 @@ escaped sign: 5\% ⟹ 5%    \\([%#&]) ⟹ \1
 mathematics: \(x\) ⟹ ␣x␣    \\[()\[\]] ⟹ ␣
 thousands: 12{,}345 ⟹ 12345    (?<=\d)(?:, ?\\! ?|\{,\}|\\[,;:! ])(?=\d{3}(?!\d)) ⟹ ␀
 negative space: x\!y ⟹ xy    \\! ⟹ ␀
-thin space: 5\,m ⟹ 5␣m    \\[,;: ]|(?<=.)~ ⟹ ␣
+thin space: 5\,m ⟹ 5␣m    \\(?:[,;: ]|$)|(?<=.)~ ⟹ ␣
 only dollar: $5 ⟹ ＄5    ^([^$]*)\$([^$]*)$ ⟹ \1＄\2
 dollar: $x$ ⟹ ␣x␣    \$ ⟹ ␣
 wrapper: 5\text{ cm} ⟹ 5␣ cm␣    \\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)
-    |[mh]box|emph|boldsymbol|bm|boxed|underline|operatorname\*?) *\{([^{}]*)\} ⟹ ␣\1␣
+    |[mh]box|emph|boldsymbol|bm|boxed|underline|operatorname\*?) *
+    \{((?:[^{}]|\{[^{}]*\})*)\} ⟹ ␣\1␣
 size: \left(x\right) ⟹ (x)    \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.? ⟹ ␀
 command: x\leq 5 ⟹ x≤ 5    \\[A-Za-z]+ ⟹ first_spelling()
 spaces: x   y ⟹ x y    ␣+ ⟹ ␣
 # what stands around the answer
+outer braces: {Paris} ⟹ Paris    ^ ?\{(?!.*\\(?:over|choose)\b)
+    ((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\} ?$ ⟹ inside()
 phrase: The answer is 5 ⟹ ␣5    (?i)^ ?(?:the )?(?:final )?answer(?: is|:)(?=[ :]) ⟹ ␀
 outer space: ␣5: ⟹ 5    ^[ :]+|[ :]+$ ⟹ ␀
-emphasis: **5** ⟹ 5    ^(\*+|[`\"_]+)([^*`\"]+)\1$ ⟹ \2
-outer sign: = 5. ⟹ 5    ^[=≈ ]+|[.,; ]+$ ⟹ ␀
+emphasis: **5** ⟹ 5    ^(\*{1,3}|[`\"_]{1,3})([^*`\"]+)\1$ ⟹ \2
+long period: 0.333... ⟹ 0.\overline{3}    (\.(?=\d+ ?\.{3})\d*?)(?:(\d)\2{2,}|(\d{2,9})\3+) ?\.{3}
+    ⟹ \1\\overline{\2\3}
+outer sign: = 5. ⟹ 5    ^[=≈ ]+|(?<![.,; ])(?:[,; ]|\.(?!\.))+$ ⟹ ␀
 # operators and relations
 at most: x<=5 ⟹ x≤5    <= ⟹ ≤
 at least: x>=5 ⟹ x≥5    >= ⟹ ≥
@@ -140,59 +166,71 @@ power: x**2 ⟹ x^2    (?<=[\w)}]) ?\*\* ?(?=[\w({\\-]) ⟹ ^
 comma and: 1, and 2 ⟹ 1, 2    ([,;]) ?(?:and|or)\b ⟹ \1
 empty set: \{\} ⟹ ∅    \\\{ ?\\\} ⟹ ∅
 member of one: x∈\{5\} ⟹ x=5    ∈ ?\\\{([^,;{}\\]*)\\\} ⟹ =\1
+set builder: \{x|x>5\} ⟹ x>5    \\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:] ?
+    (.*[<>≤≥≠=].*)\\\} ⟹ \1
 index: x_12 ⟹ x_{12}    _ ?(\d+) ⟹ _{\1}
-index of two: x_{±} ⟹ x    _ ?\{ ?[±∓] ?\} ⟹ ␀
-prime: f^' ⟹ f'    \^ ?(') ⟹ \1
+index of two: x_{±} ⟹ x    _ ?\{ ?(?:[±∓]|1 ?, ?2) ?\} ⟹ ␀
+prime: f^{'} ⟹ f'    \^ ?(?:\{ ?('+) ?\}|(')) ⟹ \1\2
 infinity: -oo ⟹ -∞    (?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z]) ⟹ ∞
+named point: P(-2,3) ⟹ P=(-2,3)    (?<![\w)}\\])([A-TV-Z]) ?
+    (?=\( ?[-\d\\][^()]*,[^()]*\) ?(?:$|,|and)) ⟹ \1=
+# the real numbers without some
+without: \mathbb R - \{3\} ⟹ \mathbb R∖\{3\}    (\\mathbb ?\{? ?R ?\}?) ?- ?(?=\\\{) ⟹ \1∖
 all reals: (-∞,∞) ⟹ \mathbb R    \( ?- ?∞ ?, ?\+? ?∞ ?\) ⟹ \\mathbb R
+real numbers: all real numbers except 3 ⟹ \mathbb R except 3    (?i)^(?:(?:the )?set of )?
+    (?:(?:all|any|every) )?reals?(?: numbers?)?(?= (?:except|but)|$) ⟹ \\mathbb R
+all except: \mathbb R except 3 ⟹ \mathbb R∖\{3\}    (?<=\\mathbb R) (?:except|but)(?: for| not)?
+    (?: x ?=)? (.+) ⟹ ∖\\{\1\\}
+real, not: x∈\mathbb R, x≠3 ⟹ x≠3    ^\w ?∈ ?\\mathbb ?\{? ?R ?\}? ?(?:,| and ) ?(?=\w ?≠) ⟹ ␀
+not, turned: 2≠x ⟹ x≠2    ^((?:[^A-Za-z,≠]|\\[a-z]+)+)≠ ?([A-Za-z])$ ⟹ \2≠\1
+not plus or minus: x≠±3 ⟹ x∈\mathbb R∖\{3,-3\}    ^([A-Za-z]) ?≠ ?±([^,]+)$
+    ⟹ \1∈\\mathbb R∖\\{\2,-\2\\}
+not: x≠3 ⟹ x∈\mathbb R∖\{3\}    ^([A-Za-z]) ?≠ ?((?:[^A-Za-z≠±]|\\[a-z]+)+)$
+    ⟹ \1∈\\mathbb R∖\\{\2\\}
+not two: x≠1, x≠2 ⟹ x∈\mathbb R∖\{1, 2\}    ^([A-Za-z]) ?≠ ?([^,≠]+)(?:,| and) ?\1 ?≠ ?([^,≠]+)$
+    ⟹ \1∈\\mathbb R∖\\{\2, \3\\}
+gap: (-∞,3)∪(3,∞) ⟹ \mathbb R∖\{3\}    \( ?-∞ ?, ?([^()∞,]+)\) ?∪ ?\( ?\1, ?\+?∞ ?\)
+    ⟹ \\mathbb R∖\\{\1\\}
+gaps: (-∞,1)∪(1,2)∪(2,∞) ⟹ \mathbb R∖\{1, 2\}    \( ?-∞ ?, ?([^()∞,]+)\) ?∪ ?
+    \( ?\1, ?([^()∞,]+)\) ?∪ ?\( ?\2, ?\+?∞ ?\) ⟹ \\mathbb R∖\\{\1, \2\\}
 # matrices become lists of rows, all roots \root{3}{x}
 matrix: \begin{bmatrix}1&2⏎3&4\end{bmatrix} ⟹ [[1,2],[3,4]]    ([(\[] *)?\\begin *
     \{ *(?:[bpB]|small)?(?:matrix|array) *\}(?: *\{[lcr| ]*\})?(.*?)(?:⏎ *)?\\end *\{ *\w+ *\}
     (?(1) *[)\]]) ⟹ list_of_rows()
 root: \sqrt[3]{x} ⟹ \root{3}{x}    \\sqrt ?\[([^\[\]]*)\] ⟹ \\root{\1}
 square root: sqrt(x) ⟹ \root{2}(x)    \\?(?<![A-Za-z])sqrt ⟹ \\root{2}
-choose: {n\choose 2} ⟹ \choose{n}{ 2}    \{([^{}]*)\\(over|choose)\b([^{}]*)\} ⟹ \\\2{\1}{\3}
+over: {1\over 2} ⟹ \frac{1}{ 2}    \{([^{}]*)\\over\b([^{}]*)\} ⟹ \\frac{\1}{\2}
+choose: {n\choose 2} ⟹ \binom{n}{ 2}    \{([^{}]*)\\choose\b([^{}]*)\} ⟹ \\binom{\1}{\2}
 # numbers
-period: 0.1\overline{6} ⟹ (0.1+6/90)    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}
-    ⟹ sum_with_period()
+period: 0.1\overline{6} ⟹ (1/6)    (\d*)\.(\d*) ?\\(?:overline|bar|dot) ?\{ ?(\d+) ?\}
+    ⟹ fraction_of_period()
 mixed number: 1\frac12 ⟹ 1 1/2    (?<![\w.^_}])(\d+) ?\\frac ?(?:\{ ?(\d+) ?\}|(\d)) ?
     (?:\{ ?(\d+) ?\}|(\d)) ?(?![\d.]) ⟹ \1 \2\3/\4\5
-mixed sum: 1 1/2 ⟹ (1+1/2)    (?<![\w.^_}])(\d+) ?(?<= )(\d+) ?/ ?(\d+)(?![\d.])
-    ⟹ sum_with_fraction()
+mixed slash: 1 1/2 ⟹ (3/2)    (?<![\w.^_}])(\d+) ?(?<= )(\d+) ?/ ?(\d+)(?![\d.])
+    ⟹ fraction_of_mixed()
 thousand: 5 thousand ⟹ 5*10^3    (?<=\d) ?thousand\b ⟹ *10^3
 million: 1.5 million ⟹ 1.5*10^6    (?<=\d) ?million\b ⟹ *10^6
 billion: 2billion ⟹ 2*10^9    (?<=\d) ?billion\b ⟹ *10^9
+clock: 03:05 ⟹ 3:05    (?<![\d:.])0(?=\d ?: ?[0-5]\d(?!\d)) ⟹ ␀
 # marks and units
 power of ten: 3 x 10^5 ⟹ 3*10^5    (?<=\d) ?[xX] ?(?=10 ?\^) ⟹ *
 degree: 45^{\circ} ⟹ 45°    \^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\}) ⟹ °
+minutes: 30° 15' ⟹ (121/4)°    (?<![\d.])(\d+) ?° ?(\d+) ?'(?: ?(\d+) ?(?:''|\"))? ⟹ degrees()
+unit as a fraction: 60\frac{ km }{ h } ⟹ 60 km/h    (?<=\d) ?\\frac ?
+    \{ ([A-Za-z]+) \} ?\{ ([A-Za-z]+) (\^ ?(?:\d|\{ ?\d ?\}))? ?\}$ ⟹ ␣\1/\2\3
 measured angle: m\angle A ⟹ \angle A    \bm ?(?=\\angle) ⟹ ␀
 percent: 5 percent ⟹ 5%    (?<=[\d)}]) ?per ?cent\b ⟹ %
-degrees: 45 degrees ⟹ 45°    (?<=[\d)}]) ?deg(?:rees?)?\b ⟹ °
+degrees: 45 deg. ⟹ 45°    (?<=[\d)}]) ?(?:deg(?:rees?)?\b\.?|度) ⟹ °
 temperature: 25° Celsius ⟹ 25 °C    ␣?° ?([CF])[a-z]*\b ⟹ ␣°\1
 """
 
 
-def clean(text):
-    """The answer in one spelling, without wrappers, delimiters and needless spaces."""
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}", text)
-    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}", text)
-    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
-    text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
-    seen = [sign for sign in text if unicodedata.category(sign) != "Cf"]
-    text = "".join(sign if sign.isprintable() else " " for sign in seen)
-    text = re.sub(r"[^\x00-\x7f]", ascii_digit, text)
-    for rule in REWRITES:
-        for _ in range(3 if rule.name == "wrapper" else 1):  # wrappers stand inside each other
-            text = re.sub(rule.pattern, rule.replacement, text)
-    return text
-
-
-def ascii_digit(match):
-    return str(unicodedata.digit(match[0], match[0]))
-
-
 def first_spelling(match):
     return PLAIN.get(match[0], match[0])
+
+
+def inside(match):
+    return re.sub(r",(?=\d)", ", ", match[1].strip())  # {2,100} is no number
 
 
 def list_of_rows(match):
@@ -201,17 +239,22 @@ def list_of_rows(match):
     return f"[[{rows}]]"
 
 
-def sum_with_period(match):
+def fraction_of_period(match):
     whole, digits, period = match.groups()
-    nines = "9" * len(period) + "0" * len(digits)
-    return f"({whole or 0}.{digits or 0}+{period}/{nines})"
+    nines = int("9" * len(period) + "0" * len(digits))
+    return f"({Fraction(int(whole + digits + period) - int(whole + digits or 0), nines)})"
 
 
-def sum_with_fraction(match):
-    """1 1/2 is 1 + 1/2. 2 3/2 stays as it is: it could be mixed or a product (decision 11)."""
-    whole, numerator, denominator = match.groups()
-    proper = 0 < int(numerator) < int(denominator)
-    return f"({whole}+{numerator}/{denominator})" if proper else match[0]
+def fraction_of_mixed(match):
+    """1 1/2 is 3/2. 2 3/2 stays as it is: it could be mixed or a product (decision 11)."""
+    whole, numerator, denominator = map(int, match.groups())
+    proper = 0 < numerator < denominator
+    return f"({whole * denominator + numerator}/{denominator})" if proper else match[0]
+
+
+def degrees(match):
+    whole, minutes, seconds = match.groups()
+    return f"({Fraction(3600 * int(whole) + 60 * int(minutes) + int(seconds or 0), 3600)})°"
 
 
 class Rule(NamedTuple):
@@ -222,22 +265,28 @@ class Rule(NamedTuple):
     replacement: object  # a template of re.sub, or a function of the match
 
 
-def read_rules():
-    """The rules of the table, in its order."""
-    rules = []
-    for line in RULES.replace("\n    ", "").strip().splitlines():
-        if line.startswith("#"):
-            continue
-        name, rest = line.split(": ", 1)
-        texts = re.split(" ?⟹ ?|    ", rest)
-        texts = [text.replace("␣", " ").replace("␀", "") for text in texts]
-        if texts[-1].endswith("()"):
-            texts[-1] = globals()[texts[-1].removesuffix("()")]
-        rules.append(Rule(name, *texts))
-    return rules
+RULE = r"(?m)^(\w.*?): (.*?) ⟹ (.*?)    (.*?) ?⟹ (.*)$"
+REWRITES = []
+for name, *texts in re.findall(RULE, RULES.replace("\n    ", "")):
+    texts = [text.replace("␣", " ").replace("␀", "") for text in texts]
+    if texts[-1].endswith("()"):
+        texts[-1] = globals()[texts[-1].removesuffix("()")]
+    REWRITES.append(Rule(name, *texts))
 
 
-REWRITES = read_rules()
+def clean(text):
+    """The answer in one spelling, without wrappers, delimiters and needless spaces."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", r"^{\g<0>}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉₊₋ₙₓ]+", r"_{\g<0>}", text)
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)
+    text = unicodedata.normalize("NFKC", text.translate(SIGNS)).translate(SIGNS)
+    seen = [sign for sign in text if unicodedata.category(sign) != "Cf"]
+    seen = [sign if sign.isprintable() else " " for sign in seen]
+    text = "".join(str(unicodedata.digit(sign, sign)) for sign in seen)
+    for rule in REWRITES:
+        for _ in range(3 if rule.name == "wrapper" else 1):  # wrappers stand inside each other
+            text = re.sub(rule.pattern, rule.replacement, text)
+    return text
 
 
 # ------------------------------------------------------------------------------------------------
@@ -247,28 +296,46 @@ OPTION = re.compile(
     r"(?i:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:? ?)?"
     r"(?:([A-J])(?:[.:)]? ?$|[.:)] )|[(\[]([A-Ja-j])[)\]][.:]?)(?: ?(?![A-J]\b)(.+))?"
 )
+# Several options: "(A), C." or "A and C", and with a text behind each "A. 5, B. 6".
+LETTER = r"(?:[A-J]|\([A-Ja-j]\)|\[[A-Ja-j]\])[.:)]?"
+BETWEEN = r"(?: ?(?:[,;&]|\band\b) ?(?:and )?| ?(?=\()|(?<=[A-J]) (?=[A-J]\b))"
+MARK = r"(?:\b[A-J][.:)]|\([A-J]\))(?: |$)"
+SEVERAL = re.compile(
+    rf"(?i:(?:option|choice|answer)s?:? )?({LETTER}(?:{BETWEEN}{LETTER})+)"
+    rf"|{MARK}[^,;]+(?:[,;] ?{MARK}[^,;]*| and {MARK}[^,;]+)+|{MARK}[^A-Za-z]+(?:{MARK}[^A-Za-z]+)+"
+)
+NUMBERED = re.compile(r"\b([a-z])_\{\d\} ?(?==)")
 # The first name of each unit is ours. Names of three letters or more have a plural.
-UNIT_NAMES = """
-m metre meter; cm centimetre centimeter; mm millimetre millimeter; km kilometre kilometer
-; ft feet foot; in inch inche; yd yard; mi mile; g gram; kg kilogram; mg milligram; lb pound
-; oz ounce; ton; L liter litre; mL ml; gal gallon; cup; s sec second; min minute; h hr hour; day
-; week; month; year; mph; kmh kph; rad radian; °C; °F; K kelvin; N newton; J joule; kJ; cal calorie
-; W watt; kW; V volt; A amp; Hz hertz; Pa pascal; mol mole; eV; ＄ $ dollar USD; ¢ cent; € euro EUR
-; £ GBP; ¥ yen; ₹ rupee; unit; way; time; point; person people"""
+UNIT_NAMES = r"""
+m metre meter 米; cm centimetre centimeter 厘米; mm millimetre millimeter 毫米; nanometer
+; km kms kilometre kilometer 公里; \mu_m micron; ft feet foot; in inch inche; yd yds yard; mi mile
+; acre; hectare; g gram 克; kg kgs kilogram 千克 公斤; mg milligram; lb lbs pound; oz ounce
+; ton tonne 吨; L liter litre 升; mL ml milliliter 毫升; gal gallon; cup; s sec second 秒
+; millisecond; min minute 分钟; h hr hrs hour 小时; day 天; week 周; month 月
+; year yr yrs year_old years_old 年 岁; rpm; mi/h mph; km/h kmh kph kmph; rad radian; °C; °F
+; K kelvin; N newton; kN; J joule; kJ; MJ; cal calorie; kcal; W watt; kW; MW; kWh; V volt; kV; mV
+; A amp ampere; mA; \Omega ohm; k\Omega; Hz hertz; kHz; MHz; GHz; Pa pascal; kPa; MPa; atm; mmHg
+; mol mole; eV; keV; MeV; GeV; dB decibel; bit; byte; kB KB; MB; GB; TB; ＄ $ dollar USD 美元
+; ¢ cent; € euro EUR; £ GBP; ¥ yen JPY 円; yuan RMB CNY 元; ₹ rupee INR Rs Rs.; unit 个; way
+; time 次; point; person people 人"""
 UNITS = {}
 for line in UNIT_NAMES.split(";"):
-    names = line.split()
+    names = [name.replace("_", " ") for name in line.split()]
     names += [name + "s" for name in names if len(name) > 2]
     UNITS |= dict.fromkeys(names, names[0])
+POWERS = dict.fromkeys("square sq sq. 平方 squared".split(), 2)
+POWERS |= dict.fromkeys("cubic cu cu. 立方 cubed".split(), 3)
 ANY_UNIT = "|".join(map(re.escape, sorted(UNITS, key=len, reverse=True)))
+POWER = r" ?\^ ?(?:\{ ?-? ?\d ?\}|-?\d)| squared| cubed"
+# "per", "square", the name, its exponent
 ONE_UNIT = (
-    rf"(?:(?:square|sq\.?|cubic|cu\.?) )?(?:{ANY_UNIT})(?![A-Za-z])"
-    r"(?: ?\^ ?\{?-?\d\}?| squared| cubed)?"
+    r"(/|per)? ?(?:(square|sq\.?|cubic|cu\.?|平方|立方) ?)?"
+    rf"({ANY_UNIT})(?![A-Za-z])({POWER})?"
 )
 UNIT = re.compile(
-    rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?{ONE_UNIT}(?: ?(?:/|\*| per | ) ?{ONE_UNIT}){{0,3}}$"
+    rf"(?:(?<=[\d)}}\]%°])|(?<=\\pi)) ?(?!/|per)(?:{ONE_UNIT} ?\*? ?){{1,4}}(?<![* ])$"
 )
-CURRENCY = re.compile(r"([+-]?) ?([＄€£¥₹]) ?")
+CURRENCY = r"([+-]?) ?((?:US ?)?[＄€£¥₹]|(?:USD|EUR|GBP|JPY|CNY|RMB|INR|Rs\.?)(?= ?\d)) ?"
 # "5 apples" is 5, but with one of these words the number alone is not the answer.
 NO_NOUNS = """less|plus|minus|is|was|has|and|or|of|over|to|by|if|not|than|more|ones|tens|dozens
 |hundreds|thousands|remainders|millions|billions|halves|thirds|quarters
@@ -281,7 +348,7 @@ def as_words(text):
 
     Plain words lose case and article.
     """
-    text = re.sub(r"(?<![\w,]) | (?!\w)", "", text)
+    text = re.sub(r"(?<![\w,]) | (?!\w)|(?<=,) (?=\D)", "", text)
     text = re.sub(r"\{(\w)\}(?!\w)", r"\1", text)
     words = re.search(r"(?i)[^\W\d_]{3}|^no$|\d ?[ap]\.?m\b", text)
     if not words or re.search(r"[\\^_=<>+*/{}|≤≥≠∈∪∞]", text):
@@ -290,59 +357,83 @@ def as_words(text):
     return re.sub(r"^(?:the|an?) (?=.{3})", "", text).strip(" .!?'")
 
 
-def option(text):
-    """(letter, text) of a multiple-choice answer: B, (b), B., "Option B", "B: text"; or None."""
-    match = OPTION.fullmatch(text.replace("**", "").strip())
-    if not match:
-        return None
-    letter, bracketed, rest = match.groups()
-    return (letter or bracketed).upper(), rest
+def options(text):
+    """(letters, text) of a multiple-choice answer: B, (b), "Option B", "B: text", AC; or None."""
+    text = text.replace("**", "").strip()
+    if re.fullmatch("[A-J]{2,}", text):
+        return text, None
+    if several := SEVERAL.fullmatch(text):
+        marks = re.findall(LETTER if several[1] else MARK, several[1] or text)
+        return "".join(sorted(re.sub(r"\W", "", "".join(marks).upper()))), None
+    match = OPTION.fullmatch(text)
+    return match and ((match[1] or match[2]).upper(), match[3])
+
+
+def without_numbers(text, other):
+    """x = 1, x = 3 for the roots x_1 = 1, x_2 = 3, if the other answer does not number them."""
+    if NUMBERED.search(other) or other.startswith("(") or len(NUMBERED.findall(text)) < 2:
+        return text
+    return NUMBERED.sub(r"\1", text)
 
 
 def split_unit(text):
     """(value, unit) of "5 cm", "\\$5", "3 red apples"; the unit is "" if there is none."""
-    currency = CURRENCY.match(text)
+    currency = re.match(CURRENCY, text)
     if currency:
-        return currency[1] + text[currency.end() :], currency[2]
+        return currency[1] + text[currency.end() :], plain_unit(currency[2])
     unit = UNIT.search(text)
-    if unit and not ends_with_variable(text[: unit.start()], unit[0]):
+    if unit and not are_variables(text[: unit.start()], unit[0]):
         return text[: unit.start()], plain_unit(unit[0])
     noun = re.fullmatch(NOUNS, text)
     return noun.groups() if noun else (text, "")
 
 
-def ends_with_variable(value, unit):
-    """True if a unit of one letter is a variable, as in "5m" and "3x + 5 m"."""
-    last_side = re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1])
-    apart = unit[0] == " " and not re.search("[A-Za-z]", last_side)
-    return len(unit.strip()) == 1 and not apart
+def are_variables(value, unit):
+    """True if what looks like a unit are variables: "5m", "6 s^2", "2x + 3m^2" (decision 9)."""
+    letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value.rsplit("=")[-1]))
+    symbol = re.fullmatch(rf" ?([A-Za-z])({POWER})?", unit)
+    if letters and unit[0] != " ":
+        return True
+    if not symbol:
+        return False
+    return letters is not None or unit[0] != " " or symbol[2] is not None and symbol[1] != "m"
 
 
 def plain_unit(unit):
-    """One spelling of a unit: m^2 for "square meters"."""
-    unit = re.sub(r"[°＄¢€£¥₹]?[A-Za-z]+|\$", lambda match: UNITS.get(match[0], match[0]), unit)
-    unit = re.sub(r"(?:square|sq\.?) (\w+)| squared", r"\1^2", unit.replace(" per ", "/"))
-    unit = re.sub(r"(?:cubic|cu\.?) (\w+)| cubed", r"\1^3", unit)
-    return re.sub("[ {}]", "", unit)
+    """The powers of the names in a unit: m 1, s -2 for m/s^2 and "metres s^{-2}"."""
+    powers = Counter()
+    for per, before, name, exponent in re.findall(ONE_UNIT, unit):
+        power = POWERS.get(before or exponent.strip()) or int(re.sub("[ ^{}]", "", exponent) or 1)
+        for base in re.findall("/?[^/]+", UNITS[name]):  # mi/h for mph
+            below = bool(per) != base.startswith("/")
+            powers[base.strip("/")] += -power if below else power
+    return powers
 
 
 # ------------------------------------------------------------------------------------------------
-# 3. Values: an expression is its values at eight points
+# 3. Values: an expression is its values at sixteen points
 #
 # A tree is a value or a shape. A value is ("num", Fraction), ("sym", name), or ("values", ...): one
 # AtPoint for each of the points, None where the expression is undefined. A shape is ("list", ...),
 # ("set", ...), ("∪", ...), ("seq", brackets, ...), ("rel", signs, ...), ("ratio", ...).
 
 SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
-# At each point, every variable has a random value between 0 and this number.
-POINTS = (1, -1, 3, -3, 0.1, -0.1, 30, 1000)
+# At a point, a variable lies between half of the size and the size; or the variables are whole.
+WHOLE = 5  # points: floor(x) is not ceil(x) - 1, and only here is x! defined
+SIZES = (0.1, 1, 3, 30, 1e5, -1, -30, -1e5)
+MIXED = (1, 3, 30)  # some variables are positive, others negative: |xy| is not xy
+POINTS = WHOLE + len(SIZES) + len(MIXED)
 MP = mpmath.MPContext()
 MP.dps = DIGITS
+MP.steps = 0
 CONSTANTS = {"\\pi": MP.pi, "e": MP.e, "i": MP.j}
-TRIG = "sin cos tan cot sec csc sinh cosh tanh".split()
+TRIG = "sin cos tan cot sec csc sinh cosh tanh coth sech csch".split()
 ARCS = {arc + name: "a" + name for name in TRIG for arc in ("a", "ar", "arc")}
-FUNCTIONS = {*TRIG, *ARCS, "ln", "log", "lg", "exp", "abs"}
-IN_MPMATH = {"+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "!": "factorial"} | ARCS
+FUNCTIONS = {*TRIG, *ARCS, "ln", "log", "lg", "exp", "abs", "cis"}
+IN_MPMATH = {"+": "fsum", "*": "fprod", "^": "power", "abs": "fabs", "cis": "expj"} | ARCS
+COUNTS = {"!": math.factorial, "binom": math.comb}
+SIZED = ("^", *COUNTS)  # their last number says how large the result is
+CHEAP = ("+", "*", "abs", "floor", "ceil")
 
 
 class AtPoint(NamedTuple):
@@ -350,8 +441,19 @@ class AtPoint(NamedTuple):
     real: bool  # whether every step on the way to the number was real
 
 
+class Numeral(tuple):
+    """A value that is written as a number (decision 13)."""
+
+
 def number(value):
     return ("num", Fraction(value))
+
+
+def spend(steps):
+    """Counts work. Raises ValueError beyond the bound (decision 3)."""
+    MP.steps += steps
+    if MP.steps > MAX_WORK:
+        raise ValueError("too much work")
 
 
 def values_at_points(value):
@@ -360,43 +462,70 @@ def values_at_points(value):
     if kind == "values":
         return parts
     if kind == "num":
-        return [AtPoint(MP.convert(parts[0]), True)] * len(POINTS)
+        return [AtPoint(MP.convert(parts[0]), True)] * POINTS
     name = parts[0]
     if name in CONSTANTS:
-        return [AtPoint(+CONSTANTS[name], True)] * len(POINTS)
-    shares = [random.Random(f"{point}{name}").random() for point in POINTS]
-    return [AtPoint(MP.mpf(share * point), True) for share, point in zip(shares, POINTS)]
+        return [AtPoint(+CONSTANTS[name], True)] * POINTS
+    return [AtPoint(MP.mpf(x), True) for x in variable_at_points(name)]
+
+
+@functools.lru_cache(1000)
+def variable_at_points(name):
+    rng = random.Random(name)
+    whole = [rng.randint(2, 30) for _ in range(WHOLE)]
+    letters = sum(map(ord, name))
+    mixed = [(-1) ** (letters >> k) * size for k, size in enumerate(MIXED)]
+    sizes = list(SIZES) + mixed
+    return whole + [size * rng.uniform(0.5, 1) for size in sizes]
 
 
 def build(operation, *parts):
     """Value of an operation on values: an exact number where it can be, else values at points."""
     if any(part[0] in SHAPES for part in parts):
         raise ValueError("arithmetic on something that is no value")
-    if operation in ("+", "*", "^") and all(part[0] == "num" for part in parts):
+    if all(part[0] == "num" for part in parts):
         exact = exact_result(operation, [part[1] for part in parts])
         if exact is not None:
             return number(exact)
     exponent = parts[1][1] if operation == "^" and parts[1][0] == "num" else None
-    rows = zip(*map(values_at_points, parts))
-    values = [value_at_point(operation, row, exponent) for row in rows]
+    values = []
+    last_row = None
+    for row in zip(*map(values_at_points, parts)):
+        if row != last_row:  # numbers are the same at all points
+            value = value_at_point(operation, row, exponent)
+        last_row = row
+        values.append(value)
     if not any(values):
         raise ValueError("too large, or undefined at every point")
     return ("values", *values)
 
 
 def exact_result(operation, numbers):
-    """Sum, product or power of exact numbers; None where the power is none."""
-    bits = [x.numerator.bit_length() + x.denominator.bit_length() for x in numbers]
-    if sum(bits) > MAX_BITS:
-        raise ValueError("too large a number")
-    if operation != "^":
-        return sum(numbers) if operation == "+" else math.prod(numbers)
-    base, exponent = numbers
-    if not base and not exponent:
+    """Result of an operation on exact numbers; None where it is not exact."""
+    bits = sum(x.numerator.bit_length() + x.denominator.bit_length() for x in numbers)
+    last = numbers[-1]
+    if operation in SIZED:
+        bits *= 1 + int(abs(last))
+    spend(1 + (bits // 2000) ** 2)
+    if operation == "+":
+        return sum(numbers)
+    if operation == "*":
+        return math.prod(numbers)
+    if operation in COUNTS:
+        return count(operation, numbers)
+    if operation != "^" or last.denominator > 1:
+        return None
+    if not any(numbers):
         raise ValueError("zero to the power of zero")
-    if exponent.denominator == 1 and abs(exponent) * bits[0] <= MAX_BITS:
-        return base**exponent.numerator
-    return None
+    return numbers[0] ** last.numerator
+
+
+def count(operation, numbers):
+    """n! or n over k, for whole numbers. Raises ValueError for others."""
+    whole = [int(x) for x in numbers]
+    if whole != numbers:
+        raise ValueError("no whole number")
+    return COUNTS[operation](*whole)
 
 
 def value_at_point(operation, arguments, exponent):
@@ -405,14 +534,18 @@ def value_at_point(operation, arguments, exponent):
         return None
     numbers = [argument.number for argument in arguments]
     real = not any(isinstance(number, MP.mpc) for number in numbers)
-    if operation == "^" and abs(numbers[1]) > MAX_EXPONENT:
+    if operation in SIZED and abs(numbers[-1]) > MAX_EXPONENT:
         return None
-    function = getattr(MP, IN_MPMATH.get(operation, operation))
+    price = 5 if operation in CHEAP else 50
+    spend(price if real else 150)
     try:
         if exponent and exponent.denominator % 2 and real and numbers[0] < 0:
             # The real root of -8 is -2, not a complex one.
             result = MP.power(-numbers[0], numbers[1]) * (-1) ** exponent.numerator
+        elif operation in COUNTS:
+            result = MP.mpf(count(operation, numbers))
         else:
+            function = getattr(MP, IN_MPMATH.get(operation, operation))
             result = function(numbers) if operation in ("+", "*") else function(*numbers)
     except (ArithmeticError, TypeError, ValueError):
         return None
@@ -466,10 +599,15 @@ LABEL = (
     r"([A-Za-z]{4,}(?: [A-Za-z]+)*|[A-Z]{2,3}"
     r"|[A-Wa-w](?:_\w|_\{[^{}]*\})?'*(?:\^ ?\{ ?-1 ?\})? ?\( ?\w+(?: ?, ?\w+)* ?\)) ?(?==)"
 )
-CLOSING = {"(": r"[)\]]", "[": r"[)\]]", "{": r"\}", "\\{": r"\\\}", "|": r"\|", "⟨": "⟩"}
-CLOSING |= {"⌊": "⌋", "⌈": "⌉"}
+CLOSING = dict(re.findall(r"(\S+) (\S+)", r"( [)\]] [ [)\]] { \} \{ \\\} | \| ⟨ ⟩ ⌊ ⌋ ⌈ ⌉"))
+TURNED = {">": "<", "≥": "≤"}
 ROUNDING = {"|": "abs", "⌊": "floor", "⌈": "ceil"}
 MARKED = "mathbb mathcal overline hat widehat bar tilde angle triangle".split()
+# What is written as a number: a decimal, perhaps times a power of ten, or a fraction of decimals.
+DECIMAL = r" ?[+-]? ?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)? ?"
+TEN = r" ?10 ?\^ ?(?:\{ ?[+-]? ?\d+ ?\}|[+-]?\d+)"
+QUOTIENT = rf"\(?{DECIMAL}/{DECIMAL}\)?|\\frac ?(?:\{{{DECIMAL}\}}|\d) ?(?:\{{{DECIMAL}\}}|\d)"
+NUMERAL = re.compile(rf"(?:{DECIMAL}(?:\*{TEN})?| ?[+-]? ?(?:{TEN}|({QUOTIENT}))) ?[%°]?")
 
 
 class Parser:
@@ -479,6 +617,7 @@ class Parser:
         self.text = text
         self.at = 0
         self.depth = 0
+        self.brackets = 0
 
     def look(self, pattern):
         return re.compile(f" ?({pattern})").match(self.text, self.at)
@@ -498,9 +637,11 @@ class Parser:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ValueError("too deep")
+        start = self.at
         left = self.operand(rank)
         divided = False
         while infix := self.look(INFIX):
+            left = self.written(start, left)
             sign = infix[1]
             strength = OPERATORS[sign][0]
             if strength < rank or rank == FACTORS and not sign and self.look(FUNCTION):
@@ -515,11 +656,19 @@ class Parser:
             divided = sign == "/" and not left[0] == right[0] == "num"
             left = join(sign, left, right)
         self.depth -= 1
-        return left
+        return self.written(start, left)
+
+    def written(self, start, value):
+        """The value, as a Numeral if the text since the start is a number (decision 13)."""
+        match = NUMERAL.fullmatch(self.text[start : self.at])
+        if not match or value[0] in SHAPES:
+            return value
+        whole = value[0] == "num" and value[1].denominator == 1
+        return value if match[1] and whole else Numeral(value)  # 8/2 has to be computed
 
     def operand(self, rank):
         """A name in front of an equal sign, a signed expression, or an atom with its marks."""
-        label = self.look(LABEL) if rank <= 2 else None
+        label = self.look(LABEL) if rank <= 3 else None
         if label and FUNCTIONS.isdisjoint(label[2].split()):
             self.at = label.end()
             return ("sym", label[2].replace(" ", ""))
@@ -561,9 +710,7 @@ class Parser:
 
     def number(self):
         """A number as it is written. A comma separates thousands only outside of brackets."""
-        before = self.text[: self.at]
-        opened = sum(map(before.count, "([{⟨")) - sum(map(before.count, ")]}⟩"))
-        thousands = "" if opened > 0 else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
+        thousands = "" if self.brackets else r"\d{1,3}(?:,\d{3})+(?![\d,])|"
         match = self.look(rf"({thousands}\d*)((?:\.\d+)?)(?:[eE]([-+]?\d{{1,4}}))?")
         self.at = match.end()
         digits = match[2].replace(",", "")
@@ -574,7 +721,9 @@ class Parser:
 
     def enclosed(self, opening):
         """What stands in brackets: a value, a set, a tuple, an interval, a matrix."""
+        self.brackets += opening not in ROUNDING
         inner = self.expression(5 if opening in ROUNDING else 1)
+        self.brackets -= opening not in ROUNDING
         brackets = opening + self.take(CLOSING[opening], needed=True)
         if opening in ROUNDING:
             return build(ROUNDING[opening], inner)
@@ -589,11 +738,9 @@ class Parser:
 
     def command(self, name):
         """What a command or a function with its arguments stands for."""
-        if name in ("frac", "over", "binom", "choose"):
+        if name in ("frac", "binom"):
             first, second = self.argument(), self.argument()
-            if name in ("frac", "over"):
-                return join("/", first, second)
-            return build("binomial", first, second)
+            return join("/", first, second) if name == "frac" else build(name, first, second)
         if name == "root":
             power = inverse(self.argument())
             return build("^", self.atom(), power)
@@ -624,9 +771,10 @@ def join(sign, left, right):
     """The tree of an operator and its two operands."""
     kind = OPERATORS[sign][1]
     if kind == "rel":
-        chain = left[2:] if left[0] == "rel" else (left,)  # 1 < x < 2
-        signs = left[1] + sign if left[0] == "rel" else sign
-        return ("rel", signs, *chain, right)
+        signs, sides = (left[1], left[2:]) if left[0] == "rel" else ("", (left,))  # 1 < x < 2
+        if sign in TURNED and set(signs) <= {"<", "≤"}:  # 5 > x is x < 5
+            return ("rel", TURNED[sign] + signs, right, *sides)
+        return ("rel", signs + sign, *sides, right)
     if sign in ("-", "/"):
         right = negative(right) if sign == "-" else inverse(right)
     if kind in ("+", "*", "^"):
@@ -640,13 +788,12 @@ def join(sign, left, right):
 DATES = r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)"
 WORDS = r"(?![b-df-hj-np-tv-z]{2,3}$)[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*"
 TERMS = r"\\?[A-Za-z]+|[\^!%°]"
-SET_BUILDER = r"\\\{ ?[a-z] ?(?:∈ ?\\mathbb ?\{? ?R ?\}? ?)?[|:](.*[<>≤≥≠=].*)\\\}"
 
 
 def read(text):
     """(tree, unit) of a cleaned answer. Raises ValueError: no mathematics, or beyond a bound."""
     refuse_text(text)
-    text, unit = split_unit(re.sub(SET_BUILDER, r"\1", text))
+    text, unit = split_unit(text)
     two_signs = "±" in text or "∓" in text
     items = []
     for plus, minus in ("+-", "-+") if two_signs else ("+-",):
@@ -655,7 +802,6 @@ def read(text):
         if parser.at < len(parser.text):
             raise ValueError("text left over")
         items += tree[1:] if tree[0] == "list" else [tree]
-    items = [smaller_first(item) for item in items]
     if two_signs:
         items = list(dict.fromkeys(items))
     tree = items[0] if len(items) == 1 else ("list", *items)
@@ -675,47 +821,42 @@ def refuse_text(text):
         raise ValueError("too many terms")
 
 
-def smaller_first(tree):
-    """5 > x as x < 5; every other tree as it is."""
-    if tree[0] != "rel" or not set(tree[1]) <= {">", "≥"}:
-        return tree
-    signs = tree[1].replace(">", "<").replace("≥", "≤")
-    return ("rel", signs[::-1], *tree[:1:-1])
-
-
 # ------------------------------------------------------------------------------------------------
 # 5. Comparison of two trees
 
 
-def same(a, b):
+def same(given, gold):
     """True if two trees mean the same answer."""
-    kinds = {a[0], b[0]}
-    if a == b or kinds == {"rel"} and same_relation(a, b):
-        return True
-    if kinds == {"list"} and all(item[0] == "rel" for item in a[1:] + b[1:]) and same_members(a, b):
-        return True
-    (name, x), (other, y) = named(a), named(b)
-    if x is not a or y is not b:  # at most one name, and the name is gone
-        one_name = not name or not other or name == other
-        return one_name and x[0] != "rel" != y[0] and same(x, y)
+    spend(1)
+    kinds = {given[0], gold[0]}
     if not kinds & SHAPES:
-        return agree(a, b)
+        if isinstance(gold, Numeral) and not isinstance(given, Numeral):
+            return False  # decision 13: a number has to be written as a number
+        return given == gold or agree(given, gold)
+    if kinds == {"rel"} and same_relation(given, gold):
+        return True
+    relations = kinds == {"list"} and all(item[0] == "rel" for item in given[1:] + gold[1:])
+    if relations and same_members(given, gold):
+        return True
+    (name, value), (gold_name, gold_value) = named(given), named(gold)
+    if value is not given or gold_value is not gold:  # at most one name, and the name is gone
+        one_name = not name or not gold_name or name == gold_name
+        return one_name and value[0] != "rel" != gold_value[0] and same(value, gold_value)
     if kinds <= {"list", "set", "∪"}:
-        return same_members(a, b)
+        return same_members(given, gold)
     if kinds == {"ratio", "num"}:  # decision 11: 2:3 is 2/3, but 2:4 is not 1/2
-        (_, value), ratio = sorted((a, b))
+        (_, value), ratio = sorted((given, gold))
         parts = (number(value.numerator), number(value.denominator))
         return value.denominator > 1 and ratio[1:] == parts
-    if a[0] != b[0] or len(a) != len(b):
+    if given[0] != gold[0] or len(given) != len(gold):
         return False
-    parts = [(p, q) for p, q in zip(a, b) if p != q]
-    return all(isinstance(p, tuple) and isinstance(q, tuple) and same(p, q) for p, q in parts)
+    return all(same(p, q) if isinstance(p, tuple) else p == q for p, q in zip(given, gold))
 
 
-def same_members(a, b):
+def same_members(given, gold):
     """True if each member of one means the same as a member of the other, in any order."""
-    rest = list(b[1:])
-    for member in a[1:]:
+    rest = list(gold[1:])
+    for member in given[1:]:
         equal = [other for other in rest if same(member, other)]
         if not equal:
             return False
@@ -723,15 +864,32 @@ def same_members(a, b):
     return not rest
 
 
-def same_relation(a, b):
-    """True if left minus right is equal, up to its sign for an equation."""
-    (signs, left, *right), (other_signs, other_left, *other_right) = a[1:], b[1:]
-    if signs != other_signs or signs not in ("=", "≠", "<", "≤"):
+def same_relation(given, gold):
+    """True if left minus right differs by a constant factor, positive for inequalities.
+
+    Where one is solved for a number, the factor has to be 1, and the gold must not be the solved
+    one: x - 5 = 0 still has to be computed (decisions 8 and 13).
+    """
+    signs, sides = gold[1], (*given[2:], *gold[2:])
+    if given[1] != signs or signs not in ("=", "≠", "<", "≤") or is_number(named(gold)[1]):
         return False
-    difference = join("-", left, *right)
-    if agree(difference, join("-", other_left, *other_right)):
-        return True
-    return signs in ("=", "≠") and agree(difference, join("-", *other_right, other_left))
+    if any(side[0] in SHAPES for side in sides):
+        return False
+    ratio = join("/", join("-", *given[2:]), join("-", *gold[2:]))
+    factors = [at for at in values_at_points(ratio) if at and at.real and at.number]
+    if not factors or not agree(ratio, ("values", *factors[:1] * POINTS)):
+        return False
+    factor = factors[0].number
+    if is_number(named(given)[1]):
+        return abs(factor) == 1
+    return signs in ("=", "≠") or factor > 0
+
+
+def is_number(tree):
+    """True for a number, and for an interval with an end that is a number."""
+    if tree[0] == "seq":
+        return any(is_number(end) for end in tree[2:])
+    return tree[0] not in SHAPES and len(set(values_at_points(tree))) == 1
 
 
 def label(tree):
@@ -759,17 +917,19 @@ def named(tree):
 
 
 def named_equation(tree):
-    """x = 5, 5 = x, x = 2 + 3 = 5, and 1/3 ≈ 0.333 without a name."""
+    """x = 5, 5 = x, AB = CD = 8, x = 2 + 3 = 5, and 1/3 ≈ 0.333 without a name."""
     signs, sides = tree[1], tree[2:]
     if label(sides[-1]) and not label(sides[0]):
         signs, sides = signs[::-1], sides[::-1]
     name = label(sides[0])
-    if name:
+    while len(sides) > 1 and label(sides[0]):
         signs, sides = signs[1:], sides[1:]
-    exact = [side for sign, side in zip(signs, sides[1:]) if sign == "="]
-    if all(same(sides[0], side) for side in exact):
-        return name, sides[0]
-    return None, tree
+    exact = [sides[0]]
+    exact += [side for sign, side in zip(signs, sides[1:]) if sign == "="]
+    if not all(same(side, exact[0]) or same(exact[0], side) for side in exact):
+        return None, tree
+    numerals = [side for side in exact if isinstance(side, Numeral)]
+    return name, (numerals or exact)[0]  # 2 + 3 = 5 is written as a number
 
 
 def named_interval(tree):
@@ -788,10 +948,9 @@ def named_interval(tree):
 
 def decimal_slack(value):
     """One unit in the last place of a decimal of 10 places and 10 digits or more; else 0."""
-    if value[0] != "num":
+    if value[0] != "num" or 10**99 % value[1].denominator:
         return 0
-    fitting = (n for n in range(100) if 10**n % value[1].denominator == 0)
-    places = next(fitting, 0)
+    places = next(n for n in range(100) if 10**n % value[1].denominator == 0)
     long_enough = places >= 10 and abs(value[1]) * 10**places >= 10**9
     return Fraction(1, 10**places) if long_enough else 0
 
@@ -804,8 +963,12 @@ def agree(a, b):
     slack = max(decimal_slack(a), decimal_slack(b))
     if a[0] == b[0] == "num":
         return a[1] == b[1] or abs(a[1] - b[1]) < slack
+    spend(10)
     slack = MP.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
-    pairs = [(x, y) for x, y in zip(values_at_points(a), values_at_points(b)) if x and y]
-    real = [(x, y) for x, y in pairs if x.real and y.real]
-    pairs = real if len(real) >= 2 else pairs
-    return len(pairs) >= 2 and all(abs(x.number - y.number) <= slack for x, y in pairs)
+    rows = enumerate(zip(values_at_points(a), values_at_points(b)))
+    pairs = [(k, x, y) for k, (x, y) in rows if x and y]
+    real = [(k, x, y) for k, x, y in pairs if x.real and y.real]
+    # (-1)^n is real at whole numbers alone: they are no reason to leave out the other points.
+    if sum(k >= WHOLE for k, *_ in real) >= 2:
+        pairs = real
+    return len(pairs) >= 2 and all(abs(x.number - y.number) <= slack for _, x, y in pairs)

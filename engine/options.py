@@ -49,8 +49,9 @@ def option(
     choices: Sequence[str] = (),
 ):
     """A field with its help, range or choices. default: a value, or a class that makes one."""
-    is_number = type(default) in (int, float)
-    metadata = {"help": help, "metavar": "N" if is_number else "TEXT"}
+    metadata = {"help": help}
+    if default is not True:  # argparse refuses a metavar for the --no_... of such an option
+        metadata["metavar"] = "N" if type(default) in (int, float) else "TEXT"
     if choices:
         metadata["help"] = f"{help}: {', '.join(choices)}"
         metadata["choices"] = list(choices)

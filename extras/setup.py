@@ -84,8 +84,8 @@ def load_actors(
     if args.teacher.startswith(("http://", "https://")):
         if needs:
             raise SystemExit(
-                f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} "
-                "serves only text: give --teacher a model folder or hub id"
+                f"--method {recipe.method} needs the teacher's {needs.pop()}; a server sends only "
+                "text: give --teacher a model folder or hub id"
             )
         teacher = connect(args, recipe, student, seconds, stop, questions)
     else:
@@ -168,7 +168,7 @@ def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> 
     if tokenizer_of(teacher.processor).get_vocab() != vocabulary:
         raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
     ours = render(student.processor, "Why?", **args.chat_template_kwargs)
-    theirs = render(teacher.processor, "Why?", **args.teacher_chat_template_kwargs)
+    theirs = render(teacher.processor, "Why?", **args.chat_template_kwargs)
     if ours != theirs:
         what = f"needs one rendering of prompts: {ours!r} is not {theirs!r}"
         raise SystemExit(f"--method {recipe.method} {what}")

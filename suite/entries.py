@@ -6,7 +6,7 @@ nothing, the names of folders and files do.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -54,9 +54,7 @@ class Benchmark:
     )  # two columns: of rows with options, of rows without
     # One column with all options (see rows.option_texts), or one column for each option.
     options: Sequence[str] = ()
-    drawn: int = (
-        0  # options whose texts stand in the question or only in the picture
-    )
+    drawn: int = 0  # options whose texts stand in the question or only in the picture
     shuffled: bool = False
     encoding: str = (
         "letter"  # of a gold among options: letter, index (0-based) or text
@@ -75,13 +73,15 @@ class Benchmark:
     average: str = (
         ""  # the group over whose means the score is the mean; none: over rows
     )
-    together: str = (
-        ""  # rows that are scored together have one value in this column
-    )
+    together: str = ""  # rows that are scored together have one value in this column
     where: Sequence[str] = ()  # a column and an ending: only these rows
     strip: str = ""  # pattern of a wish for a format in the questions
+    adds: Sequence = ()  # a column, {its value: a sentence of ours behind the question}
     clean: bool = True  # False: a wish for a format is part of the task
     judge_question: str = ""  # column with the question as a judge should see it
+    packages: dict = field(
+        default_factory=dict
+    )  # that the scorer needs: {module: package}
     prepare: str = ""  # a function in rows.PREPARE, for what columns cannot say
 
 
@@ -124,12 +124,17 @@ def find(entry: Benchmark, root: str = "") -> Path:
     Raises DataError.
     """
     problems = ""
+    # Only a set with videos needs all its files.
+    wanted = [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
+    shared = dict(repo_type="dataset", revision=entry.revision)
+    if not entry.video:
+        shared["allow_patterns"] = wanted
     for source in entry.sources:
         if root and Path(root, source).is_dir():
             return Path(root, source).resolve()
         if not root:
             try:
-                return download(entry, source)
+                return Path(snapshot_download(source, **shared))
             except (OSError, ValueError) as error:
                 # The hub's errors are OSErrors, and say where a set is gated.
                 problems += f"; {source}: {error}"
@@ -138,24 +143,12 @@ def find(entry: Benchmark, root: str = "") -> Path:
     raise DataError(f"expected a folder {names} in {where}, found none{problems}")
 
 
-def download(entry: Benchmark, source: str) -> Path:
-    """The snapshot of a set. Only a set with videos needs all its files."""
-    wanted = [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
-    snapshot = snapshot_download(
-        source,
-        repo_type="dataset",
-        revision=entry.revision,
-        allow_patterns=None if entry.video else wanted,
-    )
-    return Path(snapshot)
-
-
 # ---- the rows of a config's split ----------------------------------------------------------------
 
 
 def read_splits(
     folder: Path, config: str, splits: Sequence[str], every: bool = False
-) -> dict[str, datasets.Dataset]:
+) -> dict:
     """{split: rows, images undecoded}: the first of `splits` that a config has, or every one.
 
     Raises DataError, with what is there, if one is missing.
@@ -182,7 +175,7 @@ def read_rows(files: list[Path]) -> datasets.Dataset:
     return undecoded(rows)
 
 
-def by_header(folder: Path, config: str) -> dict[str, list[Path]]:
+def by_header(folder: Path, config: str) -> dict:
     """{split: files} of a config in the header of README.md; {} if the header names none."""
     card = folder / "README.md"
     if not card.exists():
@@ -199,9 +192,7 @@ def by_header(folder: Path, config: str) -> dict[str, list[Path]]:
     return found
 
 
-def by_name(
-    folder: Path, config: str, splits: Sequence[str]
-) -> dict[str, list[Path]]:
+def by_name(folder: Path, config: str, splits: Sequence[str]) -> dict:
     """{split: files} of a config: the path of a file holds the config's name and the split's."""
     names = row_files(folder)
     place = f"/{config.casefold()}/"
@@ -222,7 +213,7 @@ def by_name(
     return found
 
 
-def row_files(folder: Path) -> dict[Path, str]:
+def row_files(folder: Path) -> dict:
     """{file with rows: "/its path in the folder/", without ending and in lower case}."""
     found = {}
     for file in sorted(folder.rglob("*")):

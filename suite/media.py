@@ -42,9 +42,7 @@ FOLDER_FPS = 3.0  # of TVQA's frame folders (episodic_reasoning)
 Frames = tuple[list[Image.Image], int, float]
 
 
-def picture(
-    rows: datasets.Dataset, row: int, column: str, folder: Path
-) -> LazyImage:
+def picture(rows: datasets.Dataset, row: int, column: str, folder: Path) -> LazyImage:
     """The image of a cell, its size read from the header. Raises OSError where there is none."""
     image = LazyImage(rows, row, column, 0, str(folder), (0, 0))
     header = Image.open(io.BytesIO(image.read()))
@@ -79,7 +77,7 @@ def find_file(
 
 
 @lru_cache(maxsize=8)
-def index(folder: Path) -> dict[str, set[Path]]:
+def index(folder: Path) -> dict:
     """{name without ending: paths} of videos, frame folders and subtitles.
 
     The path of a member of a zip is path.zip/member.
@@ -153,9 +151,7 @@ def sample(
     length = last - first
     n = min(frames, length)
     indices = tuple(first + int((i + 0.5) * length / n) for i in range(n))
-    shots = tuple(
-        Frame(None, 0, "", i, path, image.size, indices) for i in range(n)
-    )
+    shots = tuple(Frame(None, 0, "", i, path, image.size, indices) for i in range(n))
     times = [i / fps for i in indices]
     return shots, times
 
@@ -212,9 +208,7 @@ def subtitles(file: Path | None, times: Sequence[float]) -> str:
     """The lines of an .srt file that are shown at one of `times` (seconds), without font tags."""
     text = file.read_text(encoding="utf-8-sig") if file else ""
     shown = []
-    for start, end, words in re.findall(
-        r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text
-    ):
+    for start, end, words in re.findall(r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text):
         if any(seconds(start) <= time <= seconds(end) for time in times):
             shown.append(re.sub(r"<[^>]+>", "", words).strip())
     return "\n".join(shown) or "No subtitles available"

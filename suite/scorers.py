@@ -145,15 +145,15 @@ def dynamath(item: Item, answer: str) -> float | None:
         return 1.0 if is_part else settled
     alone = re.match(r"[+-]?[\d.,]*\d", answer)
     has_unit = alone and alone[0] != answer and answers_match(answer, alone[0])
-    values = [
-        number_with_pi(text) for text in (alone[0] if has_unit else answer, gold)
-    ]
+    if has_unit:
+        answer = alone[0]
+    values = [number_with_pi(text) for text in (answer, gold)]
     if None in values:
         return None
     is_close = abs(values[0] - values[1]) <= 0.001
-    return (
-        None if has_unit and not is_close else float(is_close)
-    )  # another unit: the judge
+    if has_unit and not is_close:
+        return None  # perhaps another unit: the judge
+    return float(is_close)
 
 
 def number_with_pi(text: str) -> float | None:
@@ -300,9 +300,7 @@ def letters_in(answer: str) -> set[int]:
         re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part
     ]
     return (
-        {LETTERS.index(match[1].upper()) for match in found}
-        if all(found)
-        else set()
+        {LETTERS.index(match[1].upper()) for match in found} if all(found) else set()
     )
 
 
@@ -320,7 +318,9 @@ def same_text(answer: str, options: Sequence[str]) -> set[int]:
 
 def equal_text(answer: str, options: Sequence[str]) -> set[int]:
     plain = one_spelling(answer)
-    return {i for i, text in enumerate(options) if text and one_spelling(text) == plain}
+    return {
+        i for i, text in enumerate(options) if text and one_spelling(text) == plain
+    }
 
 
 def one_spelling(text: str) -> str:
