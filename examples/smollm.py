@@ -29,6 +29,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -42,8 +43,7 @@ from rewards import extract_boxed
 ROOT = Path(__file__).parent.parent
 SMALLEST, LARGEST_SUM = 11, 99  # of the numbers to add
 HELD_OUT = 160  # questions that are never trained on
-MAX_RESPONSE_TOKENS = 64  # as in smollm.yaml
-BOX = re.compile(r"\\boxed\{([^{}]*)\}")
+MAX_RESPONSE_TOKENS = 48  # as in smollm.yaml
 
 
 def in_digits(question: str, response: str, gold: str) -> float:
@@ -71,6 +71,7 @@ def convert_model(folder: Path) -> None:
     tokenizer.eos_token = "<|im_end|>"
     # ... and reads no padding token.
     tokenizer.pad_token = "<|im_end|>"
+    tokenizer.clean_up_tokenization_spaces = False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -124,26 +125,18 @@ def teacher_reply(prompt: str) -> str:
     numbers = re.search(r"(\d+) \+ (\d+)", prompt)
     if not numbers:
         return "I can only add."
-    first, second = int(numbers[1]), int(numbers[2])
-    tens = first // 10 * 10 + second // 10 * 10
-    ones = first % 10 + second % 10
-    steps = [
-        f"Tens: {first // 10 * 10} + {second // 10 * 10} = {tens}.",
-        f"Ones: {first % 10} + {second % 10} = {ones}.",
-        f"Together: {tens} + {ones} = {first + second}.",
-        f"\\boxed{{{first + second}}}",
-    ]
-    return "\n".join(steps)
+    total = int(numbers[1]) + int(numbers[2])
+    return f"{numbers[0]} = {total}\n\\boxed{{{total}}}"
 
 
 def summary(response: str) -> str:
-    """The last lines of a response with its own last box, right or wrong, at their end."""
+    """The last lines before the box, and the box as it is, right or wrong."""
     answer = extract_boxed(response)
-    text = BOX.sub(r"\1", response)
-    kept = [line for line in text.splitlines() if line.strip()][-4:]
+    reasoning = response.partition("\\boxed")[0]
+    lines = [line for line in reasoning.splitlines() if line.strip()][-4:]
     if answer is not None:
-        kept.append(f"\\boxed{{{answer}}}")
-    return "\n".join(["<summary>", *kept, "</summary>"])
+        lines.append(f"\\boxed{{{answer}}}")
+    return "\n".join(["<summary>", *lines, "</summary>"])
 
 
 # ---------------------------------------------------------------- the run
@@ -174,6 +167,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", default="0", help="root of all randomness")
     parser.add_argument("--port", type=int, default=8135, help="of the teacher, on this machine")
     args, others = parser.parse_known_args(argv)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     base, run = args.folder / "student", args.folder / f"{args.method}-{args.seed}"
     training, held_out = args.folder / "training.jsonl", args.folder / "held_out.jsonl"
 
