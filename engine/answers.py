@@ -144,7 +144,7 @@ only dollar: $5 ⟹ ＄5    ^([^$]*)\$([^$]*)$ ⟹ \1＄\2
 dollar: $x$ ⟹ ␣x␣    \$ ⟹ ␣
 wrapper: 5\text{ cm} ⟹ 5␣ cm␣    \\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)
     |[mh]box|emph|boldsymbol|bm|boxed|underline|operatorname\*?) *
-    \{((?:[^{}]|\{[^{}]*\})*)\} ⟹ ␣\1␣
+    \{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\} ⟹ ␣\1␣
 size: \left(x\right) ⟹ (x)    \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.? ⟹ ␀
 command: x\leq 5 ⟹ x≤ 5    \\[A-Za-z]+ ⟹ first_spelling()
 spaces: x   y ⟹ x y    ␣+ ⟹ ␣
