@@ -75,13 +75,13 @@ def main(argv: list[str]) -> None:
     before = measure(student, held_out, folder / "before.jsonl")
 
     teacher = serve_teacher(args.port)
-    command = [sys.executable, "train.py", "examples/smollm.yaml", *others]
+    command = [sys.executable, "train.py", "examples/smollm.yaml"]
     command += ["--teacher", teacher]
     command += ["--student", str(student)]
     command += ["--data", str(training)]
     command += ["--output", str(run)]
     command += ["--method", args.method]
-    command += ["--seed", args.seed]
+    command += ["--seed", args.seed, *others]
     subprocess.run(command, cwd=ROOT, check=True)
 
     after = measure(run / "model", held_out, run / "after.jsonl")
