@@ -6,7 +6,12 @@ import pytest
 import tiny
 import torch
 import transformers
-from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from engine.decode import Decoder
 from engine.models import banned_token_ids, collate, position_ids, response_positions
