@@ -52,7 +52,7 @@ def evaluate(
     """One response to each question (Pass@1). Returns a record per question.
 
     actor, judge: an Actor or ServedActor. questions: by family or benchmark. reward: see
-    rewards.load_reward. score: what benchmarks are scored by (suite.exam); without one short golds
+    extras/own_reward.py. score: what benchmarks are scored by (suite.exam); without one short golds
     are graded by rule, and the judge is asked about free-form golds.
     """
     # A response depends on its question and the seed, not on what else is asked.

@@ -41,7 +41,8 @@ class Results:
                 self.done = {record["uid"]: record for record in records}
 
     def start(self) -> None:
-        """From here on the file is this run's. Models are loaded before: a wrong name leaves none."""
+        """From here on the file is this run's. Models are loaded before, so that a wrong name
+        leaves no file."""
         PartialState().wait_for_everyone()  # all have read
         if self.main:
             self.summary.unlink(missing_ok=True)

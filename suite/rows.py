@@ -2,8 +2,8 @@
 
 Decisions:
 1. A row that is not as suite/benchmarks.yaml says is left out, named and counted: a wrong guess
-   would be a wrong number. Where a column is missing, or more than 2% of the rows are like this, the
-   set is refused. Another number of rows than published is no error; the table shows both.
+   would be a wrong number. Where a column is missing, or more than 2% of the rows are like this,
+   the set is refused. Another number of rows than published is no error; the table shows both.
 2. Options are listed under the question as "A. text", or as letters alone where their texts are not
    known; not where the question has them, or is itself in the picture.
 3. GPQA's options are shuffled by a seed of their own row: one order for every model and --seed.

@@ -5,9 +5,9 @@ Decisions where the paper is silent:
    (the metrics of InfographicVQA and OCRBench v2 have no judge: they take the text behind the
    thoughts; VLMs-are-Blind asks for curly brackets: there they are a box).
 2. A rule settles a number against a number, and a choice that is clear: exactly one option, several
-   options, or a letter that no option has. A letter comes first: "B" is option B, also where another
-   option's text is "B". Not clear are "2" among options that are no numbers, and an answer that
-   fits two options. So a wrong choice is never taken for a right one.
+   options, or a letter that no option has. A letter comes first: "B" is option B, also where
+   another option's text is "B". Not clear are "2" among options that are no numbers, and an
+   answer that fits two options. So a wrong choice is never taken for a right one.
 3. Without a judge an unsettled answer counts as wrong; beside the score stands the one without it.
 4. The official judges are asked in words of ours (configs/judges.toml), which a file with the
    published ones replaces. A reply that does not keep to its form counts as wrong and is counted.
