@@ -145,6 +145,12 @@ class Output:
                     )
                 self.accelerator.load_state(str(folder))
             except Exception as error:  # every format has errors of its own
+                if "loading state_dict" in str(error):
+                    exit_with(
+                        f"{folder} holds weights of another architecture than --student "
+                        f"{self.arguments['student']}: give the one in args.json",
+                        2,
+                    )
                 problem = (
                     f"{folder} cannot be loaded ({str(error)[:200]}): going on from the one before"
                 )
@@ -227,7 +233,11 @@ class Output:
 
 def check_same_run(folder: Path, new: dict) -> None:
     """Refuse to resume under arguments that would change the results."""
-    old = json.loads((folder / "args.json").read_bytes())
+    try:
+        old = json.loads((folder / "args.json").read_bytes())
+    except (OSError, ValueError) as error:
+        what = f"{folder}/args.json cannot be read ({error})"
+        exit_with(f"{what}: it says how the run was started. Start in another --output", 2)
     fixed = {name: value for name, value in new.items() if name not in MAY_CHANGE}
     if new["teacher_model"]:  # a named one may move to another server
         del fixed["teacher"]

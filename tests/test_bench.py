@@ -16,7 +16,16 @@ from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 pytest.importorskip("resource", reason="the benchmarks measure memory with it; Windows has none")
 from bench import hours, update  # noqa: E402
-from bench.machine import Costs, Machine, costs_of, decoding, measure, prompts_flops, triangle, update_flops  # noqa: E402
+from bench.machine import (  # noqa: E402
+    Costs,
+    Machine,
+    costs_of,
+    decoding,
+    measure,
+    prompts_flops,
+    triangle,
+    update_flops,
+)
 from bench.shapes import STUDENTS, TEACHERS, fits, model_of  # noqa: E402
 from engine.decode import prefill  # noqa: E402
 
