@@ -167,18 +167,11 @@ def distill(
     rows = distilled_rows(groups, recipe)
     tokens = sum(len(row.tokens) for row in rows)
     total_weight = sum(row.weight * len(row.tokens) for row in rows)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=learner.accelerator.device)
-    entropy_sum = torch.zeros_like(loss_sum)
+    totals = torch.zeros(2, dtype=torch.float64, device=learner.accelerator.device)
     norm: float | None = 0.0
     if rows:  # none kept: no loss, no step
-        for micro in learner.micro_batches(rows):
-            divergence, entropy, weight = learner.divergences(micro, teacher_model)  # [N] each
-            loss = (weight * divergence).sum()
-            learner.backward(loss / total_weight)
-            loss_sum += loss.detach()
-            entropy_sum += entropy[weight != 0].sum()
+        totals += learner.retried(add_gradients, rows, teacher_model, total_weight)
         norm = learner.step(recipe.max_grad_norm)
-    totals = torch.stack([loss_sum, entropy_sum])
     loss, entropy = learner.accelerator.reduce(totals, "sum").tolist()
     return {
         "loss": loss / max(total_weight, 1e-8),
@@ -189,6 +182,18 @@ def distill(
         "updates_without_signal": int(not rows),
         "updates_not_finite": int(norm is None),
     }
+
+
+def add_gradients(learner: Learner, rows: Sequence[Row], teacher_model, total_weight: float):
+    """The gradients of all rows, added up over micro-batches. Returns sums [2]: loss, entropy."""
+    totals = 0.0
+    for micro in learner.micro_batches(rows):
+        divergence, entropy, weight = learner.divergences(micro, teacher_model)  # [N] each
+        loss = (weight * divergence).sum()
+        learner.backward(loss / total_weight)
+        sums = loss.detach(), (entropy * (weight != 0)).sum()
+        totals += torch.stack([value.double() for value in sums])
+    return totals
 
 
 def distilled_rows(groups: Sequence[Group], recipe: Recipe) -> list[Row]:

@@ -583,7 +583,7 @@ def add_gradients(learner: Learner, batch: MiniBatch, recipe: Recipe, on_policy:
         above = ratio > 1 + recipe.eps_high
         below = ratio < 1 - recipe.eps_low
         clipped = torch.where(advantage > 0, above, below) & active
-        sums = loss.detach().sum(), active.sum(), clipped.sum(), entropy[active].sum()
+        sums = loss.detach().sum(), active.sum(), clipped.sum(), (entropy * active).sum()
         totals += torch.stack([value.double() for value in sums])
     return totals
 

@@ -185,18 +185,19 @@ def test_rollouts_do_not_depend_on_the_batch(name):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "qwen3_5", "qwen2_5_vl"])
-@pytest.mark.parametrize("sampling", [Sampling(40), Sampling(40, temperature=0.7, presence_penalty=3.0)])
-@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize(
+    ("sampling", "every"), [(Sampling(40), 1), (Sampling(40, temperature=0.7, presence_penalty=3.0), 5)]
+)
 def test_a_pool_of_any_size_draws_the_same_rollouts(name, sampling, every, monkeypatch):
     """Rows join and leave: columns, positions, masks, windows, states and random streams stay each row's own."""
     model, ends = tiny.make(name), list(range(0, tiny.VOCABULARY, 20))
     prompts = tiny.prompts(model) * 2
-    seeds = [[10 * i + j for j in range(4)] for i in range(len(prompts))]
+    seeds = [[10 * i + j for j in range(6)] for i in range(len(prompts))]
     alone = [[generate(model, [p], [[seed]], sampling, ends)[0][0] for seed in row] for p, row in zip(prompts, seeds)]
     lengths = [len(tokens) for group in alone for tokens in group]
     assert max(lengths) > 3 * min(lengths) and sampling.max_new_tokens in lengths
     monkeypatch.setattr("generate.LOOK_EVERY", {"cpu": every})
-    for rows in (1, 3, 7, 24, 100):
+    for rows in (3, 7, 32):
         assert generate(model, prompts, seeds, sampling, ends, rows=rows) == alone
 
 
