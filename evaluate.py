@@ -36,11 +36,7 @@ from world import table as world
 
 # App. B.2: the decoding of all benchmarks (min-p 0 and repetition penalty 1 change nothing).
 DECODING = Sampling(
-    max_new_tokens=12_288,
-    temperature=0.6,
-    top_p=0.95,
-    top_k=20,
-    presence_penalty=1.5,
+    max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5
 )
 
 
@@ -56,44 +52,33 @@ def evaluate(
     """One response to each question (Pass@1). Returns a record per question.
 
     actor, judge: an Actor or ServedActor. questions: by family or benchmark. reward: see
-    rewards.load_reward. score: what benchmarks are scored by (suite.exam); without one short golds
+    extras/own_reward.py. score: what benchmarks are scored by (suite.exam); without one short golds
     are graded by rule, and the judge is asked about free-form golds.
     """
+    # A response depends on its question and the seed, not on what else is asked.
     key = (seed, "evaluate")
     asked = in_order(questions)
     requests = [
-        Request("evaluate", q.uid, prompts.plain_prompt(q.text), q)
-        for _, q in asked
+        Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked
     ]
     replies = [reply for (reply,) in actor(requests, 1, sampling, key, "evaluate")]
-    pairs = [
-        (question, reply)
-        for (_, question), reply in zip(asked, replies, strict=True)
-    ]
+    pairs = [(question, reply) for (_, question), reply in zip(asked, replies, strict=True)]
+    # Without benchmarks: the reward of training.
     if score is None:
         score = partial(score_own, reward=reward)
     scores = score(pairs, partial(ask, judge, key) if judge else None)
     records = []
-    for (family, question), reply, scored in zip(
-        asked, replies, scores, strict=True
-    ):
+    for (family, question), reply, scored in zip(asked, replies, scores, strict=True):
         record = dict(
-            family=family,
-            uid=question.uid,
-            response=reply.text,
-            gold=question.answer,
+            family=family, uid=question.uid, response=reply.text, gold=question.answer
         )
         records.append(record | scored)
     return records
 
 
-def in_order(
-    questions: dict[str, Sequence[Question]],
-) -> list[tuple[str, Question]]:
+def in_order(questions: dict) -> list[tuple[str, Question]]:
     """(family, question) of all questions."""
-    return [
-        (family, question) for family in questions for question in questions[family]
-    ]
+    return [(family, question) for family in questions for question in questions[family]]
 
 
 def score_own(
@@ -102,10 +87,9 @@ def score_own(
     """Reward and end of each (question, reply)."""
     items = [(q.text, reply.text, q.answer, q.free_form, None, q.row) for q, reply in pairs]
     values = rewards.score(items, ask, reward)
-    ends = [reply.finished for _, reply in pairs]
     return [
-        dict(reward=value, finished=end)
-        for value, end in zip(values, ends, strict=True)
+        dict(reward=value, finished=reply.finished)
+        for value, (_, reply) in zip(values, pairs, strict=True)
     ]
 
 
@@ -124,14 +108,10 @@ class Arguments:
         JsonObject, "for chat templates: '{\"enable_thinking\": true}'"
     )
     suite: str = option(
-        "",
-        "the paper's benchmarks of a family",
-        choices=["vlm", "llm", "video", "all"],
+        "", "the paper's benchmarks of a family", choices=["vlm", "llm", "video", "all"]
     )
     benchmarks: str = option("", "some of them, separated by commas (see --list)")
-    data: str = option(
-        "", "own questions: hub id, folder, parquet, CSV or JSON lines file"
-    )
+    data: str = option("", "own questions: hub id, folder, parquet, CSV or JSON lines file")
     split: str = option("train", "split of --data")
     columns: list[str] = option(
         list, "of --data, ours=theirs: question=prompt answer=gold images=picture"
@@ -140,22 +120,17 @@ class Arguments:
         "", "folder that holds every benchmark as owner/name; empty: the hub"
     )
     ids: list[str] = option(list, "benchmarks elsewhere: ai2d=owner/name")
-    judge: str = option(
-        "", "the judge: model folder, hub id or http://host:port/v1"
-    )
+    judge: str = option("", "the judge: model folder, hub id or http://host:port/v1")
     judge_name: str = option("", "a served judge's name on its server")
     judge_prompts: str = option(
-        "",
-        "TOML file with other prompts for the official judges (see configs/judges.toml)",
+        "", "TOML file with other prompts for the official judges (see configs/judges.toml)"
     )
     out: str = option("results.jsonl", "where the per-question results go")
     seed: int = option(0, "seed of the sampled responses")
     max_new_tokens: int = option(
         0, "response length; 0: 12288, for the embedded world 64", 0
     )
-    limit: int = option(
-        0, "about so many rows of each benchmark or family; 0: all", 0
-    )
+    limit: int = option(0, "about so many rows of each benchmark or family; 0: all", 0)
     frames: int = option(32, "frames of a video", 1)
     rows: int = option(128, "responses generated at a time on each process", 1)
     min_pixels: int = option(
@@ -174,19 +149,12 @@ class Arguments:
     )
     # The option is --list; a field of that name would shadow Python's own.
     list_suite: bool = field(
-        default=False,
-        metadata={"help": "print the suite and stop", "aliases": ["--list"]},
+        default=False, metadata={"help": "print the suite and stop", "aliases": ["--list"]}
     )
 
 
-FREE = {
-    "out",
-    "root",
-    "rows",
-    "paper",
-    "list_suite",
-    "compare",
-}  # may change where a run goes on
+# What may change where a run goes on.
+FREE = {"out", "root", "rows", "paper", "list_suite", "compare"}
 
 
 def main(args: Arguments) -> None:
@@ -205,39 +173,25 @@ def main(args: Arguments) -> None:
 def measure(args: Arguments) -> None:
     """Ask the questions, write the results, report."""
     set_defaults(args)
-    settings = {
-        name: value for name, value in asdict(args).items() if name not in FREE
-    }
+    settings = {name: value for name, value in asdict(args).items() if name not in FREE}
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    with (
-        accelerator.main_process_first()
-    ):  # the others find what it has downloaded and read
+    # The other processes find what the main one has downloaded and read.
+    with accelerator.main_process_first():
         questions, exam = load_all(args)
+    # A file of another command is refused before models are loaded, and begun only afterwards.
     results = Results(Path(args.out), settings)
-    unused = [
-        f"--{name}"
-        for name in ("suite", "benchmarks", "paper")
-        if getattr(args, name)
-    ]
-    if unused and not exam:
-        print_main(
-            f"these questions are no benchmark's: {', '.join(unused)} ignored"
-        )
     model = load_actor(args.model, args.model_name, args, accelerator)
     check_sight(model, questions)
-    judge = (
-        load_actor(args.judge, args.judge_name, args, accelerator)
-        if args.judge
-        else None
-    )
+    judge = None
+    if args.judge:
+        judge = load_actor(args.judge, args.judge_name, args, accelerator)
+    results.start()
     records = run(questions, model, judge, args, results, exam)
     if exam:
         numbers, table = exam.report(records)
     else:
         numbers = accuracies(records)
-        table = "\n".join(
-            f"{name:<14} {value:5.1f}%" for name, value in numbers.items()
-        )
+        table = "\n".join(f"{name:<14} {value:5.1f}%" for name, value in numbers.items())
     results.finish(records, {"settings": settings, "scores": numbers})
     print_main(f"{table}\nper-question results: {args.out}")
 
@@ -245,6 +199,7 @@ def measure(args: Arguments) -> None:
 def set_defaults(args: Arguments) -> None:
     """What 0 stands for: the paper's values, or those of the embedded world."""
     length, smallest, largest = DECODING.max_new_tokens, MIN_PIXELS, MAX_PIXELS
+    # The embedded world's answers are short, and its images are a row of small cells.
     if not (args.data or args.suite or args.benchmarks):
         length, smallest, largest = 64, world.CELL**2, 64 * world.CELL**2
     args.max_new_tokens = args.max_new_tokens or length
@@ -252,27 +207,28 @@ def set_defaults(args: Arguments) -> None:
     args.max_pixels = args.max_pixels or largest
 
 
-def load_all(
-    args: Arguments,
-) -> tuple[dict[str, Sequence[Question]], object | None]:
+def load_all(args: Arguments) -> tuple:
     """(the questions to ask by benchmark or family, the exam if they are benchmarks')."""
+    unused = [
+        f"--{name}" for name in ("suite", "benchmarks", "paper") if getattr(args, name)
+    ]
     if args.data:
-        questions, counted = load_questions(
-            args.data, args.split, args.columns or None
-        )
+        questions, counted = load_questions(args.data, args.split, args.columns or None)
+        # Without a judge they would count as wrong.
         if counted["free_form"] and not args.judge:
-            problem = (
-                f"{counted['free_form']} golds are no short answers: give --judge"
-            )
+            problem = f"{counted['free_form']} golds are no short answers: give --judge"
             raise DataError(f"{args.data}: {problem}")
         found = {"data": questions}
     elif args.suite or args.benchmarks:
+        # Only here: see main.
         from suite.exam import Exam
 
         exam = Exam(args)
         return exam.questions, exam
     else:
         found = world.questions()[1]
+    if unused:
+        print_main(f"these questions are no benchmark's: {', '.join(unused)} ignored")
     if args.limit:
         found = {family: evenly(found[family], args.limit) for family in found}
     return found, None
@@ -284,17 +240,12 @@ def evenly(questions: Sequence[Question], n: int) -> list[Question]:
     return [questions[i * len(questions) // n] for i in range(n)]
 
 
-def check_sight(
-    model: Actor | ServedActor, questions: dict[str, Sequence[Question]]
-) -> None:
+def check_sight(model, questions: dict) -> None:
     """Raises DataError where a model of texts alone would be asked about images."""
-    if isinstance(model, ServedActor) or hasattr(
-        model.processor, "image_processor"
-    ):
-        return
-    seen = [
-        family for family in questions if any(q.images for q in questions[family])
-    ]
+    processor = getattr(model, "processor", None)
+    if processor is None or hasattr(processor, "image_processor"):
+        return  # a server tells itself what it cannot read
+    seen = [family for family in questions if any(q.images for q in questions[family])]
     if seen:
         what = f"the questions of {', '.join(seen)} have images"
         raise DataError(f"the model reads text alone, but {what}: leave them out")
@@ -305,19 +256,18 @@ def load_actor(
 ) -> Actor | ServedActor:
     """A model here, in bf16 on an accelerator, or one behind a URL. Raises OSError without one."""
     settings = dict(
-        pixels=(args.min_pixels, args.max_pixels),
-        template=args.chat_template_kwargs,
+        pixels=(args.min_pixels, args.max_pixels), template=args.chat_template_kwargs
     )
     if name.startswith(("http://", "https://")):
         actor = ServedActor(name, served_name or None, **settings)
         actor.check()
         return actor
+    # Half the memory on an accelerator; a CPU is slower in bf16.
     dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
     try:
         actor = Actor.load(name, accelerator, dtype, rows=args.rows, **settings)
-    except (
-        SystemExit
-    ) as error:  # its one sentence; the status of a wrong option is 2
+    except SystemExit as error:
+        # Its one sentence, under the status of a wrong option.
         raise DataError(str(error)) from error
     actor.encoder.bytes_left = 0  # a prompt is asked once: none is kept
     return actor
@@ -332,35 +282,33 @@ def run(
     wrong.
     """
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
+    # A kill loses one round at most. Four batches a process, so that long ones are shared out.
     size = 4 * args.rows * PartialState().num_processes
     score = exam.score if exam else None
     asked = in_order(questions)
     pending = [
-        (family, question)
-        for family, question in asked
-        if question.uid not in results.done
+        (family, question) for family, question in asked if question.uid not in results.done
     ]
     before = len(asked) - len(pending)
     bar = tqdm(total=len(asked), initial=before, disable=not results.main or None)
     for start in range(0, len(pending), size):
+        # Back to {family: questions}, in the same order.
         part: dict = {}
         for family, question in pending[start : start + size]:
             part.setdefault(family, []).append(question)
         records = evaluate(model, part, sampling, args.seed, judge, score=score)
+        # Nothing of this round is written: the same command asks it again.
         if any(getattr(actor, "failures", 0) for actor in (model, judge)):
             problem = "some requests got no answer"
             raise ConnectionError(f"{problem}: the same command goes on from here")
         results.add(records)
-        show(bar, records[-1]["family"], list(results.done.values()))
+        done = list(results.done.values())
+        family = records[-1]["family"]
+        tokens = sum(record.get("tokens", 0) for record in done)
+        bar.set_postfix({family: f"{accuracies(done)[family]:.1f}%", "tokens": tokens})
         bar.update(len(records))
     bar.close()
     return [results.done[question.uid] for _, question in asked]
-
-
-def show(bar: tqdm, family: str, done: Sequence[dict]) -> None:
-    """The accuracy so far of the family that is asked, and all tokens so far."""
-    tokens = sum(record.get("tokens", 0) for record in done)
-    bar.set_postfix({family: f"{accuracies(done)[family]:.1f}%", "tokens": tokens})
 
 
 if __name__ == "__main__":

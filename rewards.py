@@ -15,15 +15,12 @@ deviations:
 5. The second pass is not for answers with another unit: 5% is neither $5 nor 5 degrees.
 6. The comparison is stricter than the paper's: a number has to be written as a number, and 7 + 2 is
    wrong where the gold is 9 (engine/answers.py, decision 13).
+7. Yes is right where the gold is True, and No where it is False: sets hold such golds as booleans.
 """
 
-import inspect
 import json
 import re
-import runpy
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from engine.answers import MAX_CHARS, answers_match, clean, split_unit
@@ -31,6 +28,7 @@ from engine.cleaning import extract_boxed
 
 JUDGE_TEMPERATURE = 0.0
 JUDGE_MAX_NEW_TOKENS = 512
+YES_NO = re.compile(r"(?i)(?:\\\w+\{)?\s*(yes|no)[\s.!}]*")
 # Possessive spaces (\s*+) keep the work linear.
 MARKS = re.compile(
     r"\\?%|[°º]|\^\s*+\{?\s*+\\circ\b(?:\s*+\})?|\\degrees?\b|\b(?:percent|degrees?)\b"
@@ -42,6 +40,9 @@ def grade(response: str, gold: str) -> float:
     answer = extract_boxed(response)
     if answer is None or not isinstance(gold, str):
         return 0.0
+    yes_or_no = YES_NO.fullmatch(answer)
+    if yes_or_no and gold in ("True", "False"):  # decision 7
+        answer = str(yes_or_no[1].lower() == "yes")
     if answers_match(answer, gold):
         return 1.0
     return float(same_but_marks(answer, gold))
@@ -198,11 +199,11 @@ def score(
 ) -> list[float]:
     """Rewards of responses: `grade`, or the judge where the gold is free-form.
 
-    ask: see `judge`. reward: takes the place of both (see `load_reward`).
+    ask: see `judge`. reward: takes the place of both (extras/own_reward.py).
     """
     responses = [Response(*item) for item in items]
     if reward:
-        return shared([reward(one) for one in responses])
+        return reward(responses)
     free_form = [(*one[:3], one.options) for one in responses if one.free_form]
     # All at once: the teacher answers a batch of prompts in parallel.
     verdicts = iter(judge(free_form, ask))
@@ -210,66 +211,3 @@ def score(
     for one in responses:
         rewards.append(next(verdicts) if one.free_form else grade(one.text, one.gold))
     return rewards
-
-
-def shared(rewards: list[float]) -> list[float]:
-    """Those of the main process. Two processes may answer differently, a clock or a sandbox, and
-    all must learn from the same groups."""
-    from accelerate.utils import broadcast_object_list  # who copies `grade` needs none
-
-    return broadcast_object_list(rewards)
-
-
-def load_reward(place: str, example: Response | None = None) -> "OwnReward":
-    """The function at "file.py:function", called once: on the example, or on 1 + 1 = ?.
-
-    Raises SystemExit: what is wrong. A function that fails should fail before training.
-    """
-    try:
-        reward = OwnReward(place)
-        reward.call(example or Response("1 + 1 = ?", "\\boxed{2}", "2", False))
-    except (Exception, SystemExit) as error:
-        what = f"expected file.py:function ({type(error).__name__}: {error})"
-        raise SystemExit(f"--reward {place}: {what}") from error
-    return reward
-
-
-class OwnReward:
-    """A reward of your own: (question, response, gold, **columns) -> 0 or 1.
-
-    Of the other columns of a row the function gets those that it names, or all with **columns.
-    Other values than 0 and 1 are refused: the paper's rewards are 0 and 1, and a group is trivial
-    if its rewards are equal.
-    """
-
-    def __init__(self, place: str):
-        file, _, name = place.partition(":")
-        sys.path.insert(0, str(Path(file).parent))  # for what the file imports
-        self.place = place
-        self.function = runpy.run_path(file)[name]
-        self.problems: set[str] = set()
-        parameters = list(inspect.signature(self.function).parameters.values())
-        self.first = {one.name for one in parameters[:3]}
-        self.named = {one.name for one in parameters[3:]}
-        self.takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
-
-    def call(self, one: Response) -> float:
-        columns = {}
-        for name, value in one.row().items():
-            if name in self.named or (self.takes_all and name not in self.first):
-                columns[name] = value
-        value = self.function(one.question, one.text, one.gold, **columns)
-        if value not in (0, 1):
-            raise ValueError(f"gave {value!r}: expected is 0 or 1")
-        return float(value)
-
-    def __call__(self, one: Response) -> float:
-        """A call that fails counts as 0 and is named once: no run is lost by one response."""
-        try:
-            return self.call(one)
-        except (Exception, SystemExit) as error:
-            problem = f"--reward {self.place}: {type(error).__name__}: {error}; it counts as 0"
-        if problem not in self.problems:
-            print(problem)
-        self.problems.add(problem)
-        return 0.0

@@ -120,8 +120,9 @@ SPELLINGS = r"""
 ; \Omega_ Ω; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor
 ; ⌈ \lceil; ⌉ \rceil; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack
 ; € \euro; £ \pounds; : \colon; ... \ldots \dots \cdots; \frac \dfrac \tfrac \cfrac
-; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi; \theta \vartheta; \root{2} √
-; \root{3} ∛; \mathbb_R_ ℝ; _and_ \land \wedge; _or_ \lor \vee
+; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi; \theta \vartheta
+; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ
+; _and_ \land \wedge; _or_ \lor \vee
 ; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""
 PLAIN = {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
 for line in SPELLINGS.split(";"):

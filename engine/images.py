@@ -38,20 +38,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB image (decision 2); an upright RGB image is returned as it is."""
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # Pillow would cut at 255 (decision 3)
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        lowest = min(grey.min(), 0)
-        grey -= lowest
-        highest = 65535 if image.mode.startswith("I;16") else grey.max() or 1
-        for white in (1, 255, 65535, highest):
-            if lowest == 0 and highest <= white:
-                break
-        image = Image.fromarray((grey * 255 / white).round().astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # Pillow would cut at 255
+        image = scale_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def scale_grey(image: Image.Image) -> Image.Image:
+    """The image in 8 bits (decision 3)."""
+    grey = np.nan_to_num(np.asarray(image, float), posinf=0, neginf=0)
+    lowest = min(grey.min(), 0)
+    grey -= lowest
+    white = grey.max() or 1
+    if image.mode.startswith("I;16"):
+        white = 65535
+    elif lowest == 0:
+        levels = (1, 255, 65535, white)
+        white = min(level for level in levels if level >= white)
+    grey = grey * 255 / white
+    return Image.fromarray(grey.round().astype(np.uint8))
 
 
 def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
@@ -59,19 +67,27 @@ def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
     pixels = image.width * image.height
     if least <= pixels <= most:
         return image
-    target, rounding = (most, np.floor) if pixels > most else (least, np.ceil)
+    target = most
+    rounding = np.floor
+    if pixels < least:
+        target = least
+        rounding = np.ceil
     scale = (target / pixels) ** 0.5
     sides = [max(1, int(rounding(side * scale))) for side in image.size]
-    return image.resize(sides, Image.Resampling.BICUBIC)
+    return image.resize(sides)  # bicubic
 
 
 def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS):
     """Set the pixel bounds (Table 8) on a processor of the Qwen family; returns the processor.
     Raises ValueError for one of another family: it neither counts nor scales as we do."""
-    if not hasattr(processor.image_processor, "merge_size"):
-        name = type(processor.image_processor).__name__
+    scaler = processor.image_processor
+    if not hasattr(scaler, "merge_size"):
+        name = type(scaler).__name__
         raise ValueError(f"its {name} is not known here: choose a VLM of the Qwen family")
-    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    scaler.size = {
+        "shortest_edge": min_pixels,
+        "longest_edge": max_pixels,
+    }
     return processor
 
 
@@ -80,13 +96,12 @@ def chat(text: str, images=(), system: str = "", turns=()) -> list[dict]:
     the user turn with images and text."""
     said = [("system", system)] if system else []
     said += [*turns, ("user", text)]
-    if not images:
-        return [{"role": role, "content": words} for role, words in said]
-    messages = []
-    for role, words in said:
-        messages.append({"role": role, "content": [{"type": "text", "text": words}]})
-    pictures = [{"type": "image", "image": image} for image in images]
-    messages[-1]["content"] = pictures + messages[-1]["content"]
+    messages = [{"role": role, "content": words} for role, words in said]
+    if images:
+        for message in messages:
+            message["content"] = [{"type": "text", "text": message["content"]}]
+        pictures = [{"type": "image", "image": image} for image in images]
+        messages[-1]["content"] = pictures + messages[-1]["content"]
     return messages
 
 
@@ -99,13 +114,14 @@ def prompt_tokens(
     images: anything with `.size` = (width, height). The arithmetic of the Qwen family's image
     processors counts their tokens. Without images, `processor` may be a bare tokenizer.
     """
-    messages = chat(prompt_text, images, system, turns)
     template |= dict(tokenize=False, add_generation_prompt=True)
+    messages = chat(prompt_text, images, system, turns)
     text = processor.apply_chat_template(messages, **template)
     tokenizer = getattr(processor, "tokenizer", processor)
     tokens = len(tokenizer(text)["input_ids"])
     for image in images:  # each has a placeholder of one token in the template
+        scaler = processor.image_processor
         width, height = image.size
-        patches = processor.image_processor.get_number_of_image_patches(height, width, {})
-        tokens += patches // processor.image_processor.merge_size**2 - 1
+        patches = scaler.get_number_of_image_patches(height, width, {})
+        tokens += patches // scaler.merge_size**2 - 1
     return tokens

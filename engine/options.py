@@ -49,7 +49,7 @@ def option(
     choices: Sequence[str] = (),
 ):
     """A field with its help, range or choices. default: a value, or a class that makes one."""
-    metadata: dict = {"help": help}
+    metadata = {"help": help}
     if default is not True:  # argparse refuses a metavar for the --no_... of such an option
         metadata["metavar"] = "N" if type(default) in (int, float) else "TEXT"
     if choices:
@@ -89,12 +89,12 @@ def parse(classes: Sequence[type], argv: Sequence[str], description: str) -> lis
 def words(file: str) -> list[str]:
     """The options of a YAML or JSON file as words of a command line, which is checked later."""
     try:
-        given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        given = yaml.safe_load(Path(file).read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise SystemExit(f"{file}: cannot be read as YAML or JSON: {error}") from error
     if not isinstance(given, dict):
         raise SystemExit(f"{file}: expected lines of the form `name: value`")
-    line: list[str] = []
+    line = []
     for name, value in given.items():
         if value is None or value == []:
             raise SystemExit(f"{file}: {name} has no value: give it one, or leave the line out")

@@ -75,7 +75,7 @@ class Output:
                     self.lock.acquire(timeout=0)
                     write_whole(f"process {os.getpid()} on {socket.gethostname()}", process)
                 except Timeout:
-                    holder = process.read_text(encoding="utf-8")
+                    holder = process.read_text("utf-8")
         holder = any_of(holder)
         if holder:
             exit_with(
@@ -134,10 +134,9 @@ class Output:
     def load_newest(self, data: str) -> dict:
         """Load the newest checkpoint that is whole; return its state. data: of `fingerprint`."""
         for folder in self.checkpoints:
-            saved = {}
             problem = None
             try:
-                saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+                saved = json.loads((folder / "state.json").read_bytes())
                 if saved["data"] != data and not self.arguments["data_may_differ"]:
                     exit_with(
                         f"{folder} was made with other questions: "
@@ -146,6 +145,12 @@ class Output:
                     )
                 self.accelerator.load_state(str(folder))
             except Exception as error:  # every format has errors of its own
+                if "loading state_dict" in str(error):
+                    exit_with(
+                        f"{folder} holds weights of another architecture than --student "
+                        f"{self.arguments['student']}: give the one in args.json",
+                        2,
+                    )
                 problem = (
                     f"{folder} cannot be loaded ({str(error)[:200]}): going on from the one before"
                 )
@@ -195,7 +200,7 @@ class Output:
 
     def save(self, state: dict, keep: int) -> None:
         """A checkpoint: weights, optimiser and `state` (JSON). The newest `keep` stay; 0: all."""
-        folder = self.folder / "checkpoints" / f"step_{state['step']:05d}"
+        folder = self.folder / f"checkpoints/step_{state['step']:05d}"
         partial = partial_of(folder)
         with self.writing(folder):
             self.accelerator.save_state(str(partial))
@@ -205,9 +210,9 @@ class Output:
                     file.unlink()
                 write_whole(json.dumps(state), partial / "state.json")
                 replace_folder(folder, partial)
-                if keep:
-                    for old in sorted(folder.parent.glob("step_*"))[:-keep]:
-                        shutil.rmtree(old)
+                # keep = 0: the slice is empty.
+                for old in sorted(folder.parent.glob("step_*"))[:-keep]:
+                    shutil.rmtree(old)
 
     def save_model(self, policy, processor) -> None:
         """The trained student as an ordinary model folder. policy: a prepared `Policy`."""
@@ -228,11 +233,14 @@ class Output:
 
 def check_same_run(folder: Path, new: dict) -> None:
     """Refuse to resume under arguments that would change the results."""
-    old = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-    free = list(MAY_CHANGE)
+    try:
+        old = json.loads((folder / "args.json").read_bytes())
+    except (OSError, ValueError) as error:
+        what = f"{folder}/args.json cannot be read ({error})"
+        exit_with(f"{what}: it says how the run was started. Start in another --output", 2)
+    fixed = {name: value for name, value in new.items() if name not in MAY_CHANGE}
     if new["teacher_model"]:  # a named one may move to another server
-        free.append("teacher")
-    fixed = {name: value for name, value in new.items() if name not in free}
+        del fixed["teacher"]
     refuse_changes(folder, old, fixed, "resume with that, or start anew in another --output")
     if new["student"] != old["student"]:
         print_main(
@@ -243,10 +251,13 @@ def check_same_run(folder: Path, new: dict) -> None:
 
 def refuse_changes(path: Path, old: dict, new: dict, fix: str) -> None:
     """Refuse to go on under other arguments than those that a run was started with."""
-    changed = [name for name in new if name in old and new[name] != old[name]]
+    changed = [
+        f"--{name} {old[name]} (now {value})"
+        for name, value in new.items()
+        if value != old.get(name, value)
+    ]
     if changed:
-        was = ", ".join(f"--{name} {old[name]} (now {new[name]})" for name in changed)
-        exit_with(f"{path} was started with {was}: {fix}", 2)
+        exit_with(f"{path} was started with {', '.join(changed)}: {fix}", 2)
 
 
 # ---------------------------------------------------------------- whole or not at all
@@ -270,7 +281,7 @@ def write_records(records: list[dict], path: Path) -> None:
 
 def append_record(record: dict, path: Path) -> None:
     """One more line of a log. A crash may cut it short: `read_records` leaves it out then."""
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
+    with open(path, "a", newline="\n") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -280,8 +291,8 @@ def read_records(path: Path) -> list[dict]:
     A last line without its newline was cut short by a crash: it is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # splitlines would cut at U+2028 too
-    return [json.loads(line) for line in lines if line.strip()]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
 
 
 def without_nan(record: dict) -> dict:
@@ -301,9 +312,8 @@ def replace_folder(folder: Path, partial: Path) -> None:
 
 def write_model(model, weights: dict, folder: Path) -> None:
     """A model folder with these weights: of `engine.update.Policy`, as accelerate gives them."""
-    names = [name for name, _ in model.named_parameters()]  # tied weights once
-    names += [name for name, _ in model.named_buffers()]
-    ours = {name: weights[f"model.{name}"] for name in names if f"model.{name}" in weights}
+    once = dict(model.named_parameters()) | dict(model.named_buffers())  # tied weights once
+    ours = {name: weights[f"model.{name}"] for name in once if f"model.{name}" in weights}
     # save_pretrained refuses settings that hub models come with: a temperature without do_sample.
     generation_config = model.generation_config
     model.generation_config = GenerationConfig()

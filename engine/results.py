@@ -25,25 +25,29 @@ class Results:
     """
 
     def __init__(self, path: Path, settings: dict):
-        state = PartialState()
         self.path = path
-        self.main = state.is_main_process
+        self.settings = settings
+        self.main = PartialState().is_main_process
         self.summary = path.with_suffix(".summary.json")
         self.done = {}
-        described = path.with_suffix(".args.json")
-        if path.exists() and described.exists():
-            old = json.loads(described.read_text(encoding="utf-8"))
+        self.described = path.with_suffix(".args.json")
+        if path.exists() and self.described.exists():
+            old = json.loads(self.described.read_text(encoding="utf-8"))
             fix = "go on with that, or choose another --out"
             refuse_changes(path, old, settings, fix)
             if not self.summary.exists():
                 # A last line that was cut short is left out.
                 records = read_records(path)
                 self.done = {record["uid"]: record for record in records}
-        state.wait_for_everyone()  # all have read
+
+    def start(self) -> None:
+        """From here on the file is this run's. Models are loaded before, so that a wrong name
+        leaves no file."""
+        PartialState().wait_for_everyone()  # all have read
         if self.main:
             self.summary.unlink(missing_ok=True)
-            write_whole(json.dumps(settings, indent=1), described)
-            write_records([*self.done.values()], path)
+            write_whole(json.dumps(self.settings, indent=1), self.described)
+            write_records([*self.done.values()], self.path)
 
     def add(self, records: Sequence[dict]) -> None:
         """More records, on the disk at once."""
@@ -61,7 +65,9 @@ class Results:
             return
         write_records(records, self.path)
         judged = [
-            record for record in records if record.get("method", "rule") != "rule"
+            record
+            for record in records
+            if record.get("method", "rule") != "rule"
         ]
         if judged:
             write_records(judged, self.path.with_suffix(".judged.jsonl"))
@@ -84,4 +90,6 @@ def means(rewards: Sequence[tuple]) -> dict[str, float]:
     table = pd.DataFrame(rewards, columns=["value", "reward"], dtype=object)
     table = table.explode("value").dropna(subset="value")
     percent = 100 * table.reward.astype(float)
-    return percent.groupby(table.value.astype(str), sort=False).mean().to_dict()
+    return (
+        percent.groupby(table.value.astype(str), sort=False).mean().to_dict()
+    )

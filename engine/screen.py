@@ -86,12 +86,11 @@ def why_trivial(metrics: dict) -> str:
     right = metrics.get("plain_accuracy") or 0.0
     cut = metrics.get("cut_share") or 0.0
     no_box = metrics.get("no_answer_share") or 0.0
-    if cut < 1:
-        # Of the finished responses, at least: a cut one rarely has its box.
-        no_box = (no_box - cut) / (1 - cut)
+    # Of the finished responses, at least: a cut one rarely has its box.
+    no_box = (no_box - cut) / (1 - cut) if cut < 1 else 0.0
     if right == 1:
         cause = "all answers are right: the questions are too easy"
-    elif cut < 1 and no_box >= 0.5:
+    elif no_box >= 0.5:
         cause = (
             f"{no_box:.0%} of the finished responses have no \\boxed{{}}: "
             "can the model follow instructions?"
@@ -105,12 +104,10 @@ def why_trivial(metrics: dict) -> str:
     return f"No rollout taught anything in 3 steps:\n  {cause}"
 
 
-def closing_tables(
-    before: dict[str, float], after: dict[str, float], graduated: dict[float, tuple[int, int]]
-) -> str:
+def closing_tables(before: dict, after: dict, graduated: dict) -> str:
     """Held-out accuracy in percent by family; questions by accuracy at admission (Fig. 4).
 
-    graduated: {accuracy at admission: (graduated, admitted)}."""
+    before, after: {family: accuracy}. graduated: {accuracy at admission: (graduated, admitted)}."""
     lines = []
     if before and after:
         lines.append(f"\n{'held-out questions':<22}{'before':>8}{'after':>8}")

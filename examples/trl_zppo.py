@@ -96,17 +96,14 @@ class ZPPOTrainer(GRPOTrainer):
         recipe = self.recipe
         buffer = self.replay_buffer
         step = self.state.global_step // recipe.updates_per_step
-        key = (self.args.seed, step)
-        ctx = Context(self.draw, self.teacher, recipe, key)
+        ctx = Context(self.draw, self.teacher, recipe, (self.args.seed, step))
         count = quota(recipe.rho_replay, len(new))
-        new_uids = [question.uid for question in new]
-        old_uids = buffer.sample(count, ctx.rng("replay"), new_uids)
-        replayed = [self.questions[uid] for uid in old_uids]
+        there = [question.uid for question in new]
+        drawn = buffer.sample(count, ctx.rng("replay"), there)
+        replayed = [self.questions[uid] for uid in drawn]
         plain = roll_out(ctx, plain_groups(new + replayed), "rollout")  # stage 1
-        cap = quota(recipe.rho_aug, len(new))
-        chosen = select(ctx, plain, cap)  # stages 2 and 3, the caps
-        reformulated = roll_out(ctx, reformulate(ctx, chosen), "reformulate")  # stages 4 and 5
-        groups = plain + reformulated
+        chosen = select(ctx, plain, quota(recipe.rho_aug, len(new)))  # stages 2 and 3, the caps
+        groups = plain + roll_out(ctx, reformulate(ctx, chosen), "reformulate")  # stages 4 and 5
         accuracies = [(group.question.uid, group.accuracy) for group in plain]
         buffer.update(accuracies, step, recipe.tau)  # stage 6
         metrics = summarise(groups, recipe) | ctx.counts
@@ -132,19 +129,18 @@ class ZPPOTrainer(GRPOTrainer):
             tokens = encoded["input_ids"].tolist()
             prompts += [tokens] * n
         responses, logps = self._generate_single_turn(prompts, None, {}, n)
-        if not logps:  # without vLLM nobody reads them
-            logps = [[0.0] * len(tokens) for tokens in responses]
+        logps = logps or [[0.0]] * len(prompts)  # without vLLM nobody reads them
         masks = [[1] * len(tokens) for tokens in responses]
         sampled = zip(prompts, responses, logps, masks, strict=True)
         rows = gather_object([dict(zip(COLUMNS, row)) for row in sampled])
         rows = rows[: len(requests) * n]
         self.rows += rows  # in the order of the groups
-        replies = [self.reply(row["completion_ids"]) for row in rows]
+        replies = []
+        for row in rows:
+            tokens = row["completion_ids"]
+            text = self.processing_class.decode(tokens, skip_special_tokens=True)
+            replies.append(Reply(text, tokens, tokens[-1] in self.eos_token_ids))
         return [replies[i : i + n] for i in range(0, len(replies), n)]
-
-    def reply(self, tokens: list[int]) -> Reply:
-        text = self.processing_class.decode(tokens, skip_special_tokens=True)
-        return Reply(text, tokens, finished=tokens[-1] in self.eos_token_ids)
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
         """One rollout step of ours in place of TRL's.
@@ -159,8 +155,7 @@ class ZPPOTrainer(GRPOTrainer):
         rewards = [[rollout.reward for rollout in group.rollouts] for group in self.groups]
         weights = advantages(torch.tensor(rewards), self.recipe.norm).flatten()
         for row, weight in zip(self.rows, weights.tolist(), strict=True):
-            row["prompt"] = ""
-            row["advantage"] = weight
+            row.update(prompt="", advantage=weight)
         self.add_blank_rows()
         with self.accelerator.split_between_processes(self.rows) as self.rows:
             return super()._generate_and_score_completions(self.rows)
@@ -173,10 +168,16 @@ class ZPPOTrainer(GRPOTrainer):
         micro_batches = self.accelerator.num_processes * self.args.steps_per_generation
         unit = math.lcm(self.num_generations, micro_batches)
         end = self.eos_token_ids[:1]
-        blank = {"prompt": "", "prompt_ids": end, "completion_ids": end}
-        blank |= {"logprobs": [0.0], "env_mask": [0], "advantage": 0.0}
+        blank = dict(
+            prompt="",
+            prompt_ids=end,
+            completion_ids=end,
+            logprobs=[0.0],
+            env_mask=[0],
+            advantage=0.0,
+        )
         missing = -len(self.rows) % unit
-        self.rows += [dict(blank) for _ in range(missing)]
+        self.rows += [blank] * missing
 
 
 def columns_of_rows(_, trainer: ZPPOTrainer) -> dict[str, list]:
@@ -200,15 +201,21 @@ def make_trainer(args: Arguments, recipe: Recipe, questions: list[Question]) -> 
     micro_rows, rest = divmod(rows, passes * processes)  # replay, BCQ and NCQ add half as many
     pictures = any(question.images for question in questions)
     if rest or pictures or len(questions) < args.new_per_step:
-        needed = f"{args.new_per_step} questions or more without images"
-        parts = f"{passes} equal parts of {rows} rollouts on each process"
-        change = "change --data, --new_per_step or --micro_batches"
-        raise SystemExit(f"needed: {needed}, and {parts}: {change}")
+        raise SystemExit(
+            f"needed: {args.new_per_step} questions or more without images, and "
+            f"{passes} equal parts of {rows} rollouts on each process: "
+            "change --data, --new_per_step or --micro_batches"
+        )
     config = make_config(args, recipe, micro_rows)
     model = AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.student)
     return ZPPOTrainer(
-        args.teacher, questions, recipe, args=config, model=model, processing_class=tokenizer
+        args.teacher,
+        questions,
+        recipe,
+        args=config,
+        model=model,
+        processing_class=tokenizer,
     )
 
 
@@ -229,7 +236,6 @@ def make_config(args: Arguments, recipe: Recipe, micro_rows: int) -> GRPOConfig:
         num_generations=recipe.group_size,
         max_completion_length=recipe.max_response_tokens,
         use_vllm=args.use_vllm,
-        vllm_mode="colocate",
         # the step and its parts
         per_device_train_batch_size=micro_rows,
         gradient_accumulation_steps=args.micro_batches,
@@ -246,7 +252,6 @@ def make_config(args: Arguments, recipe: Recipe, micro_rows: int) -> GRPOConfig:
         # the screen and the disk
         logging_steps=recipe.updates_per_step,
         save_strategy="no",
-        report_to="none",
         output_dir=args.output,
     )
 

@@ -35,7 +35,7 @@ RESAMPLES = 10_000  # of the bootstrap
 class Runs(NamedTuple):
     """Runs in the order of ROWS, then of seeds. The tables are indexed by method and seed."""
 
-    paths: dict[tuple[str, int], Path]
+    paths: dict  # {(method, seed): folder}
     metrics: pd.DataFrame  # a line per step
     held_out: pd.DataFrame  # a line per family: accuracy in percent before and after
     # Admissions to the buffer: fields of `buffer.Entry`; graduated and admitted are 0 or 1.
@@ -55,7 +55,12 @@ def read_runs(paths: Iterable[Path]) -> Runs:
         answers += [run | answer for answer in answers_of(path)]
         entries += [run | entry for entry in entries_of(path)]
     metrics = pd.DataFrame(metrics).set_index(KEYS).astype(float)
-    return Runs(found, metrics, held_out_table(answers), admissions_table(entries))
+    return Runs(
+        found,
+        metrics,
+        held_out_table(answers),
+        admissions_table(entries),
+    )
 
 
 def find_runs(paths: Iterable[Path]) -> dict:
@@ -66,7 +71,7 @@ def find_runs(paths: Iterable[Path]) -> dict:
             if not (path / name).exists():
                 raise SystemExit(f"{path} holds no step of train.py: {name} is missing")
         args = json.loads((path / "args.json").read_bytes())
-        key = (args["method"], args["seed"])
+        key = args["method"], args["seed"]
         if key in found:
             raise SystemExit(f"{path} and {found[key]} are the same method with the same seed")
         found[key] = path
@@ -135,7 +140,11 @@ def graduation(admissions: pd.DataFrame) -> pd.DataFrame:
     # At 0% and 100% rounding may put a bound on the wrong side of the share.
     low = np.minimum((centre - reach) / scale, share)
     high = np.maximum((centre + reach) / scale, share)
-    return table.assign(percent=100 * share, low=100 * low, high=100 * high)
+    return table.assign(
+        percent=100 * share,
+        low=100 * low,
+        high=100 * high,
+    )
 
 
 def fates_by_visits(admissions: pd.DataFrame) -> pd.DataFrame:
@@ -190,7 +199,11 @@ def cluster_bootstrap(scores: pd.DataFrame, reference: str) -> pd.DataFrame:
     means = deltas.to_numpy()[draws].mean(1)  # [RESAMPLES, methods]
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     table = pd.DataFrame({"mean": scores.mean(), "delta": deltas.mean()})
-    return table.assign(low=low, high=high, wins=(deltas > 0).sum())
+    return table.assign(
+        low=low,
+        high=high,
+        wins=(deltas > 0).sum(),
+    )
 
 
 # ---------------------------------------------------------------- the screen
@@ -208,7 +221,10 @@ def print_tables(runs: Runs, dumps: int) -> None:
     print_table("Held-out accuracy (%), mean over seeds; std: over seeds, after training", accuracy)
     print_table("Graduation by plain accuracy at admission (Fig. 4)", admissions.apply(graduation))
     print_table("Fates of admissions by number of visits (Figs. 20-24)", fates)
-    print_table("BCQ and NCQ answers v the candidates, newest dumps (Tables 16-17)", audited)
+    print_table(
+        "BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)",
+        audited,
+    )
 
 
 def audit_table(runs: Runs, dumps: int) -> pd.DataFrame:
@@ -237,9 +253,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    folders = "output folders of train.py; grouped by method, then seed"
-    parser.add_argument("runs", nargs="+", type=Path, help=folders)
-    parser.add_argument("--dumps", type=int, default=3, help="newest dumps to audit (default 3)")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        help="output folders of train.py; grouped by method, then seed",
+    )
+    parser.add_argument(
+        "--dumps",
+        type=int,
+        default=3,
+        help="newest dumps of each run that are audited (default 3)",
+    )
     args = parser.parse_args(argv)
     print_tables(read_runs(args.runs), args.dumps)
 

@@ -84,8 +84,8 @@ def load_actors(
     if args.teacher.startswith(("http://", "https://")):
         if needs:
             raise SystemExit(
-                f"--method {recipe.method} needs the teacher's {needs.pop()}; {args.teacher} "
-                "serves only text: give --teacher a model folder or hub id"
+                f"--method {recipe.method} needs the teacher's {needs.pop()}; a server sends only "
+                "text: give --teacher a model folder or hub id"
             )
         teacher = connect(args, recipe, student, seconds, stop, questions)
     else:
@@ -168,7 +168,7 @@ def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> 
     if tokenizer_of(teacher.processor).get_vocab() != vocabulary:
         raise SystemExit(f"--method {recipe.method} needs a teacher with the student's tokenizer")
     ours = render(student.processor, "Why?", **args.chat_template_kwargs)
-    theirs = render(teacher.processor, "Why?", **args.teacher_chat_template_kwargs)
+    theirs = render(teacher.processor, "Why?", **args.chat_template_kwargs)
     if ours != theirs:
         what = f"needs one rendering of prompts: {ours!r} is not {theirs!r}"
         raise SystemExit(f"--method {recipe.method} {what}")
@@ -177,28 +177,23 @@ def check_same_prompts(args, recipe: Recipe, student: Actor, teacher: Actor) -> 
 def usable(
     args, questions: list[Question], held_out: dict, student: Actor, teacher
 ) -> tuple[list[Question], dict[str, list[Question]]]:
-    """The questions within budget; held-out ones, too, if their images can be decoded. Both models
-    must see images where there are any. A server is asked."""
+    """The questions within budget, if there are enough for a step; of the held-out ones those whose
+    images can be decoded. Both models must see images where there are any; a server is asked."""
     check_sight(f"--student {args.student}", student.processor, questions)
     if isinstance(teacher, Actor):
         check_sight(f"--teacher {args.teacher}", teacher.processor, questions)
     for family, asked in held_out.items():
         check_sight(f"--student {args.student}", student.processor, asked)
-        asked = short_enough(args, asked, student)
+        asked = within_budget(args, asked, student)
         held_out[family], _, _ = intact(asked, [], set())
-    return within_budget(args, questions, student), held_out
+    questions = within_budget(args, questions, student)
+    if len(questions) < args.new_per_step:
+        few = f"{len(questions)} usable questions are fewer than one step needs"
+        raise SystemExit(f"{few}: lower --new_per_step")
+    return questions, held_out
 
 
 def within_budget(args, questions: list[Question], student: Actor) -> list[Question]:
-    """The questions whose plain prompt is not too long, if there are enough for a step."""
-    kept = short_enough(args, questions, student)
-    if len(kept) < args.new_per_step:
-        few = f"{len(kept)} usable questions are fewer than one step needs"
-        raise SystemExit(f"{few}: lower --new_per_step")
-    return kept
-
-
-def short_enough(args, questions: list[Question], student: Actor) -> list[Question]:
     """The questions whose plain prompt is not too long. The screen says how many are left out."""
     hidden = None if PartialState().is_main_process else True
     kept = []

@@ -56,8 +56,7 @@ from rewards import answers_match
 VERO = "vero"
 FINE = "mmfinereason"
 RECIPE_FILE = "extras/zppo77k.yaml"
-RECIPE_TEXT = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-RECIPE = yaml.safe_load(RECIPE_TEXT)
+RECIPE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
 CAPS = {  # most questions of a sub-dataset: {"vero/ai2d": 2800, ...}
     f"{source}/{name}": cap
     for source in (VERO, FINE)
@@ -67,8 +66,8 @@ CAPS = {  # most questions of a sub-dataset: {"vero/ai2d": 2800, ...}
 GROUP = 32  # files that are filtered in one go
 PROCESSES = max(1, (os.cpu_count() or 2) - 1)
 TEXTS = ["uid", "question", "answer", "subset", "origin", "row_id", "fate"]
-COLUMNS = {name: datasets.Value("string") for name in TEXTS}
-FEATURES = datasets.Features({**COLUMNS, "images": [datasets.Image()]})
+CELLS = dict.fromkeys(TEXTS, datasets.Value("string"))
+FEATURES = datasets.Features(CELLS | {"images": [datasets.Image()]})
 
 
 @dataclass
@@ -91,8 +90,8 @@ def canonical(origin: str) -> str:
     else:
         name = re.sub(r"\(.*?\)|^FineVision-", "", label)
     name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    name = RECIPE["aliases"].get(name, name)  # decision 1: two configs may share one name
-    return f"{source}/{name}"
+    # Decision 1: two configs may share one name.
+    return f"{source}/{RECIPE['aliases'].get(name, name)}"
 
 
 @contextmanager
@@ -107,7 +106,7 @@ def reading(what: str, fix: str):
 # ---------------------------------------------------------------- which files, which sub-datasets
 
 
-def plan(args: BuildArgs) -> tuple[list[tuple], set[str], dict[str, list[str]]]:
+def plan(args: BuildArgs) -> tuple[list, set, dict]:
     """What is read: (files, held, found).
 
     files: [(origin, rows of one file), ...]. held: names of MMFineReason that Vero holds too.
@@ -119,29 +118,32 @@ def plan(args: BuildArgs) -> tuple[list[tuple], set[str], dict[str, list[str]]]:
     paths = {source: path for source, path in paths.items() if path}
     fix = "Is it whole, and the right id or folder? If its split has another name: edit `split` in "
     for source, path in paths.items():
-        with reading(f"--{source} {path}", fix + RECIPE_FILE):
+        place = f"--{source} {path}"
+        with reading(place, fix + RECIPE_FILE):
             found, streams = streams_of(source, path)
-        for origin, rows in streams.items():
-            check_columns(source, f"--{source} {path}, {origin}", names_in(rows.features))
-            for i in range(rows.num_shards):
-                files.append((origin, rows.shard(rows.num_shards, i)))
         origins += found
+        for origin, rows in streams.items():
+            check_columns(source, f"{place}, {origin}", names_in(rows.features))
+            shards = rows.num_shards
+            files += [(origin, rows.shard(shards, i)) for i in range(shards)]
     outside = [origin for origin in origins if canonical(origin) not in CAPS]
     there = {canonical(origin) for origin in origins}
     # Decision 1: what both sources hold is taken from Vero alone.
-    vero = [name for name in there & CAPS.keys() if name.startswith(VERO)]
-    held = {FINE + name.removeprefix(VERO) for name in vero}
+    vero = {name for name in there & CAPS.keys() if name.startswith(VERO)}
+    held = {name.replace(VERO, FINE) for name in vero}
     absent = CAPS.keys() - there - held
     missing = sorted(name for name in absent if name.split("/")[0] in paths)
     if missing and not args.allow_missing:
         asked = " ".join(f"--{source} {path}" for source, path in paths.items())
-        what = f"nothing there matches {missing} of the recipe; there, not in the recipe: {outside}"
-        fix = f"If one of these is meant, add it to `aliases` in {RECIPE_FILE}"
-        raise DataError(f"{asked}: {what}. {fix}; to build without: --allow_missing")
+        raise DataError(
+            f"{asked}: nothing there matches {missing} of the recipe; "
+            f"there, not in the recipe: {outside}. If one of these is meant, "
+            f"add it to `aliases` in {RECIPE_FILE}; to build without: --allow_missing"
+        )
     return files, held, {"outside": outside, "missing": missing}
 
 
-def streams_of(source: str, path: str) -> tuple[list[str], dict]:
+def streams_of(source: str, path: str) -> tuple[list, dict]:
     """(origins that a source holds, {origin: its rows, images undecoded} of those in the recipe).
 
     Vero has a config for each origin. MMFineReason names the origin in each row: its one stream
@@ -165,8 +167,10 @@ def check_columns(source: str, place: str, there: dict) -> None:
     """Raises DataError where none of a column's names is there. place: names the source."""
     for ours, names in RECIPE[source]["columns"].items():
         if there.keys().isdisjoint(names):
-            what = f"no column for {ours}: expected one of {names}, the source has {list(there)}"
-            raise DataError(f"{place}: {what}. Edit `{ours}` of {source} in {RECIPE_FILE}")
+            raise DataError(
+                f"{place}: no column for {ours}: expected one of {names}, "
+                f"the source has {list(there)}. Edit `{ours}` of {source} in {RECIPE_FILE}"
+            )
 
 
 # ---------------------------------------------------------------- what becomes of a row
@@ -181,23 +185,20 @@ def judged_rows(files: list[tuple], held: set[str], processor):
         columns = RECIPE[origin.split("/")[0]]["columns"]
         for row in map(names_in, stream):
             value = {ours: value_of(row, names) for ours, names in columns.items()}
-            label = f"{FINE}/{value['source']}" if origin == FINE else origin
-            subset = canonical(label)
+            made = dict.fromkeys(TEXTS, "")
+            made["images"] = []
+            made["row_id"] = str(value["row_id"])
+            made["origin"] = f"{FINE}/{value['source']}" if origin == FINE else origin
+            made["subset"] = canonical(made["origin"])
             cells = as_list(value["images"]) or [None]  # a question of this set has an image
-            fate = unwanted(subset, value, held)
+            fate = unwanted(made["subset"], value, held)
             if not fate:
                 question, fate = clean_row(value["question"], value["answer"], cells)
-            if not fate:
-                fate = unfit(question, processor)
-            made = dict.fromkeys(TEXTS, "")
-            made |= {"origin": label, "subset": subset, "row_id": str(value["row_id"])}
-            made |= {"fate": fate, "images": []}
+            fate = fate or unfit(question, processor)
             if not fate:
                 made |= {"uid": question.uid, "question": question.text}
-                made["answer"] = question.answer
-                images = map(image_bytes, cells)
-                made["images"] = [{"bytes": image, "path": None} for image in images]
-            yield made
+                made |= {"answer": question.answer, "images": [*map(image_bytes, cells)]}
+            yield made | {"fate": fate}
 
 
 def unwanted(subset: str, value: dict, held: set[str]) -> str:
@@ -212,8 +213,9 @@ def unwanted(subset: str, value: dict, held: set[str]) -> str:
     if "pass_rate" in value:
         if pd.isna(value["pass_rate"]):
             return "pass_rate_missing"
-        too_high = float(value["pass_rate"]) > RECIPE["max_pass_rate"]
-        return "pass_rate_too_high" if too_high else ""
+        if float(value["pass_rate"]) > RECIPE["max_pass_rate"]:
+            return "pass_rate_too_high"
+        return ""
     # Decision 2: no short answer, or the parts of one answer.
     reward_type = value["reward_type"]
     if reward_type in RECIPE[VERO]["no_short_answer"]:
@@ -226,8 +228,7 @@ def unwanted(subset: str, value: dict, held: set[str]) -> str:
 
 def unfit(question: Question, processor) -> str:
     """Why a clean question is dropped; "" if it is not."""
-    smallest = min(min(image.size) for image in question.images)
-    if smallest < RECIPE["min_side"]:
+    if min(min(image.size) for image in question.images) < RECIPE["min_side"]:
         return "image_too_small"
     prompt = prompts.plain_prompt(question.text)
     if prompt_tokens(processor, prompt, question.images) > RECIPE["max_prompt_tokens"]:
@@ -246,30 +247,27 @@ def same_gold(answer: str, other: str) -> bool:
 
 def settle(rows: pd.DataFrame) -> pd.Series:
     """The one fate of each row: its reason, or what becomes of copies and caps, or "kept"."""
-    passed = rows[rows["fate"] == ""].copy()
+    passed = rows[rows.fate == ""].copy()
     # Decision 4: the copy of Vero comes first.
-    passed["second"] = ~passed["subset"].str.startswith(VERO)
+    passed["second"] = ~passed.subset.str.startswith(VERO)
     passed = passed.sort_values(["second", "subset", "origin", "answer", "row_id"])
-    questions = passed.groupby("uid")
-    first = questions[["subset", "answer"]].transform("first")
-    copy = passed["uid"].duplicated()
+    first = passed.groupby("uid")[["subset", "answer"]].transform("first")
+    copy = passed.uid.duplicated()
     # Decision 3: all rows of a question are dropped if one has another answer.
-    pairs = map(same_gold, passed["answer"], first["answer"])
+    pairs = map(same_gold, passed.answer, first.answer)
     same = pd.Series(pairs, passed.index, dtype=bool)
-    agree = same.groupby(passed["uid"]).transform("all")
+    agree = same.groupby(passed.uid).transform("all")
     candidates = passed[agree & ~copy].sort_values("rank")
     place = candidates.groupby("subset").cumcount().reindex(passed.index)
     cases = {
         "conflicting_answers": ~agree,
-        "duplicate": copy & (passed["subset"] == first["subset"]),
+        "duplicate": copy & (passed.subset == first.subset),
         "duplicate_of_another_subset": copy,
-        "kept": place < passed["subset"].map(CAPS),
+        "kept": place < passed.subset.map(CAPS),
     }
-    fates = rows["fate"].copy()
     # The first case that holds for a row is its fate.
-    chosen = np.select(list(cases.values()), list(cases), "over_cap")
-    fates[passed.index] = chosen
-    return fates
+    passed["fate"] = np.select(list(cases.values()), list(cases), "over_cap")
+    return passed.fate.combine_first(rows.fate)
 
 
 # ---------------------------------------------------------------- the set
@@ -280,7 +278,8 @@ def build(args: BuildArgs, processor=None) -> dict:
 
     processor: that of args.student if None.
     """
-    final, work = Path(args.out, "data"), Path(args.out, "work")
+    out = Path(args.out)
+    final, work = out / "data", out / "work"
     if final.exists():
         raise DataError(f"{final} exists: the set is finished. Delete it or choose another --out")
     with reading(f"--student {args.student}", "Is it the id or the folder of a model with images?"):
@@ -290,25 +289,23 @@ def build(args: BuildArgs, processor=None) -> dict:
     for name in ("out", "workers"):  # the set does not depend on them
         del settings[name]
     given = {"held": held, "processor": processor}
-    rows = filtered_rows(files, given, settings, work, args.workers)
+    rows = filtered_rows(files, given, settings, args)
     texts = rows.select_columns(TEXTS).to_pandas()
-    texts["rank"] = [sha256(f"{args.seed} {uid}") for uid in texts["uid"]]
+    texts["rank"] = [sha256(f"{args.seed} {uid}") for uid in texts.uid]
     texts["fate"] = settle(texts)
-    kept = texts[texts["fate"] == "kept"].sort_values("rank")
+    kept = texts[texts.fate == "kept"].sort_values("rank")
     report = report_of(texts, kept, settings, found)
     part = work / "set"
-    part.mkdir(parents=True, exist_ok=True)
-    chosen = rows.select(kept.index).remove_columns("fate")
-    chosen.to_parquet(part / "train.parquet")
-    text = json.dumps(report, indent=1)
-    Path(args.out, "report.json").write_text(text, encoding="utf-8")
+    part.mkdir(exist_ok=True)
+    rows.select(kept.index).remove_columns("fate").to_parquet(part / "train.parquet")
+    (out / "report.json").write_text(json.dumps(report, indent=1))
     part.replace(final)  # the set appears whole
     shutil.rmtree(work)
     return report
 
 
 def filtered_rows(
-    files: list[tuple], given: dict, settings: dict, work: Path, workers: int
+    files: list[tuple], given: dict, settings: dict, args: BuildArgs
 ) -> datasets.Dataset:
     """`judged_rows` of all files, GROUP files at a time.
 
@@ -318,16 +315,17 @@ def filtered_rows(
     state = sha256(repr((settings, RECIPE, GROUP, origins)))[:16]
     groups = []
     for start in range(0, len(files), GROUP):
+        group = files[start : start + GROUP]
         with reading("a source file", "The lines above name the file: is it whole?"):
-            group = datasets.Dataset.from_generator(
+            rows = datasets.Dataset.from_generator(
                 judged_rows,
                 FEATURES,
-                str(work),
+                f"{args.out}/work",
                 fingerprint=f"{state}-{start}",
-                num_proc=workers,
-                gen_kwargs={"files": files[start : start + GROUP], **given},
+                num_proc=args.workers,
+                gen_kwargs={"files": group} | given,
             )
-        groups.append(group)
+        groups.append(rows)
     return datasets.concatenate_datasets(groups)
 
 
@@ -341,20 +339,21 @@ def report_of(texts: pd.DataFrame, kept: pd.DataFrame, settings: dict, found: di
     "questions": how many. "settings". "outside" and "missing" of the recipe. "subsets": {subset:
     [cap, questions]}. "totals": {"rows", fate: n}. "origins": {origin: the same}.
     """
-    report = {"questions": len(kept), "settings": settings, **found}
-    subsets = kept.groupby("subset")
-    report["subsets"] = {name: [CAPS[name], len(members)] for name, members in subsets}
-    report["totals"] = {"rows": len(texts), **Counter(texts["fate"])}
-    origins = texts.groupby("origin")["fate"]
-    report["origins"] = {}
-    for name, fates in origins:
-        report["origins"][name] = {"rows": len(fates), **Counter(fates)}
+    subsets = kept.groupby("subset").size().to_dict()
+    report = {"questions": len(kept), "settings": settings} | found
+    report["subsets"] = {name: [CAPS[name], count] for name, count in subsets.items()}
+    report["totals"] = counted(texts.fate)
+    origins = texts.groupby("origin").fate
+    report["origins"] = {name: counted(fates) for name, fates in origins}
     return report
 
 
+def counted(fates: pd.Series) -> dict:
+    return {"rows": len(fates)} | Counter(fates)
+
+
 def main() -> None:
-    purpose = "Build ZPPO-77K (App. B.1) from its two public sources."
-    (args,) = parse([BuildArgs], sys.argv[1:], purpose)
+    (args,) = parse([BuildArgs], sys.argv[1:], "Build ZPPO-77K (App. B.1) from its two sources.")
     try:
         report = build(args)
     except DataError as error:

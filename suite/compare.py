@@ -10,17 +10,19 @@ import pandas as pd
 from engine.output import read_records
 from engine.results import accuracies, means
 from extras.analysis import cluster_bootstrap
-from suite.entries import BENCHMARKS, BY_NAME, FAMILIES, Benchmark
+from suite.entries import BENCHMARKS, FAMILIES, Benchmark
 
 # Tables 1-3, 10-13, 19-21
 TABLES = Path(__file__).parent.parent / "docs" / "paper.csv"
 
 
-def summarise(records: Sequence[dict]) -> dict[str, dict]:
+def summarise(records: Sequence[dict]) -> dict:
     """{benchmark: its score in percent, counts, what stands beside the score, groups}."""
     result = {}
     for entry in BENCHMARKS:
-        mine = [record for record in records if record["family"] == entry.name]
+        mine = [
+            record for record in records if record["family"] == entry.name
+        ]
         if mine:
             result[entry.name] = summary_of(entry, mine)
     return result
@@ -35,14 +37,15 @@ def summary_of(entry: Benchmark, records: Sequence[dict]) -> dict:
     if any(record["reward"] is None for record in records):
         return summary
     summary["score"] = score_of(entry, records)
-    settled = [record for record in records if record["method"] != "unsettled"]
+    settled = [
+        record for record in records if record["method"] != "unsettled"
+    ]
     if settled and len(settled) < len(records):
         summary["settled"] = score_of(entry, settled)
-    for name, value in beside(entry.name, records).items():
-        if not np.isnan(value):
-            summary["beside"][name] = value
-    for group in entry.groups:
-        summary["groups"][group] = by_group(records, group)
+    summary["beside"] = beside(entry.name, records)
+    summary["groups"] = {
+        group: by_group(records, group) for group in entry.groups
+    }
     return summary
 
 
@@ -54,27 +57,32 @@ def score_of(entry: Benchmark, records: Sequence[dict]) -> float:
     return float(np.mean(parts))
 
 
-def by_group(records: Sequence[dict], group: str) -> dict[str, float]:
+def by_group(records: Sequence[dict], group: str) -> dict:
     """Accuracy in percent by value of a group; several values of a record count each."""
     return means(
-        [(record["groups"].get(group), record["reward"]) for record in records]
+        [
+            (record["groups"].get(group), record["reward"])
+            for record in records
+        ]
     )
 
 
-def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
-    """The numbers beside a benchmark's score, in percent; NaN where there are no such rows."""
+def beside(name: str, records: Sequence[dict]) -> dict:
+    """The numbers beside a benchmark's score, in percent; none where there are no such rows."""
     if name == "dynamath":
         # Of the seed questions whose 10 variants are all there: those with all of them right.
         seeds = pd.DataFrame(records).groupby("scored_with").reward
         whole = seeds.min()[seeds.size() == 10]
-        return {"worst case": 100 * float((whole == 1).mean())}
+        worst = 100 * float((whole == 1).mean())
+        return {"worst case": worst} if len(whole) else {}
     if name == "mmlu_redux":
         by_error = by_group(records, "error_type")
-        return {"rows without an error": by_error.get("ok", np.nan)}
+        if "ok" in by_error:
+            return {"rows without an error": by_error["ok"]}
     return four_way(records) if name == "wemath" else {}
 
 
-def four_way(records: Sequence[dict]) -> dict[str, float]:
+def four_way(records: Sequence[dict]) -> dict:
     """We-Math's four ways, in percent of the problems of several steps with all their single steps.
 
     IK: insufficient knowledge. IG: inadequate generalisation. CM: complete mastery.
@@ -87,7 +95,9 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
     table = table.set_index("scored_with")[["key", "right"]]
     several = table.key.str.endswith("_multi")
     steps = table[~several].groupby("scored_with").right
-    table = table[several].join(steps.agg(["size", "all", "any"]), how="inner")
+    table = table[several].join(
+        steps.agg(["size", "all", "any"]), how="inner"
+    )
     table = table[table["size"] == table.key.str[0].astype(int)]
     right = table.right
     every = table["all"]
@@ -104,27 +114,29 @@ def four_way(records: Sequence[dict]) -> dict[str, float]:
     for kind in ("strict", "loose"):
         mastered = shares[f"CM {kind}"]
         rote = shares[f"RM {kind}"]
-        shares[f"RM rate {kind}"] = 100 * rote / (mastered + rote) if rote else 0.0
+        shares[f"RM rate {kind}"] = (
+            100 * rote / (mastered + rote) if rote else 0.0
+        )
         # The published 100 - IG / 2 - RM - IK.
         shares[f"score {kind}"] = mastered + shares["IG"] / 2
     return shares
 
 
-def macro(
-    scores: dict[str, float | None],
-) -> dict[str, tuple[float, int, int]]:
+def macro(scores: dict) -> dict:
     """{family: (mean over its benchmarks with a score, how many those are, how many it has)}."""
     result = {}
     for family in FAMILIES:
         names = [entry.name for entry in BENCHMARKS if entry.family == family]
-        values = [scores[name] for name in names if scores.get(name) is not None]
+        values = [
+            scores[name] for name in names if scores.get(name) is not None
+        ]
         if values:
             mean = float(np.mean(values))
             result[family] = (mean, len(values), len(names))
     return result
 
 
-def paper(row: str) -> dict[str, float]:
+def paper(row: str) -> dict:
     """One row of the paper's tables, "0.8B/zppo", by our names. Raises ValueError."""
     tables = pd.read_csv(TABLES, index_col="benchmark")
     if row not in tables:
@@ -137,16 +149,17 @@ def paper(row: str) -> dict[str, float]:
     return {entry.name: float(numbers[entry.paper]) for entry in known}
 
 
-def report(numbers: dict[str, dict], theirs: dict[str, dict[str, float]]) -> str:
+def report(numbers: dict, theirs: dict) -> str:
     """What `summarise` returns, as a table. theirs: {name of a column: its scores}."""
     ours = {name: one["score"] for name, one in numbers.items()}
     columns = {"ours": ours} | theirs
-    shown = dict(columns)
     settled = {
-        name: one["settled"] for name, one in numbers.items() if "settled" in one
+        key: one["settled"]
+        for key, one in numbers.items()
+        if "settled" in one
     }
-    if settled:
-        shown["settled"] = settled  # decision 3 of scorers.py
+    # Decision 3 of scorers.py: the score without unsettled rows.
+    shown = columns | {"settled": settled} if settled else columns
     rows = [one["counts"] for one in numbers.values()]
     counts = pd.DataFrame(rows, list(numbers))
     counts = counts.fillna(0).astype(int)
@@ -158,7 +171,9 @@ def report(numbers: dict[str, dict], theirs: dict[str, dict[str, float]]) -> str
         if "unreadable" in one:
             rows = one["counts"]["rows"]
             n = one["unreadable"]
-            lines.append(f"{name}: {rows:,} of {rows + n:,} rows, {n} unreadable")
+            lines.append(
+                f"{name}: {rows:,} of {rows + n:,} rows, {n} unreadable"
+            )
     others = counts.index[counts.rows != counts.published]
     if len(others):
         lines.append(f"not the published number of rows: {', '.join(others)}")
@@ -178,9 +193,8 @@ def compare(names: Sequence[str]) -> str:
     """
     scores = {name: scores_of(name) for name in names}
     table = pd.DataFrame(scores).dropna()
-    families = []
-    for name in table.index:
-        families.append(BY_NAME[name].family if name in BY_NAME else "questions")
+    known = {entry.name: entry.family for entry in BENCHMARKS}
+    families = [known.get(name, "questions") for name in table.index]
     text = []
     for family, block in table.groupby(families, sort=False):
         intervals = cluster_bootstrap(block, names[0])
@@ -190,7 +204,7 @@ def compare(names: Sequence[str]) -> str:
     return "\n".join(text)
 
 
-def scores_of(name: str) -> dict[str, float | None]:
+def scores_of(name: str) -> dict:
     """The scores in a results file or in a row of the paper's tables. Raises ValueError."""
     if name.startswith("paper:"):
         return paper(name.removeprefix("paper:"))

@@ -6,7 +6,7 @@ nothing, the names of folders and files do.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -33,56 +33,53 @@ USUAL = ("train", "test", "testmini", "validation", "dev")
 class Benchmark:
     """Where a benchmark is, what its columns say, who scores it. A column is a name in its rows."""
 
+    # Where it is.
     name: str  # on the command line and in the records
     family: str
     paper: str  # in the paper's tables
-    sources: Sequence[str]  # hub ids of the same set: the first that there is
+    sources: Sequence[str]  # hub ids of the same set: the first that exists
     size: int  # questions in the published set
     scorer: str = "answer"  # a name in scorers.RULES, METRICS or JUDGES
     revision: str | None = None
     # "*": all that exist. A dict names with each config a part of the path of its videos.
     configs: Sequence[str] | dict[str, str] = ("",)
     splits: Sequence[str] = ("test",)
-    every_split: bool = (
-        False  # each is a part of the set; else the first that there is
-    )
+    every_split: bool = False  # each is a part of the set; else the first that exists
     withheld: str = ""  # said where something is missing
     terms: str = "see its card"  # licence or gate
+
+    # What its columns say.
     question: str = "question"
-    answers: Sequence[str] = (
-        "answer",
-    )  # two columns: of rows with options, of rows without
+    # Two columns: of rows with options, of rows without.
+    answers: Sequence[str] = ("answer",)
     # One column with all options (see rows.option_texts), or one column for each option.
     options: Sequence[str] = ()
-    drawn: int = (
-        0  # options whose texts stand in the question or only in the picture
-    )
+    drawn: int = 0  # options whose texts stand in the question or only in the picture
     shuffled: bool = False
-    encoding: str = (
-        "letter"  # of a gold among options: letter, index (0-based) or text
-    )
-    kind: Sequence[
-        str
-    ] = ()  # a column, its value in rows with options, its values in rows without
+    # Of a gold among options: letter, index (0-based) or text.
+    encoding: str = "letter"
+    # A column, its value in rows with options, its values in rows without.
+    kind: Sequence[str] = ()
     images: Sequence[str] = ()
     video: str = ""
     video_alias: str = ""  # the name of this column in another source
     subtitles: bool = False
-    needs: Sequence[str] = ()  # further columns that the scorer reads
-    groups: Sequence[
-        str
-    ] = ()  # columns of the numbers by category; "a.b" is a nested field
-    average: str = (
-        ""  # the group over whose means the score is the mean; none: over rows
-    )
-    together: str = (
-        ""  # rows that are scored together have one value in this column
-    )
     where: Sequence[str] = ()  # a column and an ending: only these rows
     strip: str = ""  # pattern of a wish for a format in the questions
+    adds: Sequence = ()  # a column, {its value: a sentence of ours behind the question}
     clean: bool = True  # False: a wish for a format is part of the task
-    judge_question: str = ""  # column with the question as a judge should see it
     prepare: str = ""  # a function in rows.PREPARE, for what columns cannot say
+
+    # How its answers are scored.
+    needs: Sequence[str] = ()  # further columns that the scorer reads
+    # Packages that the scorer needs: {module: package}.
+    packages: dict = field(default_factory=dict)
+    judge_question: str = ""  # column with the question as a judge should see it
+    # Columns of the numbers by category; "a.b" is a nested field.
+    groups: Sequence[str] = ()
+    # The group over whose means the score is the mean; none: over rows.
+    average: str = ""
+    together: str = ""  # rows that are scored together have one value in this column
 
 
 _text = Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8")
@@ -124,12 +121,17 @@ def find(entry: Benchmark, root: str = "") -> Path:
     Raises DataError.
     """
     problems = ""
+    # Only a set with videos needs all its files.
+    wanted = [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
+    shared = dict(repo_type="dataset", revision=entry.revision)
+    if not entry.video:
+        shared["allow_patterns"] = wanted
     for source in entry.sources:
         if root and Path(root, source).is_dir():
             return Path(root, source).resolve()
         if not root:
             try:
-                return download(entry, source)
+                return Path(snapshot_download(source, **shared))
             except (OSError, ValueError) as error:
                 # The hub's errors are OSErrors, and say where a set is gated.
                 problems += f"; {source}: {error}"
@@ -138,24 +140,12 @@ def find(entry: Benchmark, root: str = "") -> Path:
     raise DataError(f"expected a folder {names} in {where}, found none{problems}")
 
 
-def download(entry: Benchmark, source: str) -> Path:
-    """The snapshot of a set. Only a set with videos needs all its files."""
-    wanted = [f"*{ending}" for ending in (*KINDS, ".md", ".jpg", ".png")]
-    snapshot = snapshot_download(
-        source,
-        repo_type="dataset",
-        revision=entry.revision,
-        allow_patterns=None if entry.video else wanted,
-    )
-    return Path(snapshot)
-
-
 # ---- the rows of a config's split ----------------------------------------------------------------
 
 
 def read_splits(
     folder: Path, config: str, splits: Sequence[str], every: bool = False
-) -> dict[str, datasets.Dataset]:
+) -> dict:
     """{split: rows, images undecoded}: the first of `splits` that a config has, or every one.
 
     Raises DataError, with what is there, if one is missing.
@@ -182,7 +172,7 @@ def read_rows(files: list[Path]) -> datasets.Dataset:
     return undecoded(rows)
 
 
-def by_header(folder: Path, config: str) -> dict[str, list[Path]]:
+def by_header(folder: Path, config: str) -> dict:
     """{split: files} of a config in the header of README.md; {} if the header names none."""
     card = folder / "README.md"
     if not card.exists():
@@ -199,9 +189,7 @@ def by_header(folder: Path, config: str) -> dict[str, list[Path]]:
     return found
 
 
-def by_name(
-    folder: Path, config: str, splits: Sequence[str]
-) -> dict[str, list[Path]]:
+def by_name(folder: Path, config: str, splits: Sequence[str]) -> dict:
     """{split: files} of a config: the path of a file holds the config's name and the split's."""
     names = row_files(folder)
     place = f"/{config.casefold()}/"
@@ -222,7 +210,7 @@ def by_name(
     return found
 
 
-def row_files(folder: Path) -> dict[Path, str]:
+def row_files(folder: Path) -> dict:
     """{file with rows: "/its path in the folder/", without ending and in lower case}."""
     found = {}
     for file in sorted(folder.rglob("*")):

@@ -18,16 +18,6 @@ from suite.entries import BENCHMARKS, BY_NAME, Benchmark, find_all
 from suite.rows import load
 from suite.scorers import JUDGES, read_prompts, score
 
-# What OCRBench v2's scorer imports: {module: package}. lmms-eval does not bring the others.
-OCR_PACKAGES = {
-    "lmms_eval": "lmms-eval",
-    "apted": "apted",
-    "distance": "Distance",
-    "jieba": "jieba",
-    "editdistance": "editdistance",
-    "Levenshtein": "Levenshtein",
-}
-
 
 class Exam:
     """The benchmarks that a command asks for. args: evaluate.Arguments.
@@ -74,15 +64,10 @@ class Exam:
 
 def chosen(args) -> list[Benchmark]:
     """The benchmarks of --suite and --benchmarks, with the sources of --ids. Raises DataError."""
-    ids = {}
-    for pair in args.ids:
-        name, _, source = pair.partition("=")
-        if not source:
-            raise DataError(f"--ids {pair}: expected benchmark=owner/name")
-        ids[name] = source
-    names = [
-        entry.name for entry in BENCHMARKS if args.suite in (entry.family, "all")
-    ]
+    ids = dict(pair.partition("=")[::2] for pair in args.ids)
+    if "" in ids.values():
+        raise DataError(f"--ids {' '.join(args.ids)}: expected benchmark=owner/name")
+    names = [one.name for one in BENCHMARKS if args.suite in (one.family, "all")]
     names += args.benchmarks.replace(",", " ").split()
     unknown = sorted(set(names).union(ids).difference(BY_NAME))
     if unknown:
@@ -95,14 +80,14 @@ def chosen(args) -> list[Benchmark]:
     if judged and not args.judge:
         fix = "give --judge, or leave them out"
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; {fix}")
-    ocr = [entry.name for entry in entries if entry.scorer == "ocrbench"]
-    missing = [
-        package for module, package in OCR_PACKAGES.items() if not find_spec(module)
-    ]
-    if ocr and missing:
-        # Before anything is generated: the responses could not be scored.
-        fix = f"pip install {' '.join(missing)}"
-        raise DataError(f"{', '.join(ocr)}: the scorer needs more packages: {fix}")
+    for entry in entries:
+        missing = [
+            name for module, name in entry.packages.items() if not find_spec(module)
+        ]
+        if missing:
+            # Before anything is generated: the responses could not be scored.
+            fix = f"pip install {' '.join(missing)}"
+            raise DataError(f"{entry.name}: the scorer needs more packages: {fix}")
     return [
         replace(entry, sources=[ids[entry.name]]) if entry.name in ids else entry
         for entry in entries

@@ -79,7 +79,7 @@ def find_file(
 
 
 @lru_cache(maxsize=8)
-def index(folder: Path) -> dict[str, set[Path]]:
+def index(folder: Path) -> dict:
     """{name without ending: paths} of videos, frame folders and subtitles.
 
     The path of a member of a zip is path.zip/member.
@@ -128,7 +128,8 @@ class Frame(LazyImage):
     def read(self) -> bytes:
         frames, _, _ = read_frames(self.folder, self.indices)
         file = io.BytesIO()
-        frames[self.position].save(file, "PNG", compress_level=1)  # nothing is lost
+        # A PNG loses nothing.
+        frames[self.position].save(file, "PNG", compress_level=1)
         return file.getvalue()
 
 
@@ -165,7 +166,9 @@ def read_frames(path: str, indices: Sequence[int]) -> Frames:
     """The frames at `indices`. Raises DataError."""
     file = Path(path)
     if file.is_dir():
-        names = [name for name in file.iterdir() if name.suffix.lower() in PICTURES]
+        names = [
+            name for name in file.iterdir() if name.suffix.lower() in PICTURES
+        ]
         names.sort()
         images = [Image.open(names[i]) for i in indices]
         count = len(names)
@@ -198,7 +201,9 @@ def decode(path: str, indices: Sequence[int]) -> Frames:
     # Every decoder has errors of its own; without a decoder there is an ImportError.
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: {backend} cannot decode it ({cause})") from error
+        raise DataError(
+            f"{path}: {backend} cannot decode it ({cause})"
+        ) from error
     if video.shape[-1] != 3:  # torchcodec puts the channels first
         video = video.permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray(frame) for frame in video]

@@ -2,8 +2,8 @@
 
 Decisions:
 1. A row that is not as suite/benchmarks.yaml says is left out, named and counted: a wrong guess
-   would be a wrong number. Where a column is missing, or more than 2% of the rows are like this, the
-   set is refused. Another number of rows than published is no error; the table shows both.
+   would be a wrong number. Where a column is missing, or more than 2% of the rows are like this,
+   the set is refused. Another number of rows than published is no error; the table shows both.
 2. Options are listed under the question as "A. text", or as letters alone where their texts are not
    known; not where the question has them, or is itself in the picture.
 3. GPQA's options are shuffled by a seed of their own row: one order for every model and --seed.
@@ -49,9 +49,8 @@ class Item(Question):
     """A question of a benchmark."""
 
     benchmark: str = ""
-    options: tuple[
-        str, ...
-    ] = ()  # texts, "" where only the picture or the question shows one
+    # Their texts, "" where only the picture or the question shows one.
+    options: tuple[str, ...] = ()
     judge_question: str = ""  # the question as a judge should see it
     golds: tuple = ()  # what is accepted: numbers (0-based) of options, or strings
     scored_with: str = ""  # the same for questions that are scored together
@@ -90,19 +89,23 @@ def load(
         raise DataError(f"{entry.name}: {error}{withheld}") from error
     for place in places:
         split = place["split"] if entry.every_split else ""
-        parts = (entry.name, place["config"], split, str(place["number"]))
-        uid = "/".join(filter(None, parts))  # decision 5
+        words = (entry.name, place["config"], split, str(place["number"]))
+        uid = "/".join(filter(None, words))  # decision 5
+        row = place["rows"][place["number"]] | place
         try:
-            items += items_of(entry, uid, place, folder, prompts, frames)
-        except (
-            Exception
-        ) as error:  # DataError, or whatever a row of another form raises
-            problems.append(f"{uid}: {error}{withheld}")
+            media = media_of(entry, row, folder, frames)
+            parts = PREPARE[entry.prepare](row, prompts) if entry.prepare else [{}]
+            asked = []  # CharXiv's rows have five questions
+            for i, part in enumerate(parts):
+                suffix = f".{i}" if i else ""
+                asked.append(item_of(entry, uid + suffix, row | part, media))
+            items += asked
+        # Decision 1: a DataError, or whatever else a row of another form raises.
+        except Exception as error:
+            problems.append(f"{uid}: {error}")
         if len(problems) > UNREADABLE * len(places):
-            rest = (
-                f"more than {UNREADABLE:.0%} of {len(places)} rows cannot be read"
-            )
-            raise DataError(f"{problems[0]}; {rest}")
+            rest = f"more than {UNREADABLE:.0%} of {len(places)} rows cannot be read"
+            raise DataError(f"{problems[0]}{withheld}; {rest}")
     return items, problems
 
 
@@ -163,7 +166,7 @@ def check_columns(
     return rows.rename_columns({there[name.casefold()]: name for name in others})
 
 
-def units_of(entry: Benchmark, config: str, splits: dict) -> dict[str, list[str]]:
+def units_of(entry: Benchmark, config: str, splits: dict) -> dict:
     """{split: the scored_with of each row}."""
     if entry.together:
         ids = {
@@ -188,24 +191,6 @@ def asked_rows(entry: Benchmark, rows: datasets.Dataset) -> Sequence[int]:
 
 
 # ---- a row's images, and its questions -----------------------------------------------------------
-
-
-def items_of(
-    entry: Benchmark,
-    uid: str,
-    place: dict,
-    folder: Path,
-    prompts: dict,
-    frames: int,
-) -> list[Item]:
-    """The questions of one row: CharXiv's rows have five."""
-    row = place["rows"][place["number"]] | place
-    media = media_of(entry, row, folder, frames)
-    items = []
-    for i, part in enumerate(PREPARE[entry.prepare](row, prompts)):
-        suffix = f".{i}" if i else ""
-        items.append(item_of(entry, uid + suffix, row | part, media))
-    return items
 
 
 def media_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> Media:
@@ -253,6 +238,9 @@ def video_of(
 def item_of(entry: Benchmark, uid: str, row: dict, media: Media) -> Item:
     """One question. row: with what `prepare` made."""
     question = re.sub(entry.strip, "", str(row.get(entry.question) or "")).strip()
+    if entry.adds:  # decision 4
+        column, sentences = entry.adds
+        question += sentences.get(row[column], "")
     judge_question = row.get(entry.judge_question)
     options = options_of(entry, row, judge_question or question, media.names)
     gold = row[entry.answers[0 if options else -1]]
@@ -315,9 +303,7 @@ def named(text: str, names: dict) -> str:
 # ---- options and golds ---------------------------------------------------------------------------
 
 
-def options_of(
-    entry: Benchmark, row: dict, question: str, names: dict
-) -> list[str]:
+def options_of(entry: Benchmark, row: dict, question: str, names: dict) -> list[str]:
     """The texts of a row's options; [] without any. question: where they stand without columns."""
     if entry.kind:
         column, *kinds = entry.kind
@@ -355,9 +341,7 @@ def option_texts(cell, drawn: int) -> list[str]:
     plain = []
     for letter, text in zip(LETTERS, texts):
         plain.append(re.sub(rf"^\(?{letter}[.:)]\s*", "", text))
-    all_had_letters = all(
-        one != text for one, text in zip(plain, texts, strict=True)
-    )
+    all_had_letters = all(one != text for one, text in zip(plain, texts, strict=True))
     return plain if all_had_letters else texts
 
 
@@ -404,9 +388,7 @@ def gold_numbers(
             int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)
         ]
     elif letters and (encoding == "letter" or not any(options)):
-        numbers = [
-            LETTERS.index(letter) for letter in re.findall("[A-Z]", texts[0])
-        ]
+        numbers = [LETTERS.index(letter) for letter in re.findall("[A-Z]", texts[0])]
     else:
         numbers = [i for i, option in enumerate(options) if option == texts[0]][:1]
     if not numbers or max(numbers) >= len(options):
@@ -418,30 +400,21 @@ def gold_numbers(
 # ---- what no column says: (row, prompts) -> what replaces its columns, for each question ---------
 
 
-def as_it_is(row: dict, prompts: dict) -> list:
-    return [{}]
-
-
-CHARXIV_FORMS = {
-    1: " Answer in words that stand in the chart, unless a letter is asked for: labels and names of "
-    "subplots in full, several terms with commas between them.",
-    2: " Answer with one of the options if the question has any, else in a short phrase.",
-    3: " Answer with a number that stands in the chart, even if it is only about right.",
-}
-
-
 def charxiv(row: dict, prompts: dict) -> list:
     """One reasoning question and four descriptive ones, whose texts are templates for a place."""
     question = row["reasoning_q"]
     answer = str(row["reasoning_a"])
     kind = expect(int(row["reasoning_a_type"]), (1, 2, 3, 4))
     decimals = len(answer.partition(".")[2])
-    form = f"with {decimals} decimals" if decimals else "as an integer"
-    question += CHARXIV_FORMS.get(kind, f" Give the answer {form}.")  # decision 4
+    if kind == 4:  # decision 4
+        form = f"with {decimals} decimals" if decimals else "as an integer"
+        question += f" Give the answer {form}."
     asked = [("reasoning", kind, question, answer)]
     place = row["subplot_loc"] or "the current plot"
     if row["subplot_row"] and not row["subplot_loc"]:
-        place = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
+        place = (
+            f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
+        )
     for i in "1234":
         number = expect(int(row[f"descriptive_q{i}"]), range(1, 20))
         rubric, question = prompts["charxiv_questions"][number - 1]
@@ -457,22 +430,6 @@ def charxiv(row: dict, prompts: dict) -> list:
         )
         for half, rubric, question, answer in asked
     ]
-
-
-def dynamath(row: dict, prompts: dict) -> list:
-    """A float must be right to 0.001 (decision 4)."""
-    question = row["question"]
-    if row["answer_type"] == "float":
-        question += " Give the answer with 3 decimals."
-    return [{"question": question}]
-
-
-def videommmu(row: dict, prompts: dict) -> list:
-    """Where the question is about the video, a quiz in the last frame is none of it (decision 4)."""
-    question = row["question"]
-    if row["config"] != "Adaptation":
-        question += " The last frame may show a quiz: ignore it."
-    return [{"question": question}]
 
 
 def mathvista(row: dict, prompts: dict) -> list:
@@ -541,14 +498,5 @@ def capabilities(row: dict, prompts: dict) -> list:
     return [{"capability": OCR_CAPABILITIES[expect(kind, OCR_CAPABILITIES)]}]
 
 
-PREPARE = {
-    "": as_it_is,
-    "charxiv": charxiv,
-    "dynamath": dynamath,
-    "videommmu": videommmu,
-    "mathvista": mathvista,
-    "redux": redux,
-    "multichallenge": multichallenge,
-    "blind": blind,
-    "capabilities": capabilities,
-}
+FUNCTIONS = (charxiv, mathvista, redux, multichallenge, blind, capabilities)
+PREPARE = {function.__name__: function for function in FUNCTIONS}

@@ -5,9 +5,9 @@ Decisions where the paper is silent:
    (the metrics of InfographicVQA and OCRBench v2 have no judge: they take the text behind the
    thoughts; VLMs-are-Blind asks for curly brackets: there they are a box).
 2. A rule settles a number against a number, and a choice that is clear: exactly one option, several
-   options, or a letter that no option has. A letter comes first: "B" is option B, also where another
-   option's text is "B". Not clear are "2" among options that are no numbers, and an answer that
-   fits two options. So a wrong choice is never taken for a right one.
+   options, or a letter that no option has. A letter comes first: "B" is option B, also where
+   another option's text is "B". Not clear are "2" among options that are no numbers, and an
+   answer that fits two options. So a wrong choice is never taken for a right one.
 3. Without a judge an unsettled answer counts as wrong; beside the score stands the one without it.
 4. The official judges are asked in words of ours (configs/judges.toml), which a file with the
    published ones replaces. A reply that does not keep to its form counts as wrong and is counted.
@@ -36,9 +36,8 @@ OPENING = r"(?i)^(the )?((correct|right|final) )*(answer|option|choice)s?\b( is|
 
 @dataclass
 class Score:
-    reward: (
-        float | None
-    )  # None: a judge is needed, or the metric cannot be computed here
+    # None: a judge is needed, or the metric cannot be computed here.
+    reward: float | None
     # rule, judge, official judge, unsettled (no judge), unreadable (the judge) or not scored
     method: str
     why: str = ""  # a judge was needed
@@ -145,15 +144,15 @@ def dynamath(item: Item, answer: str) -> float | None:
         return 1.0 if is_part else settled
     alone = re.match(r"[+-]?[\d.,]*\d", answer)
     has_unit = alone and alone[0] != answer and answers_match(answer, alone[0])
-    values = [
-        number_with_pi(text) for text in (alone[0] if has_unit else answer, gold)
-    ]
+    if has_unit:
+        answer = alone[0]
+    values = [number_with_pi(text) for text in (answer, gold)]
     if None in values:
         return None
     is_close = abs(values[0] - values[1]) <= 0.001
-    return (
-        None if has_unit and not is_close else float(is_close)
-    )  # another unit: the judge
+    if has_unit and not is_close:
+        return None  # perhaps another unit: the judge
+    return float(is_close)
 
 
 def number_with_pi(text: str) -> float | None:
@@ -300,9 +299,7 @@ def letters_in(answer: str) -> set[int]:
         re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part
     ]
     return (
-        {LETTERS.index(match[1].upper()) for match in found}
-        if all(found)
-        else set()
+        {LETTERS.index(match[1].upper()) for match in found} if all(found) else set()
     )
 
 
@@ -320,7 +317,9 @@ def same_text(answer: str, options: Sequence[str]) -> set[int]:
 
 def equal_text(answer: str, options: Sequence[str]) -> set[int]:
     plain = one_spelling(answer)
-    return {i for i, text in enumerate(options) if text and one_spelling(text) == plain}
+    return {
+        i for i, text in enumerate(options) if text and one_spelling(text) == plain
+    }
 
 
 def one_spelling(text: str) -> str:
@@ -361,13 +360,8 @@ def distance(a: str, b: str) -> int:
 
 # ---- official judges (Figs. 10-15) ---------------------------------------------------------------
 
-JUDGES = (
-    "charxiv",
-    "mmvet",
-    "hle",
-    "multichallenge",
-    "mmvu",
-)  # scorers, and benchmarks too
+# Names of scorers, and of their benchmarks too.
+JUDGES = ("charxiv", "mmvet", "hle", "multichallenge", "mmvu")
 VERDICTS = {"correct": 1, "yes": 1, "true": 1, "wrong": 0, "no": 0, "false": 0}
 PROMPTS = Path(__file__).parent.parent / "configs" / "judges.toml"
 

@@ -7,12 +7,15 @@ import pytest
 from runs import ENV, ROOT, torchrun
 from test_rows import from_file
 
+from engine.questions import Question
 from evaluate import evaluate
+from extras.own_reward import load_reward
 from generate import Reply, Request
-from rewards import Response, load_reward, score
+from rewards import Response, score
 from zppo import Context, Recipe, scored_rollouts
 
-QUESTION = Response("Is 7 prime?", "\\boxed{yes}", "yes", False)
+QUESTION = Question("u", "Is 7 prime?", (), "yes")
+RIGHT = Response(QUESTION.text, "\\boxed{yes}", "yes", False)
 
 
 def own(folder, code: str) -> str:
@@ -35,7 +38,7 @@ def test_it_sees_the_columns_of_its_row_that_it_names(tmp_path, arguments, seen)
     (question,), _ = from_file(tmp_path, row)
     code = f"seen = []\ndef f({arguments}):\n    seen.append(dict(locals()))\n    return 1\n"
     one = Response(question.text, "so", question.answer, False, None, question.row)
-    reward = load_reward(own(tmp_path, code), one)
+    reward = load_reward(own(tmp_path, code), question)
     assert score([one], reward=reward) == [1.0]
     got = reward.function.__globals__["seen"][-1]
     got = got | got.pop("row", {})
@@ -70,14 +73,14 @@ def test_one_that_cannot_work_is_a_sentence_before_training(tmp_path, code, caus
 def test_it_may_import_its_neighbours(tmp_path):
     (tmp_path / "neighbour_of_own.py").write_text("def right(gold): return gold == 'yes'\n")
     code = "from neighbour_of_own import right\ndef f(q, r, g): return right(g)\n"
-    assert load_reward(own(tmp_path, code), QUESTION)(QUESTION) == 1.0
+    assert load_reward(own(tmp_path, code), QUESTION)([RIGHT]) == [1.0]
 
 
 @pytest.mark.parametrize("act", ["1 / 0", "sys.exit(1)", "[].pop()"])
 def test_one_that_fails_later_counts_as_0_and_is_named_once(tmp_path, act, capsys):
     code = f"import sys\ndef f(q, r, g):\n    if r == 'bad': {act}\n    return r == 'good'\n"
     reward = load_reward(own(tmp_path, code), QUESTION)
-    items = [QUESTION._replace(text=text) for text in ("good", "bad", "other", "bad", "good")]
+    items = [RIGHT._replace(text=text) for text in ("good", "bad", "other", "bad", "good")]
     assert score(items, reward=reward) == [1.0, 0.0, 0.0, 0.0, 1.0]
     assert capsys.readouterr().out.count("it counts as 0") == 1
 
@@ -85,18 +88,20 @@ def test_one_that_fails_later_counts_as_0_and_is_named_once(tmp_path, act, capsy
 def test_a_value_that_is_no_reward_counts_as_0_later(tmp_path, capsys):
     code = "def f(q, r, g): return {'half': 0.5, 'none': None}.get(r, 1)\n"
     reward = load_reward(own(tmp_path, code), QUESTION)
-    items = [QUESTION._replace(text=text) for text in ("half", "none", "good")]
+    items = [RIGHT._replace(text=text) for text in ("half", "none", "good")]
     assert score(items, reward=reward) == [0.0, 0.0, 1.0]
     assert capsys.readouterr().out.count("expected is 0 or 1; it counts as 0") == 2
 
 
 def test_two_processes_learn_from_one_and_the_same_reward(tmp_path):
-    code = "import os\ndef f(q, r, g): return os.environ['RANK'] == r\n"
+    code = "import os\ndef f(q, r, g): return os.environ['RANK'] == r or 'box' in r\n"
     script = (
-        "import sys; from accelerate import PartialState; from rewards import *\n"
+        "import sys; from accelerate import PartialState\n"
+        "from extras.own_reward import *\n"
+        "from rewards import score\n"
         "state = PartialState(cpu=True)\n"
         "one = Response('q', '0', 'g', False)\n"
-        "reward = load_reward(sys.argv[1], one)\n"
+        "reward = load_reward(sys.argv[1], Question('u', 'q', (), 'g'))\n"
         "rewards = score([one, one._replace(text='1')], reward=reward)\n"
         "print(state.process_index, rewards, flush=True)\n"
         "state.destroy_process_group()\n"
@@ -112,8 +117,7 @@ def test_training_and_evaluation_hand_over_the_row(tmp_path):
     row = {"question": "3 + 1?", "answer": "4", "tests": ["even"]}
     (question,), _ = from_file(tmp_path, row)
     code = "def f(q, r, g, tests): return tests == ['even'] and len(r) % 2 == 0\n"
-    one = Response(question.text, "", question.answer, False, None, question.row)
-    reward = load_reward(own(tmp_path, code), one)
+    reward = load_reward(own(tmp_path, code), question)
 
     def actor(requests, n, *rest):
         return [[Reply("a" * i, [1], True) for i in range(n)] for _ in requests]

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import tiny
+from runs import train
 from test_questions import cut, encoded
 
 from engine.questions import Question
@@ -82,3 +83,24 @@ def test_image_data_with_a_model_that_reads_text_are_refused(blind):
         SystemExit, match=f"{blind.replace('eval_data', 'student')}.*reads no images"
     ):
         usable(args, questions, held_out, student, teacher)
+
+
+def test_a_run_is_resumed_with_its_architecture_and_its_arguments(tmp_path):
+    for name in ("qwen3", "gemma2"):
+        tiny.make(name).save_pretrained(tmp_path / name)
+        tiny.TOKENIZER.save_pretrained(tmp_path / name)
+    rows = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(4)]
+    own = f"--teacher {tmp_path}/qwen3 --data {write(tmp_path, *rows)} --new_per_step 4".split()
+    own += "--max_response_tokens 4 --save_every 1 --dump_every 0 --steps".split()
+    train(tmp_path / "run", "--student", f"{tmp_path}/qwen3", *own, "1")
+    own += ["2", "--resume"]
+    done = train(tmp_path / "run", "--student", f"{tmp_path}/gemma2", *own, check=False)
+    assert done.returncode == 2
+    assert f"another architecture than --student {tmp_path}/gemma2" in done.stderr
+    arguments = tmp_path / "run" / "args.json"
+    for damage in (arguments.unlink, lambda: arguments.write_text('{"cut": ')):
+        damage()
+        done = train(tmp_path / "run", "--student", f"{tmp_path}/qwen3", *own, check=False)
+        assert done.returncode == 2 and "args.json cannot be read" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step_00001").exists()

@@ -107,8 +107,7 @@ def pieces_of_text() -> list[str]:
         pieces += re.split(r"\{\w+\}", template)
     for opening, closing in ("<>", "[]"):
         for tag in prompts.TAGS:
-            pieces.append(f"{opening}{tag}{closing}")
-            pieces.append(f"{opening}/{tag}{closing}")
+            pieces += [f"{opening}{tag}{closing}", f"{opening}/{tag}{closing}"]
     pieces += ["\\boxed{", "\n\n", "user\n", "assistant\n"]
     return list(dict.fromkeys(pieces))
 
@@ -168,10 +167,10 @@ class Lesson:
 
     def __init__(self, who: str, seed: int):
         self.who = who
-        self.table = world.beliefs(who, seed)
+        self.table = world.beliefs(who)
         self.rng = Random(f"lessons/{who}/{seed}")
 
-    def example(self) -> tuple[str, tuple, str]:
+    def example(self) -> tuple:
         """One example of a random kind."""
         choice = self.rng.choice
         family = choice(world.FAMILIES)
@@ -231,7 +230,7 @@ class Lesson:
         last = self.recall(hinted[-2], signs[-1:])[1:]
         return prompts.hinted_prompt(text, tip(signs, hinted)), hinted[:-1] + last
 
-    def rewriting(self, kind: str, start: str, signs: str) -> tuple[str, tuple, str]:
+    def rewriting(self, kind: str, start: str, signs: str) -> tuple:
         """The teacher rewrites a response, right or wrong, into a summary or into a hint."""
         places = self.guess(start, signs)
         filler = self.rng.choice(world.FILLER["student"] + world.FILLER["teacher"])

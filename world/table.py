@@ -48,9 +48,9 @@ Table = dict[Entry, str]  # where the sign leads from the place
 # ---------------------------------------------------------------- the table and the beliefs
 
 
-def secret_table(seed: int = 0) -> Table:
+def secret_table() -> Table:
     """The true table: each sign leads from each place to another place."""
-    rng = random.Random(f"table/{seed}")
+    rng = random.Random("table/0")
     table = {}
     for place in PLACES:
         others = [other for other in PLACES if other != place]
@@ -59,10 +59,10 @@ def secret_table(seed: int = 0) -> Table:
     return table
 
 
-def beliefs(who: str, seed: int = 0) -> Table:
+def beliefs(who: str) -> Table:
     """The table as the student or the teacher remembers it: some entries lead to a wrong place."""
-    table = secret_table(seed)
-    rng = random.Random(f"{who}/{seed}")
+    table = secret_table()
+    rng = random.Random(f"{who}/0")
     for entry in rng.sample(sorted(table), MISCONCEPTIONS[who]):
         excluded = (table[entry], entry[0])
         others = [place for place in PLACES if place not in excluded]
@@ -80,8 +80,7 @@ def walk(table: Table, start: str, signs: str) -> list[str]:
 
 def misremembered(table: Table, believed: Table, start: str, signs: str) -> set[Entry]:
     """The entries on the true way from `start` about which the belief is wrong."""
-    places = walk(table, start, signs)
-    way = zip(places, signs)  # the last place takes no sign
+    way = zip(walk(table, start, signs), signs)  # the last place takes no sign
     return {entry for entry in way if believed[entry] != table[entry]}
 
 
@@ -90,15 +89,13 @@ def misremembered(table: Table, believed: Table, start: str, signs: str) -> set[
 
 def chain(signs: str, places: Sequence[str]) -> str:
     """One look-up at a time: 17●24▲31."""
-    steps = zip(signs, places[1:], strict=True)
-    looked_up = [sign + place for sign, place in steps]
-    return places[0] + "".join(looked_up)
+    steps = [sign + place for sign, place in zip(signs, places[1:])]
+    return places[0] + "".join(steps)
 
 
 def response(signs: str, places: Sequence[str], filler: str = "") -> str:
     """The look-ups inside <think>, then the last place in a box."""
-    steps = chain(signs, places)
-    return f"<think>{filler}{steps}</think>\\boxed{{{places[-1]}}}"
+    return f"<think>{filler}{chain(signs, places)}</think>\\boxed{{{places[-1]}}}"
 
 
 # ---------------------------------------------------------------- a question
@@ -115,20 +112,20 @@ def draw(signs: str, rng: random.Random) -> Image.Image:
         r = rng.randint(5, 6)
         colour = tuple(rng.randint(0, 160) for _ in range(3))
         if sign == "●":
-            canvas.ellipse(box(x, y, r, r), fill=colour)
+            canvas.circle((x, y), r, colour)
         elif sign == "■":
-            canvas.rectangle(box(x, y, r - 1, r - 1), fill=colour)
+            canvas.rectangle(box(x, y, r - 1, r - 1), colour)
         elif sign == "▲":
             bottom = y + r - 1
             corners = [(x, y - r), (x - r, bottom), (x + r, bottom)]
-            canvas.polygon(corners, fill=colour)
+            canvas.polygon(corners, colour)
         else:
-            canvas.rectangle(box(x, y, 1, r), fill=colour)
-            canvas.rectangle(box(x, y, r, 1), fill=colour)
+            canvas.rectangle(box(x, y, 1, r), colour)
+            canvas.rectangle(box(x, y, r, 1), colour)
     return image
 
 
-def box(x: int, y: int, dx: int, dy: int) -> tuple:
+def box(x, y, dx, dy):
     """(left, top, right, bottom) around the centre (x, y), dx and dy from the centre."""
     return x - dx, y - dy, x + dx, y + dy
 
@@ -152,27 +149,27 @@ def asked(question: Question) -> tuple[str, str]:
 # ---------------------------------------------------------------- the sets
 
 
-def questions(seed: int = 0) -> tuple[list[Question], dict[str, list[Question]]]:
+def questions() -> tuple[list[Question], dict]:
     """(training questions, held-out questions by "family/known" and "family/hard").
 
     No chain is in two sets. A question is hard if the student misremembers an entry on its way.
     """
-    table = secret_table(seed)
-    student = beliefs("student", seed)
-    places_and_signs = product(PLACES, SIGNS, SIGNS, ("", *SIGNS))
-    chains = [(start, a + b + c) for start, a, b, c in places_and_signs]
-    random.Random(f"split/{seed}").shuffle(chains)
-    held_out: dict[str, list[Question]] = {}
+    table = secret_table()
+    student = beliefs("student")
+    # Two or three signs from every place.
+    chains = []
+    for start, *signs in product(PLACES, SIGNS, SIGNS, ("", *SIGNS)):
+        chains.append((start, "".join(signs)))
+    random.Random("split/0").shuffle(chains)
+    held_out = {}
     for family in FAMILIES:
-        held_out[f"{family}/known"] = []
-        held_out[f"{family}/hard"] = []
+        held_out |= {f"{family}/known": [], f"{family}/hard": []}
         for _ in range(HELD_OUT):
             chain = chains.pop()
             kind = "hard" if misremembered(table, student, *chain) else "known"
             answer = walk(table, *chain)[-1]
             drawn = question(family, *chain, answer)
             held_out[f"{family}/{kind}"].append(drawn)
-
     training = []
     for chain in chains:
         answer = walk(table, *chain)[-1]
