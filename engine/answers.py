@@ -101,7 +101,7 @@ def answers_match(given: str, gold: str) -> bool:
             (tree, unit), (gold_tree, gold_unit) = read(given), read(gold)
             same_unit = not unit or not gold_unit or unit == gold_unit
             return same_unit and same(tree, gold_tree)
-    except (ArithmeticError, TypeError, ValueError, RecursionError):  # TypeError: i < 2
+    except (ArithmeticError, ValueError, RecursionError):
         return False
 
 
@@ -213,6 +213,7 @@ thousand: 5 thousand ⟹ 5*10^3    (?<=\d) ?thousand\b ⟹ *10^3
 million: 1.5 million ⟹ 1.5*10^6    (?<=\d) ?million\b ⟹ *10^6
 billion: 2billion ⟹ 2*10^9    (?<=\d) ?billion\b ⟹ *10^9
 clock: 03:05 ⟹ 3:05    (?<![\d:.])0(?=\d ?: ?[0-5]\d(?!\d)) ⟹ ␀
+noon: 10 a.m. ⟹ 10 am    (?i)(?<=\d) ?([ap])\.m\b\.? ⟹ ␣\1m
 # marks and units
 power of ten: 3 x 10^5 ⟹ 3*10^5    (?<=\d) ?[xX] ?(?=10 ?\^) ⟹ *
 degree: 45^{\circ} ⟹ 45°    \^ ?(?:\\circ\b|°|\{ ?(?:\\circ|°) ?\}) ⟹ °
@@ -351,11 +352,10 @@ def as_words(text):
     """
     text = re.sub(r"(?<![\w,]) | (?!\w)|(?<=,) (?=\D)", "", text)
     text = re.sub(r"\{(\w)\}(?!\w)", r"\1", text)
-    words = re.search(r"(?i)[^\W\d_]{3}|^no$|\d ?[ap]\.?m\b", text)
+    words = re.search(r"(?i)[^\W\d_]{3}|^no$|\d ?[ap]m\b", text)
     if not words or re.search(r"[\\^_=<>+*/{}|≤≥≠∈∪∞]", text):
         return text
-    text = re.sub(r"([ap])\.m\b\.?", r"\1m", text.casefold())
-    return re.sub(r"^(?:the|an?) (?=.{3})", "", text).strip(" .!?'")
+    return re.sub(r"^(?:the|an?) (?=.{3})", "", text.casefold()).strip(" .!?'")
 
 
 def options(text):
@@ -414,9 +414,10 @@ def plain_unit(unit):
 # ------------------------------------------------------------------------------------------------
 # 3. Values: an expression is its values at sixteen points
 #
-# A tree is a value or a shape. A value is ("num", Fraction), ("sym", name), or ("values", ...): one
-# AtPoint for each of the points, None where the expression is undefined. A shape is ("list", ...),
-# ("set", ...), ("∪", ...), ("seq", brackets, ...), ("rel", signs, ...), ("ratio", ...).
+# A tree is a value or a shape. A value is ("num", Fraction), ("sym", name), or ("values", ...): an
+# mpf for each of the points, an mpc where some step on the way to it was not real, None where the
+# expression is undefined. A shape is ("list", ...), ("set", ...), ("∪", ...), ("seq", brackets,
+# ...), ("rel", signs, ...), ("ratio", ...).
 
 SHAPES = {"list", "set", "∪", "∩", "∖", "seq", "rel", "ratio"}
 # At a point, a variable lies between half of the size and the size; or the variables are whole.
@@ -437,11 +438,6 @@ SIZED = ("^", *COUNTS)  # their last number says how large the result is
 CHEAP = ("+", "*", "abs", "floor", "ceil")
 
 
-class AtPoint(NamedTuple):
-    number: object  # mpf or mpc
-    real: bool  # whether every step on the way to the number was real
-
-
 class Numeral(tuple):
     """A value that is written as a number (decision 13)."""
 
@@ -458,16 +454,16 @@ def spend(steps):
 
 
 def values_at_points(value):
-    """The values of a number, a name or an expression at the points: AtPoint or None each."""
+    """The values of a number, a name or an expression at the points."""
     kind, *parts = value
     if kind == "values":
         return parts
     if kind == "num":
-        return [AtPoint(MP.convert(parts[0]), True)] * POINTS
+        return [MP.convert(parts[0])] * POINTS
     name = parts[0]
     if name in CONSTANTS:
-        return [AtPoint(+CONSTANTS[name], True)] * POINTS
-    return [AtPoint(MP.mpf(x), True) for x in variable_at_points(name)]
+        return [+CONSTANTS[name]] * POINTS
+    return list(map(MP.mpf, variable_at_points(name)))
 
 
 @functools.lru_cache(1000)
@@ -496,7 +492,7 @@ def build(operation, *parts):
             value = value_at_point(operation, row, exponent)
         last_row = row
         values.append(value)
-    if not any(values):
+    if all(value is None for value in values):
         raise ValueError("too large, or undefined at every point")
     return ("values", *values)
 
@@ -524,19 +520,18 @@ def exact_result(operation, numbers):
 def count(operation, numbers):
     """n! or n over k, for whole numbers. Raises ValueError for others."""
     whole = [int(x) for x in numbers]
-    if whole != numbers:
+    if whole != list(numbers):
         raise ValueError("no whole number")
     return COUNTS[operation](*whole)
 
 
-def value_at_point(operation, arguments, exponent):
+def value_at_point(operation, numbers, exponent):
     """Value of an operation at one point, or None. exponent: of a power, if it is exact."""
-    if None in arguments:
+    if None in numbers:
         return None
-    numbers = [argument.number for argument in arguments]
-    real = not any(isinstance(number, MP.mpc) for number in numbers)
     if operation in SIZED and abs(numbers[-1]) > MAX_EXPONENT:
         return None
+    real = not any(isinstance(number, MP.mpc) for number in numbers)
     price = 5 if operation in CHEAP else 50
     spend(price if real else 150)
     try:
@@ -552,8 +547,7 @@ def value_at_point(operation, arguments, exponent):
         return None
     if result and not abs(MP.mag(result)) <= MAX_MAGNITUDE:  # true for nan, too
         return None
-    turned_complex = real and isinstance(result, MP.mpc)
-    return AtPoint(result, not turned_complex and all(argument.real for argument in arguments))
+    return result if real else MP.mpc(result)  # |sqrt(x)| is real again, but sqrt(x) was not
 
 
 def negative(value):
@@ -786,7 +780,7 @@ def join(sign, left, right):
     return (kind, *items, right)
 
 
-DATES = r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]\.?m\.?|(\d+)-(\d+)"
+DATES = r"(?i)\d+(?:-\d+){2,}|\d+(?:/\d+){2,}|\d+(?::\d\d)* ?[ap]m|(\d+)-(\d+)"
 WORDS = r"(?![b-df-hj-np-tv-z]{2,3}$)[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*"
 TERMS = r"\\?[A-Za-z]+|[\^!%°]"
 
@@ -877,10 +871,10 @@ def same_relation(given, gold):
     if any(side[0] in SHAPES for side in sides):
         return False
     ratio = join("/", join("-", *given[2:]), join("-", *gold[2:]))
-    factors = [at for at in values_at_points(ratio) if at and at.real and at.number]
+    factors = [x for x in values_at_points(ratio) if isinstance(x, MP.mpf) and x]
     if not factors or not agree(ratio, ("values", *factors[:1] * POINTS)):
         return False
-    factor = factors[0].number
+    factor = factors[0]
     if is_number(named(given)[1]):
         return abs(factor) == 1
     return signs in ("=", "≠") or factor > 0
@@ -969,9 +963,9 @@ def agree(a, b):
     spend(10)
     slack = MP.convert(max(slack - TOLERANCE, TOLERANCE))  # less than a whole unit
     rows = enumerate(zip(values_at_points(a), values_at_points(b)))
-    pairs = [(k, x, y) for k, (x, y) in rows if x and y]
-    real = [(k, x, y) for k, x, y in pairs if x.real and y.real]
+    pairs = [(k, x, y) for k, (x, y) in rows if None not in (x, y)]
+    real = [pair for pair in pairs if not any(isinstance(x, MP.mpc) for x in pair[1:])]
     # (-1)^n is real at whole numbers alone: they are no reason to leave out the other points.
     if sum(k >= WHOLE for k, *_ in real) >= 2:
         pairs = real
-    return len(pairs) >= 2 and all(abs(x.number - y.number) <= slack for _, x, y in pairs)
+    return len(pairs) >= 2 and all(abs(x - y) <= slack for _, x, y in pairs)
