@@ -26,7 +26,8 @@ class Entry:
     uid: str
     accuracy: float  # plain accuracy at admission
     step: int  # rollout step of admission
-    visits: list[tuple[int, float]] = field(default_factory=list)  # (step, plain accuracy) of each replay
+    # (step, plain accuracy) of each replay
+    visits: list[tuple[int, float]] = field(default_factory=list)
     fate: str | None = None  # "graduated" or "evicted"; None while in the buffer
     fate_step: int | None = None
 

@@ -55,6 +55,7 @@ def evaluate(
     extras/own_reward.py. score: what benchmarks are scored by (suite.exam); without one short golds
     are graded by rule, and the judge is asked about free-form golds.
     """
+    # A response depends on its question and the seed, not on what else is asked.
     key = (seed, "evaluate")
     asked = in_order(questions)
     requests = [
@@ -62,6 +63,7 @@ def evaluate(
     ]
     replies = [reply for (reply,) in actor(requests, 1, sampling, key, "evaluate")]
     pairs = [(question, reply) for (_, question), reply in zip(asked, replies, strict=True)]
+    # Without benchmarks: the reward of training.
     if score is None:
         score = partial(score_own, reward=reward)
     scores = score(pairs, partial(ask, judge, key) if judge else None)
@@ -176,6 +178,7 @@ def measure(args: Arguments) -> None:
     # The other processes find what the main one has downloaded and read.
     with accelerator.main_process_first():
         questions, exam = load_all(args)
+    # A file of another command is refused before models are loaded, and begun only afterwards.
     results = Results(Path(args.out), settings)
     model = load_actor(args.model, args.model_name, args, accelerator)
     check_sight(model, questions)
@@ -196,6 +199,7 @@ def measure(args: Arguments) -> None:
 def set_defaults(args: Arguments) -> None:
     """What 0 stands for: the paper's values, or those of the embedded world."""
     length, smallest, largest = DECODING.max_new_tokens, MIN_PIXELS, MAX_PIXELS
+    # The embedded world's answers are short, and its images are a row of small cells.
     if not (args.data or args.suite or args.benchmarks):
         length, smallest, largest = 64, world.CELL**2, 64 * world.CELL**2
     args.max_new_tokens = args.max_new_tokens or length
@@ -210,11 +214,13 @@ def load_all(args: Arguments) -> tuple:
     ]
     if args.data:
         questions, counted = load_questions(args.data, args.split, args.columns or None)
+        # Without a judge they would count as wrong.
         if counted["free_form"] and not args.judge:
             problem = f"{counted['free_form']} golds are no short answers: give --judge"
             raise DataError(f"{args.data}: {problem}")
         found = {"data": questions}
     elif args.suite or args.benchmarks:
+        # Only here: see main.
         from suite.exam import Exam
 
         exam = Exam(args)
@@ -256,6 +262,7 @@ def load_actor(
         actor = ServedActor(name, served_name or None, **settings)
         actor.check()
         return actor
+    # Half the memory on an accelerator; a CPU is slower in bf16.
     dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
     try:
         actor = Actor.load(name, accelerator, dtype, rows=args.rows, **settings)
@@ -275,6 +282,7 @@ def run(
     wrong.
     """
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
+    # A kill loses one round at most. Four batches a process, so that long ones are shared out.
     size = 4 * args.rows * PartialState().num_processes
     score = exam.score if exam else None
     asked = in_order(questions)
@@ -284,10 +292,12 @@ def run(
     before = len(asked) - len(pending)
     bar = tqdm(total=len(asked), initial=before, disable=not results.main or None)
     for start in range(0, len(pending), size):
+        # Back to {family: questions}, in the same order.
         part: dict = {}
         for family, question in pending[start : start + size]:
             part.setdefault(family, []).append(question)
         records = evaluate(model, part, sampling, args.seed, judge, score=score)
+        # Nothing of this round is written: the same command asks it again.
         if any(getattr(actor, "failures", 0) for actor in (model, judge)):
             problem = "some requests got no answer"
             raise ConnectionError(f"{problem}: the same command goes on from here")

@@ -13,8 +13,6 @@ Decisions:
 4. Vision placeholder tokens have probability 0, here and when log-probs are computed.
 5. On a GPU the host looks at the tokens every few steps only, because it has to wait for them. A
    finished row keeps sampling until the next look; those tokens are dropped.
-6. A token is picked in two steps, first a block of the vocabulary, then the token: a sum over all
-   tokens in float64 would move four times as many bytes.
 """
 
 import hashlib
@@ -28,10 +26,9 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
-from torch.nn.functional import pad
 from tqdm import tqdm
 
-from engine.decode import UniformStreams, decoding, prefill
+from engine.decode import decoding, prefill
 from engine.images import bound_pixels
 from engine.linear import lighten
 from engine.memory import out_of_memory
@@ -46,25 +43,12 @@ from engine.models import (
     tokenizer_of,
 )
 from engine.questions import Question
+from engine.sampling import Sampling, UniformStreams, sample_tokens
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
 # Ended rows leave once they are 1/8 of the batch: each time the cache is copied.
 DROP_SHARE = 8
 LOOK_EVERY = {"cuda": 16}  # steps between two looks at the tokens; elsewhere 1
-BLOCK = 512  # tokens of the vocabulary that are summed first (decision 6)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Decoding settings. The defaults are those of training rollouts: nothing is cut off."""
-
-    max_new_tokens: int = 12288
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0: off
-    min_p: float = 0.0
-    # Subtracted once from the logit of every token already in the response.
-    presence_penalty: float = 0.0
 
 
 @dataclass
@@ -224,62 +208,6 @@ def until_end(tokens: list[int], ends: set[int]) -> list[int]:
         if token in ends:
             return tokens[: i + 1]
     return tokens
-
-
-# ---------------------------------------------------------------- one token
-
-
-def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Inverse-CDF sampling: logits [B, V], uniform [B] in [0, 1) -> token ids [B].
-
-    Logits of banned tokens are -inf.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    if sampling.temperature != 1:
-        logits = logits.float() / sampling.temperature
-    if sampling.top_k:
-        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    probs = logits.softmax(-1, dtype=torch.float32)
-    if sampling.min_p:
-        least = sampling.min_p * probs.amax(-1, keepdim=True)
-        probs = probs.masked_fill(probs < least, 0.0)
-    if sampling.top_p < 1:
-        ordered, order = probs.sort(-1, descending=True)
-        # Keep a token if the mass before it is below top_p: the first is always kept.
-        before = ordered.cumsum(-1) - ordered
-        ordered[before >= sampling.top_p * ordered.sum(-1, keepdim=True)] = 0.0
-        probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
-    return inverse_cdf(probs, uniform)
-
-
-def inverse_cdf(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """probs [B, V], not all 0 and of any sum, uniform [B] -> token ids [B] (decision 6)."""
-    vocabulary = probs.shape[1]
-    blocks = vocabulary // BLOCK
-    rest = blocks * BLOCK  # the first token of what is left over
-    sums = probs[:, :rest].unflatten(1, (blocks, BLOCK)).sum(-1)
-    sums = torch.cat([sums, probs[:, rest:].sum(-1, keepdim=True)], 1)
-    block, share = invert(sums, uniform.double().unsqueeze(-1))
-    tokens = block * BLOCK + torch.arange(BLOCK, device=probs.device)  # [B, BLOCK]
-    inside = probs.gather(1, tokens.clamp(max=vocabulary - 1))
-    inside = inside.masked_fill(tokens >= vocabulary, 0.0)
-    place, _ = invert(inside, share)
-    return (block * BLOCK + place).squeeze(-1)
-
-
-def invert(weights: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the running sum of weights [B, n] passes this share [B, 1] of their total.
-
-    Returns the place, and what share of the weight at the place lies before the passing: [B, 1].
-    """
-    cdf = weights.cumsum(-1, dtype=torch.float64)
-    # Strictly below the total, so that the weight at the place is always positive.
-    target = share.clamp(max=1 - 1e-12) * cdf[:, -1:]
-    place = torch.searchsorted(cdf, target, right=True)
-    before = pad(cdf, (1, 0)).gather(1, place)
-    return place, (target - before) / weights.gather(1, place)
 
 
 # ---------------------------------------------------------------- the actor

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     args, recipe = read_options(argv)
     run = Run(args, recipe)
     if args.preview:
-        run.look()
+        run.show_preview()
         return
     run.resume()
     run.measure_before()
@@ -91,19 +91,19 @@ def main(argv: list[str]) -> None:
                 # stages 2 and 3: the teacher on hard questions, the caps
                 chosen = select(ctx, plain, quota(recipe.rho_aug, len(new)))
                 # stage 4: BCQ [Z1] and NCQ [Z2] prompts
-                asked = reformulate(ctx, chosen)
+                reformulated = reformulate(ctx, chosen)
                 # stage 5: rollouts behind them
-                groups = plain + roll_out(ctx, asked, "reformulate")
+                groups = plain + roll_out(ctx, reformulated, "reformulate")
             # stage 6: I gradient updates [G2, Da1-Da3, R1, Z0]
-            losses = run.update(ctx, groups)
+            update_metrics = run.update(ctx, groups)
         except InterruptedError as error:
-            # a signal, while a served teacher was asked
+            # a signal, while a served teacher was asked: run.steps() ends here
             run.break_off(step, error)
             continue
         # stage 6: the replay buffer [Z3], from plain accuracies alone
         events = run.refresh_buffer(ctx, groups)
-        run.report(ctx, groups, losses, events, len(replayed))
-        run.save_or_stop(step, losses)
+        run.report(ctx, groups, update_metrics, events, len(replayed))
+        run.save_or_stop(step, update_metrics)
     run.finish()
 
 
@@ -127,7 +127,8 @@ class Run:
         print_main("reading the questions, loading the models ...")
         questions, held_out, self.data_report = load_data(args)
         self.read = questions  # also those that turn out to be too long
-        self.seconds: dict[str, float] = {}  # of the current step, by phase
+        # Of the current step, by phase: the models add their time.
+        self.seconds: dict[str, float] = {}
         self.interrupted = threading.Event()  # set by a signal
         self.student, self.teacher = load_actors(
             args, recipe, self.accelerator, self.seconds, self.interrupted, questions
@@ -153,7 +154,7 @@ class Run:
         self.bad_updates = 0  # decision 4
         self.reason = ""  # why the run stops before its last step
 
-    def look(self) -> None:
+    def show_preview(self) -> None:
         """--preview: nothing is written."""
         if self.data_report:
             print_main(str(self.data_report))
@@ -169,6 +170,7 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, or begin."""
+        # The state of now comes back where there is no checkpoint.
         state = self.output.load(self.state())
         self.done = state["step"]
         self.bad_updates = state["bad_updates"]
@@ -212,6 +214,7 @@ class Run:
         """What the stages of this step share. Nothing of the step before is kept."""
         self.started = time.perf_counter()
         self.seconds.clear()
+        # An encoder remembers the prompts of one step.
         self.student.encoder.clear()
         if self.server:
             self.server.failures = self.server.cut = 0
@@ -228,6 +231,7 @@ class Run:
         # A reward of one's own decides what is hard, and only after the rollouts.
         if not self.server or not asks_teacher or self.reward:
             return self.student
+        # As many as `select` asks about in its first round.
         slots = quota(recipe.rho_aug, new)
         first_round = math.ceil(slots / len(recipe.branches))
         if recipe.teacher_on_all_hard:
@@ -252,11 +256,11 @@ class Run:
         start = time.perf_counter()
         learner, recipe = self.learner, self.recipe
         if "logits" in baselines.needs_of(recipe):
-            losses = baselines.distill(learner, self.teacher.model, groups, recipe)
+            metrics = baselines.distill(learner, self.teacher.model, groups, recipe)
         else:
-            losses = update(learner, groups, recipe, ctx.key)
+            metrics = update(learner, groups, recipe, ctx.key)
         self.seconds["update"] = time.perf_counter() - start
-        return losses
+        return metrics
 
     def break_off(self, step: int, error: InterruptedError) -> None:
         """Nothing has been learnt in this step yet: the state before it is saved."""
@@ -276,7 +280,7 @@ class Run:
         self,
         ctx: Context,
         groups: list[Group],
-        losses: Metrics,
+        update_metrics: Metrics,
         events: dict,
         replayed: int,
     ) -> None:
@@ -285,7 +289,7 @@ class Run:
         metrics: Metrics = {"step": number}
         metrics |= summarise(groups, self.recipe)
         metrics |= ctx.counts
-        metrics |= losses
+        metrics |= update_metrics
         if self.server:
             metrics["teacher_failures"] = self.server.failures
             metrics["teacher_cut"] = self.server.cut
@@ -302,7 +306,7 @@ class Run:
         if self.is_due(self.args.dump_every, number):
             self.output.write(dump(groups), f"dumps/step_{number:05d}.jsonl")
 
-    def save_or_stop(self, step: int, losses: Metrics) -> None:
+    def save_or_stop(self, step: int, update_metrics: Metrics) -> None:
         """Evaluation and checkpoint where they are due, and where there is a reason to stop."""
         self.done = step + 1
         last = self.done == self.args.steps  # `finish` measures after the last step
@@ -310,8 +314,11 @@ class Run:
             scores = self.measure(f"eval_{self.done:05d}.jsonl")
             shown = [f"{family} {value:.1f}%" for family, value in scores.items()]
             print_main("  ".join(shown))
-        bad = losses["updates_not_finite"]
-        self.bad_updates = self.bad_updates + bad if bad else 0  # decision 4
+        # decision 4: consecutive steps alone count
+        bad = update_metrics["updates_not_finite"]
+        if not bad:
+            self.bad_updates = 0
+        self.bad_updates += bad
         self.reason = self.why_stop()
         if last or self.reason or self.is_due(self.args.save_every, self.done):
             self.output.save(self.state(), self.args.keep_checkpoints)

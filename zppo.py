@@ -53,7 +53,7 @@ from engine.options import option
 from engine.questions import Question
 from engine.update import Learner, Row
 from generate import Request, Sampling, ask, seed_of
-from rewards import extract_boxed, score
+from rewards import Response, extract_boxed, score
 
 COMPRESSION_TOKENS = 512  # Table 8
 SUMMARY_LINES = 5  # Fig. 16
@@ -195,7 +195,7 @@ def roll_out(ctx: Context, groups: Sequence[Group], phase: str) -> list[Group]:
 
 
 def request_for(group: Group, kind: str) -> Request:
-    """kind names the random streams: student and teacher never share one."""
+    """The group's prompt, to sample from. kind names the random streams: no two kinds share one."""
     question = group.question
     return Request(kind, question.uid, group.prompt, question, group.prefix)
 
@@ -208,11 +208,12 @@ def scored_rollouts(
     rows = actor(requests, n, sampling, ctx.key, phase)
     replies, items = [], []
     for request, row in zip(requests, rows, strict=True):
-        x = request.question
+        question = request.question
         replies += row
-        items += [(x.text, reply.text, x.answer, x.free_form, None, x.row) for reply in row]
-    judge = partial(ask, ctx.teacher, ctx.key)
-    rewards = score(items, judge, ctx.reward)
+        for reply in row:
+            gold = question.answer, question.free_form
+            items.append(Response(question.text, reply.text, *gold, row=question.row))
+    rewards = score(items, partial(ask, ctx.teacher, ctx.key), ctx.reward)
     rollouts = []
     for reply, reward in zip(replies, rewards, strict=True):
         answer = extract_boxed(reply.text)
@@ -235,8 +236,8 @@ def select(
 ) -> list[HardQuestion]:
     """Which hard questions are reformulated, and how: one pool of at most `cap` instances [Z1, Z2].
 
-    plain: the plain groups of the step. refill: go on past questions that admit no branch; without
-    it only the first `cap` hard questions are looked at.
+    plain: the plain groups of the step. refill: go on past questions that admit no branch; False
+    for the rows of baselines.py, whose algorithms look at the first `cap` hard questions only.
     """
     recipe = ctx.recipe
     waiting = hardest_first(ctx, plain)
@@ -244,7 +245,7 @@ def select(
         waiting = waiting[:cap]
     pool, rows = [], []
     while waiting and len(pool) < cap:
-        # decision 2: in rounds, because most questions beyond the cap need no teacher
+        # decision 2: in rounds; a question fills at most one slot per branch
         size = math.ceil((cap - len(pool)) / len(recipe.branches))
         if recipe.teacher_on_all_hard:
             size = len(waiting)
@@ -296,11 +297,10 @@ def admit(ctx: Context, group: Group, row: Sequence[Rollout]) -> list[HardQuesti
 
 def teacher_counts(rows: Sequence[Sequence[Rollout]]) -> Metrics:
     """Metrics of the teacher's rollouts. rows: one for each hard question that came up."""
-    rewards = [[rollout.reward for rollout in row] for row in rows]
-    drawn = [reward for row in rewards for reward in row]
+    rewards = [[rollout.reward for rollout in row] for row in rows if row]
     return {
-        "teacher_questions": len(rewards) - rewards.count([]),
-        "teacher_accuracy": mean(drawn),
+        "teacher_questions": len(rewards),
+        "teacher_accuracy": mean(sum(rewards, [])),
         "bcq_possible": sum(1.0 in row for row in rewards),
     }
 
@@ -314,17 +314,17 @@ def reformulate(ctx: Context, chosen: Sequence[HardQuestion]) -> list[Group]:
     The teacher compresses every trace, correct or wrong, under the same prompt.
     """
     candidates = [candidate_traces(ctx, hard) for hard in chosen]
-    # decision 3: a trace that BCQ and NCQ share is compressed once
+    # decision 3: a trace of BCQ and NCQ alike once; by identity, for two rollouts may say the same
     traces = {}
     for row in candidates:
         traces |= {id(trace): trace for trace in row}
-    texts = compress(ctx, list(traces.values()))
-    summaries = dict(zip(traces, texts))
+    written = compress(ctx, list(traces.values()))
+    summaries = dict(zip(traces, written))
     groups = []
     for hard, row in zip(chosen, candidates):
         texts = [summaries[id(trace)] for trace in row]
         answers = [trace.answer for trace in row]
-        groups.append(reformulated(ctx, hard, texts, answers))
+        groups.append(reformulated_group(ctx, hard, texts, answers))
     # decision 13: where students rarely box, the box is the label
     bcq_answers = [group.candidates["answers"] for group in groups if group.kind == "bcq"]
     ctx.counts["bcq_unboxed"] = sum(None in answers for answers in bcq_answers)
@@ -341,7 +341,7 @@ def candidate_traces(ctx: Context, hard: HardQuestion) -> list[Rollout]:
     return [hard.positive, rng.choice(wrong)]
 
 
-def reformulated(ctx: Context, hard: HardQuestion, texts: list[str], answers: list) -> Group:
+def reformulated_group(ctx: Context, hard: HardQuestion, texts: list, answers: list) -> Group:
     """The group of one BCQ or NCQ prompt. texts, answers: of its candidates."""
     question = hard.group.question
     if hard.kind == "bcq":
@@ -517,7 +517,7 @@ def update(learner: Learner, groups: Sequence[Group], recipe: Recipe, key: tuple
     """
     batches = mini_batches(groups, recipe, key)
     first, *later = batches
-    # pi_theta_old is the policy before the first of the I updates.
+    # pi_theta_old is the policy before the first of the I updates. (retried: if memory runs out)
     learner.retried(score_old_policy, later)
     accelerator = learner.accelerator
     totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
@@ -612,7 +612,7 @@ def summarise(groups: Sequence[Group], recipe: Recipe) -> Metrics:
         positive += [rollout.reward > accuracy for rollout in group.rollouts]
     plain = by_kind["plain"]
 
-    metrics: Metrics = {}
+    metrics: Metrics = {}  # in the order of the logs
     for kind, same in by_kind.items():
         metrics[f"{kind}_accuracy"] = mean(group.accuracy for group in same)
     for kind, same in by_kind.items():

@@ -101,7 +101,7 @@ def answers_match(given: str, gold: str) -> bool:
             (tree, unit), (gold_tree, gold_unit) = read(given), read(gold)
             same_unit = not unit or not gold_unit or unit == gold_unit
             return same_unit and same(tree, gold_tree)
-    except (ArithmeticError, ValueError, RecursionError):
+    except (ArithmeticError, TypeError, ValueError, RecursionError):  # TypeError: i < 2
         return False
 
 
@@ -119,8 +119,9 @@ SPELLINGS = r"""
 ; ± \pm; ∓ \mp; ° º \degree \degrees; ∞ \infty; ∈ \in; ∪ \cup; ∩ \cap; ∖ \setminus \backslash
 ; \Omega_ Ω; ∅ \emptyset \varnothing; | \lvert \rvert \vert \mid; ⌊ \lfloor; ⌋ \rfloor
 ; ⌈ \lceil; ⌉ \rceil; ⟨ 〈 \langle; ⟩ 〉 \rangle; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack
-; € \euro; £ \pounds; : \colon; ... \ldots \dots \cdots; \frac \dfrac \tfrac \cfrac; \binom \dbinom \tbinom
-; \epsilon \varepsilon; \phi \varphi; \theta \vartheta; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ
+; € \euro; £ \pounds; : \colon; ... \ldots \dots \cdots; \frac \dfrac \tfrac \cfrac
+; \binom \dbinom \tbinom; \epsilon \varepsilon; \phi \varphi; \theta \vartheta
+; \root{2} √; \root{3} ∛; \mathbb_R_ ℝ
 ; _and_ \land \wedge; _or_ \lor \vee
 ; _ \quad \qquad \hfill \rm \bf \it \vec \limits \displaystyle \textstyle"""
 PLAIN = {sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξοπρστυφχψω", GREEK)}
@@ -144,7 +145,7 @@ only dollar: $5 ⟹ ＄5    ^([^$]*)\$([^$]*)$ ⟹ \1＄\2
 dollar: $x$ ⟹ ␣x␣    \$ ⟹ ␣
 wrapper: 5\text{ cm} ⟹ 5␣ cm␣    \\(?:text(?:bf|it|rm|sf|tt|up|normal|sc)?|math(?:rm|bf|it|sf|tt)
     |[mh]box|emph|boldsymbol|bm|boxed|underline|operatorname\*?) *
-    \{((?:[^{}]|\{[^{}]*\})*)\} ⟹ ␣\1␣
+    \{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\} ⟹ ␣\1␣
 size: \left(x\right) ⟹ (x)    \\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z]) *\.? ⟹ ␀
 command: x\leq 5 ⟹ x≤ 5    \\[A-Za-z]+ ⟹ first_spelling()
 spaces: x   y ⟹ x y    ␣+ ⟹ ␣
@@ -299,7 +300,7 @@ OPTION = re.compile(
 # Several options: "(A), C." or "A and C", and with a text behind each "A. 5, B. 6".
 LETTER = r"(?:[A-J]|\([A-Ja-j]\)|\[[A-Ja-j]\])[.:)]?"
 BETWEEN = r"(?: ?(?:[,;&]|\band\b) ?(?:and )?| ?(?=\()|(?<=[A-J]) (?=[A-J]\b))"
-MARK = r"(?:\b[A-J][.:)]|\([A-J]\))(?: |$)"
+MARK = r"(?:\b[A-J][.:)]|\([A-J]\)) ?"
 SEVERAL = re.compile(
     rf"(?i:(?:option|choice|answer)s?:? )?({LETTER}(?:{BETWEEN}{LETTER})+)"
     rf"|{MARK}[^,;]+(?:[,;] ?{MARK}[^,;]*| and {MARK}[^,;]+)+|{MARK}[^A-Za-z]+(?:{MARK}[^A-Za-z]+)+"
@@ -922,7 +923,9 @@ def named_equation(tree):
     if label(sides[-1]) and not label(sides[0]):
         signs, sides = signs[::-1], sides[::-1]
     name = label(sides[0])
-    while len(sides) > 1 and label(sides[0]):
+    while label(sides[0]) and not label(sides[-1]):
+        signs, sides = signs[1:], sides[1:]
+    if label(sides[0]):  # x = y
         signs, sides = signs[1:], sides[1:]
     exact = [sides[0]]
     exact += [side for sign, side in zip(signs, sides[1:]) if sign == "="]

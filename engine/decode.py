@@ -31,7 +31,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from engine.models import Tensors, collate, position_ids, rope_index_of
 
 CACHE_STEP = 1024  # columns that a cache grows by, at most
-RANDOM_BLOCK = 64  # uniform numbers drawn at a time from a rollout's stream
 # Of a prefill's piece, padding included. A longer prompt is a piece of its own.
 PREFILL_TOKENS = 16_384
 
@@ -284,44 +283,3 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, *
     together = query.reshape(rows, -1, shared, width)  # [B, kv heads, shared, D]
     output = scaled_dot_product_attention(together, key, value, attention_mask, scale=scaling)
     return output.reshape(rows, heads, 1, -1).transpose(1, 2), None
-
-
-# ---------------------------------------------------------------- random numbers
-
-
-class UniformStreams:
-    """One stream of uniform numbers per row, drawn in blocks, each row at its own place in it."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device):
-        self.device = device
-        self.used = RANDOM_BLOCK  # columns of the block
-        self.generators: list[torch.Generator] = []
-        self.block = torch.empty(0, RANDOM_BLOCK, dtype=torch.float64, device=device)
-        self.add(seeds)
-
-    def add(self, seeds: Sequence[int]) -> None:
-        """New rows, at the start of their streams, for what is left of the block."""
-        new = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn = self.draw(new, RANDOM_BLOCK - self.used)
-        self.block = torch.cat([self.block, pad(drawn, (self.used, 0))])
-        self.generators += new
-
-    def draw(self, generators: Sequence[torch.Generator], n: int) -> torch.Tensor:
-        """The next n numbers of each stream [B, n]. A stream does not depend on how it is cut."""
-        drawn = torch.empty(len(generators), n, dtype=torch.float64)
-        for row, generator in zip(drawn, generators, strict=True):
-            row.uniform_(generator=generator)
-        return drawn.to(self.device)
-
-    def next(self) -> torch.Tensor:
-        """One number for each row [B]."""
-        if self.used == RANDOM_BLOCK:
-            self.block = self.draw(self.generators, RANDOM_BLOCK)
-            self.used = 0
-        self.used += 1
-        return self.block[:, self.used - 1]
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows."""
-        self.generators = [self.generators[row] for row in rows.tolist()]
-        self.block = self.block[rows]

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MIN_PIXELS, MAX_PIXELS = 256 * 32 * 32, 1280 * 32 * 32  # Table 8
+ORIENTATION = 0x0112  # EXIF tag
 
 
 def image_bytes(cell, folder: str = "") -> bytes:
@@ -34,15 +35,16 @@ def image_bytes(cell, folder: str = "") -> bytes:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy in upright RGB (decision 2)."""
-    image = ImageOps.exif_transpose(image)
+    """Upright RGB image (decision 2); an upright RGB image is returned as it is."""
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # Pillow would cut at 255
         image = scale_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def scale_grey(image: Image.Image) -> Image.Image:
@@ -65,7 +67,11 @@ def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
     pixels = image.width * image.height
     if least <= pixels <= most:
         return image
-    target, rounding = (most, np.floor) if pixels > most else (least, np.ceil)
+    target = most
+    rounding = np.floor
+    if pixels < least:
+        target = least
+        rounding = np.ceil
     scale = (target / pixels) ** 0.5
     sides = [max(1, int(rounding(side * scale))) for side in image.size]
     return image.resize(sides)  # bicubic
@@ -74,10 +80,14 @@ def fit_pixels(image: Image.Image, least: int, most: int) -> Image.Image:
 def bound_pixels(processor, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS):
     """Set the pixel bounds (Table 8) on a processor of the Qwen family; returns the processor.
     Raises ValueError for one of another family: it neither counts nor scales as we do."""
-    if not hasattr(processor.image_processor, "merge_size"):
-        name = type(processor.image_processor).__name__
+    scaler = processor.image_processor
+    if not hasattr(scaler, "merge_size"):
+        name = type(scaler).__name__
         raise ValueError(f"its {name} is not known here: choose a VLM of the Qwen family")
-    processor.image_processor.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    scaler.size = {
+        "shortest_edge": min_pixels,
+        "longest_edge": max_pixels,
+    }
     return processor
 
 
@@ -110,8 +120,8 @@ def prompt_tokens(
     tokenizer = getattr(processor, "tokenizer", processor)
     tokens = len(tokenizer(text)["input_ids"])
     for image in images:  # each has a placeholder of one token in the template
-        width, height = image.size
         scaler = processor.image_processor
+        width, height = image.size
         patches = scaler.get_number_of_image_patches(height, width, {})
         tokens += patches // scaler.merge_size**2 - 1
     return tokens

@@ -8,7 +8,12 @@ from pathlib import Path
 import pandas as pd
 from accelerate import PartialState
 
-from engine.output import read_records, refuse_changes, write_records, write_whole
+from engine.output import (
+    read_records,
+    refuse_changes,
+    write_records,
+    write_whole,
+)
 
 
 class Results:
@@ -36,7 +41,8 @@ class Results:
                 self.done = {record["uid"]: record for record in records}
 
     def start(self) -> None:
-        """From here on the file is this run's. Models are loaded before: a wrong name leaves none."""
+        """From here on the file is this run's. Models are loaded before, so that a wrong name
+        leaves no file."""
         PartialState().wait_for_everyone()  # all have read
         if self.main:
             self.summary.unlink(missing_ok=True)
@@ -59,7 +65,9 @@ class Results:
             return
         write_records(records, self.path)
         judged = [
-            record for record in records if record.get("method", "rule") != "rule"
+            record
+            for record in records
+            if record.get("method", "rule") != "rule"
         ]
         if judged:
             write_records(judged, self.path.with_suffix(".judged.jsonl"))
@@ -82,4 +90,6 @@ def means(rewards: Sequence[tuple]) -> dict[str, float]:
     table = pd.DataFrame(rewards, columns=["value", "reward"], dtype=object)
     table = table.explode("value").dropna(subset="value")
     percent = 100 * table.reward.astype(float)
-    return percent.groupby(table.value.astype(str), sort=False).mean().to_dict()
+    return (
+        percent.groupby(table.value.astype(str), sort=False).mean().to_dict()
+    )

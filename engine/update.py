@@ -340,7 +340,10 @@ def make_learner(
     policy, optimizer = accelerator.prepare(policy, optimizer)
     is_vlm = hasattr(student.processor, "image_processor")
     images = (Image.new("RGB", (64, 64)),) if is_vlm else ()
-    blank = Row("blank", Question("blank", "blank", images, ""), student.end_ids[:1], weight=0.0)
+    question = Question("blank", "blank", images, "")
+    blank = Row("blank", question, student.end_ids[:1], weight=0.0)
+    # Any finite ratio: its weight is 0. A micro-batch of a retried update may get it unscored.
+    blank.old_logp = torch.zeros(1, device=accelerator.device)
     learner = Learner(policy, optimizer, accelerator, student.encoder, blank, micro_tokens)
     if accelerator.is_fsdp2:
         with torch.no_grad():

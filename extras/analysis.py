@@ -221,7 +221,10 @@ def print_tables(runs: Runs, dumps: int) -> None:
     print_table("Held-out accuracy (%), mean over seeds; std: over seeds, after training", accuracy)
     print_table("Graduation by plain accuracy at admission (Fig. 4)", admissions.apply(graduation))
     print_table("Fates of admissions by number of visits (Figs. 20-24)", fates)
-    print_table("BCQ and NCQ answers v the candidates, newest dumps (Tables 16-17)", audited)
+    print_table(
+        "BCQ and NCQ answers v the candidates in their prompts, newest dumps (Tables 16-17)",
+        audited,
+    )
 
 
 def audit_table(runs: Runs, dumps: int) -> pd.DataFrame:

@@ -240,6 +240,11 @@ def unfit(question: Question, processor) -> str:
     return ""
 
 
+def same_gold(answer: str, other: str) -> bool:
+    """True if two golds mean the same, whichever of them is written as a number."""
+    return answers_match(answer, other) or answers_match(other, answer)
+
+
 def settle(rows: pd.DataFrame) -> pd.Series:
     """The one fate of each row: its reason, or what becomes of copies and caps, or "kept"."""
     passed = rows[rows.fate == ""].copy()
@@ -249,7 +254,7 @@ def settle(rows: pd.DataFrame) -> pd.Series:
     first = passed.groupby("uid")[["subset", "answer"]].transform("first")
     copy = passed.uid.duplicated()
     # Decision 3: all rows of a question are dropped if one has another answer.
-    pairs = map(answers_match, passed.answer, first.answer)
+    pairs = map(same_gold, passed.answer, first.answer)
     same = pd.Series(pairs, passed.index, dtype=bool)
     agree = same.groupby(passed.uid).transform("all")
     candidates = passed[agree & ~copy].sort_values("rank")

@@ -33,56 +33,53 @@ USUAL = ("train", "test", "testmini", "validation", "dev")
 class Benchmark:
     """Where a benchmark is, what its columns say, who scores it. A column is a name in its rows."""
 
+    # Where it is.
     name: str  # on the command line and in the records
     family: str
     paper: str  # in the paper's tables
-    sources: Sequence[str]  # hub ids of the same set: the first that there is
+    sources: Sequence[str]  # hub ids of the same set: the first that exists
     size: int  # questions in the published set
     scorer: str = "answer"  # a name in scorers.RULES, METRICS or JUDGES
     revision: str | None = None
     # "*": all that exist. A dict names with each config a part of the path of its videos.
     configs: Sequence[str] | dict[str, str] = ("",)
     splits: Sequence[str] = ("test",)
-    every_split: bool = (
-        False  # each is a part of the set; else the first that there is
-    )
+    every_split: bool = False  # each is a part of the set; else the first that exists
     withheld: str = ""  # said where something is missing
     terms: str = "see its card"  # licence or gate
+
+    # What its columns say.
     question: str = "question"
-    answers: Sequence[str] = (
-        "answer",
-    )  # two columns: of rows with options, of rows without
+    # Two columns: of rows with options, of rows without.
+    answers: Sequence[str] = ("answer",)
     # One column with all options (see rows.option_texts), or one column for each option.
     options: Sequence[str] = ()
     drawn: int = 0  # options whose texts stand in the question or only in the picture
     shuffled: bool = False
-    encoding: str = (
-        "letter"  # of a gold among options: letter, index (0-based) or text
-    )
-    kind: Sequence[
-        str
-    ] = ()  # a column, its value in rows with options, its values in rows without
+    # Of a gold among options: letter, index (0-based) or text.
+    encoding: str = "letter"
+    # A column, its value in rows with options, its values in rows without.
+    kind: Sequence[str] = ()
     images: Sequence[str] = ()
     video: str = ""
     video_alias: str = ""  # the name of this column in another source
     subtitles: bool = False
-    needs: Sequence[str] = ()  # further columns that the scorer reads
-    groups: Sequence[
-        str
-    ] = ()  # columns of the numbers by category; "a.b" is a nested field
-    average: str = (
-        ""  # the group over whose means the score is the mean; none: over rows
-    )
-    together: str = ""  # rows that are scored together have one value in this column
     where: Sequence[str] = ()  # a column and an ending: only these rows
     strip: str = ""  # pattern of a wish for a format in the questions
     adds: Sequence = ()  # a column, {its value: a sentence of ours behind the question}
     clean: bool = True  # False: a wish for a format is part of the task
-    judge_question: str = ""  # column with the question as a judge should see it
-    packages: dict = field(
-        default_factory=dict
-    )  # that the scorer needs: {module: package}
     prepare: str = ""  # a function in rows.PREPARE, for what columns cannot say
+
+    # How its answers are scored.
+    needs: Sequence[str] = ()  # further columns that the scorer reads
+    # Packages that the scorer needs: {module: package}.
+    packages: dict = field(default_factory=dict)
+    judge_question: str = ""  # column with the question as a judge should see it
+    # Columns of the numbers by category; "a.b" is a nested field.
+    groups: Sequence[str] = ()
+    # The group over whose means the score is the mean; none: over rows.
+    average: str = ""
+    together: str = ""  # rows that are scored together have one value in this column
 
 
 _text = Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8")

@@ -42,7 +42,9 @@ FOLDER_FPS = 3.0  # of TVQA's frame folders (episodic_reasoning)
 Frames = tuple[list[Image.Image], int, float]
 
 
-def picture(rows: datasets.Dataset, row: int, column: str, folder: Path) -> LazyImage:
+def picture(
+    rows: datasets.Dataset, row: int, column: str, folder: Path
+) -> LazyImage:
     """The image of a cell, its size read from the header. Raises OSError where there is none."""
     image = LazyImage(rows, row, column, 0, str(folder), (0, 0))
     header = Image.open(io.BytesIO(image.read()))
@@ -126,7 +128,8 @@ class Frame(LazyImage):
     def read(self) -> bytes:
         frames, _, _ = read_frames(self.folder, self.indices)
         file = io.BytesIO()
-        frames[self.position].save(file, "PNG", compress_level=1)  # nothing is lost
+        # A PNG loses nothing.
+        frames[self.position].save(file, "PNG", compress_level=1)
         return file.getvalue()
 
 
@@ -151,7 +154,9 @@ def sample(
     length = last - first
     n = min(frames, length)
     indices = tuple(first + int((i + 0.5) * length / n) for i in range(n))
-    shots = tuple(Frame(None, 0, "", i, path, image.size, indices) for i in range(n))
+    shots = tuple(
+        Frame(None, 0, "", i, path, image.size, indices) for i in range(n)
+    )
     times = [i / fps for i in indices]
     return shots, times
 
@@ -161,7 +166,9 @@ def read_frames(path: str, indices: Sequence[int]) -> Frames:
     """The frames at `indices`. Raises DataError."""
     file = Path(path)
     if file.is_dir():
-        names = [name for name in file.iterdir() if name.suffix.lower() in PICTURES]
+        names = [
+            name for name in file.iterdir() if name.suffix.lower() in PICTURES
+        ]
         names.sort()
         images = [Image.open(names[i]) for i in indices]
         count = len(names)
@@ -194,7 +201,9 @@ def decode(path: str, indices: Sequence[int]) -> Frames:
     # Every decoder has errors of its own; without a decoder there is an ImportError.
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: {backend} cannot decode it ({cause})") from error
+        raise DataError(
+            f"{path}: {backend} cannot decode it ({cause})"
+        ) from error
     if video.shape[-1] != 3:  # torchcodec puts the channels first
         video = video.permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray(frame) for frame in video]
@@ -208,7 +217,9 @@ def subtitles(file: Path | None, times: Sequence[float]) -> str:
     """The lines of an .srt file that are shown at one of `times` (seconds), without font tags."""
     text = file.read_text(encoding="utf-8-sig") if file else ""
     shown = []
-    for start, end, words in re.findall(r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text):
+    for start, end, words in re.findall(
+        r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text
+    ):
         if any(seconds(start) <= time <= seconds(end) for time in times):
             shown.append(re.sub(r"<[^>]+>", "", words).strip())
     return "\n".join(shown) or "No subtitles available"

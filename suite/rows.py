@@ -2,8 +2,8 @@
 
 Decisions:
 1. A row that is not as suite/benchmarks.yaml says is left out, named and counted: a wrong guess
-   would be a wrong number. Where a column is missing, or more than 2% of the rows are like this, the
-   set is refused. Another number of rows than published is no error; the table shows both.
+   would be a wrong number. Where a column is missing, or more than 2% of the rows are like this,
+   the set is refused. Another number of rows than published is no error; the table shows both.
 2. Options are listed under the question as "A. text", or as letters alone where their texts are not
    known; not where the question has them, or is itself in the picture.
 3. GPQA's options are shuffled by a seed of their own row: one order for every model and --seed.
@@ -49,9 +49,8 @@ class Item(Question):
     """A question of a benchmark."""
 
     benchmark: str = ""
-    options: tuple[
-        str, ...
-    ] = ()  # texts, "" where only the picture or the question shows one
+    # Their texts, "" where only the picture or the question shows one.
+    options: tuple[str, ...] = ()
     judge_question: str = ""  # the question as a judge should see it
     golds: tuple = ()  # what is accepted: numbers (0-based) of options, or strings
     scored_with: str = ""  # the same for questions that are scored together
@@ -90,8 +89,8 @@ def load(
         raise DataError(f"{entry.name}: {error}{withheld}") from error
     for place in places:
         split = place["split"] if entry.every_split else ""
-        parts = (entry.name, place["config"], split, str(place["number"]))
-        uid = "/".join(filter(None, parts))  # decision 5
+        words = (entry.name, place["config"], split, str(place["number"]))
+        uid = "/".join(filter(None, words))  # decision 5
         row = place["rows"][place["number"]] | place
         try:
             media = media_of(entry, row, folder, frames)
@@ -101,7 +100,7 @@ def load(
                 suffix = f".{i}" if i else ""
                 asked.append(item_of(entry, uid + suffix, row | part, media))
             items += asked
-        # A DataError, or whatever else a row of another form raises.
+        # Decision 1: a DataError, or whatever else a row of another form raises.
         except Exception as error:
             problems.append(f"{uid}: {error}")
         if len(problems) > UNREADABLE * len(places):

@@ -5,9 +5,9 @@ Decisions where the paper is silent:
    (the metrics of InfographicVQA and OCRBench v2 have no judge: they take the text behind the
    thoughts; VLMs-are-Blind asks for curly brackets: there they are a box).
 2. A rule settles a number against a number, and a choice that is clear: exactly one option, several
-   options, or a letter that no option has. A letter comes first: "B" is option B, also where another
-   option's text is "B". Not clear are "2" among options that are no numbers, and an answer that
-   fits two options. So a wrong choice is never taken for a right one.
+   options, or a letter that no option has. A letter comes first: "B" is option B, also where
+   another option's text is "B". Not clear are "2" among options that are no numbers, and an
+   answer that fits two options. So a wrong choice is never taken for a right one.
 3. Without a judge an unsettled answer counts as wrong; beside the score stands the one without it.
 4. The official judges are asked in words of ours (configs/judges.toml), which a file with the
    published ones replaces. A reply that does not keep to its form counts as wrong and is counted.
@@ -36,9 +36,8 @@ OPENING = r"(?i)^(the )?((correct|right|final) )*(answer|option|choice)s?\b( is|
 
 @dataclass
 class Score:
-    reward: (
-        float | None
-    )  # None: a judge is needed, or the metric cannot be computed here
+    # None: a judge is needed, or the metric cannot be computed here.
+    reward: float | None
     # rule, judge, official judge, unsettled (no judge), unreadable (the judge) or not scored
     method: str
     why: str = ""  # a judge was needed
@@ -361,13 +360,8 @@ def distance(a: str, b: str) -> int:
 
 # ---- official judges (Figs. 10-15) ---------------------------------------------------------------
 
-JUDGES = (
-    "charxiv",
-    "mmvet",
-    "hle",
-    "multichallenge",
-    "mmvu",
-)  # scorers, and benchmarks too
+# Names of scorers, and of their benchmarks too.
+JUDGES = ("charxiv", "mmvet", "hle", "multichallenge", "mmvu")
 VERDICTS = {"correct": 1, "yes": 1, "true": 1, "wrong": 0, "no": 0, "false": 0}
 PROMPTS = Path(__file__).parent.parent / "configs" / "judges.toml"
 

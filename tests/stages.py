@@ -13,7 +13,18 @@ from engine.models import Encoder, banned_token_ids
 from engine.questions import Question
 from engine.update import Learner, Policy, Row
 from rewards import extract_boxed
-from zppo import Context, Group, Recipe, Rollout, plain_groups, quota, reformulate, roll_out, select, update
+from zppo import (
+    Context,
+    Group,
+    Recipe,
+    Rollout,
+    plain_groups,
+    quota,
+    reformulate,
+    roll_out,
+    select,
+    update,
+)
 
 # ---------------------------------------------------------------- scripted models
 

@@ -1172,6 +1172,9 @@ A C | A, C
 \text{A}, \text{C} | AC
 (A), (B), and (C) | ABC
 A. John F. Kennedy | A
+A. 0.5 | A
+B.  3 | B
+C. 3.5 | C
 - options
 (B), (C) | B
 B | (B), (C)
@@ -1190,6 +1193,7 @@ A. 5 B. 6 | A
 (A) 5 (B) 6 | A
 (A) 3, (B) | A
 A B | A
+A. 5, B.6 | A
 + units
 3 m/s | 3\ \mathrm{m\,s^{-1}}
 3 m/s | 3 m s^{-1}
@@ -1406,6 +1410,8 @@ a = b = 5 | 5
 A(1,2), B(3,4) | A=(1,2), B=(3,4)
 x_{1,2} = \pm 3 | 3, -3
 x_{1} = 1 \text{ and } x_{2} = 3 | 1, 3
+a=b=c | a = b = c
+x = y | y = x
 - names
 x_1=1,x_2=3 | x_1=3,x_2=1
 x_1=1,x_2=3 | 1, 4
@@ -1416,6 +1422,8 @@ P(-2,3) | (3,-2)
 A(1,2) | B(1,2)
 a_1 = 1, a_2 = 2 | a_1 = 2, a_2 = 1
 x = 1, y = 3 | 3, 1
+a=c | a=b=c
+a=b=c | a=c
 + functions
 \operatorname{csch} x | \frac{1}{\sinh x}
 \operatorname{sech}(x) | 1/\cosh x
@@ -1576,7 +1584,8 @@ HOSTILE = [
     ",".join(map(str, range(995))), ",".join(f"9{n:03}!" for n in range(190)), "x^y" * 60, "(A)" * 600,
     "+".join(rf"\sin(({n}+i)x)" for n in range(90)), "+".join(rf"\sqrt[{n}]{{x}}" for n in range(3, 60)),
     ",".join(f"2^{{9{n:03}}}" for n in range(180)), "(x!)!", "(1000x)!", "{" * 999 + "}" * 1000,
-    "^" + " " * 200_000 + "x}", "^ " * 100_000, r"\mathbb R∖\{" + "1," * 900 + r"\}", "5 m" + "^2m" * 400, "0." + r"\overline{1}" * 300, r"\boxed{" * 150_000, "{}" * 500_000,
+    "^" + " " * 200_000 + "x}", "^ " * 100_000, r"\mathbb R∖\{" + "1," * 900 + r"\}", "5 m" + "^2m" * 400,
+    "0." + r"\overline{1}" * 300, r"\boxed{" * 150_000, "{}" * 500_000,
     r"\boxed{" + "9" * 10**6 + "}", r"\text{" * 150_000, " " * 10**6, "a " * 500_000, "",
 ]
 

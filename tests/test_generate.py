@@ -6,18 +6,23 @@ import pytest
 import tiny
 import torch
 import transformers
-from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from engine.decode import RANDOM_BLOCK, Decoder, UniformStreams
+from engine.decode import Decoder
 from engine.models import banned_token_ids, collate, position_ids, response_positions
 from engine.questions import Question
+from engine.sampling import RANDOM_BLOCK, UniformStreams, sample_tokens
 from engine.update import Policy
 from generate import (
     Actor,
     Request,
     Sampling,
     generate,
-    sample_tokens,
     seed_of,
     until_end,
 )

@@ -406,7 +406,7 @@ def test_a_step_with_overlap_is_the_step_without(method):
             results.append((gather(ctx, questions, []), ctx.counts))
             assert teacher.failures == 0
     assert results[0] == results[1] and results[0][1]["teacher_questions"] >= limit
-    assert len(early) == 4 and (0 < early[2] <= early[3] if limit else not any(early))
+    assert early == sorted(early) and (early[-2] > 0 if limit else not any(early))
 
 
 @pytest.mark.parametrize("wrong_share", [0.1, 0.4, 0.9])
