@@ -71,7 +71,7 @@ def check_model(model, prompt: Tensors, prompt_tokens: int, response_tokens: int
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
     causes = {
         "in train mode, each time it scores a row: noise in its layers?": again,
-        "beside a longer row: does its rotary embedding switch?": alone,
+        "beside a longer row: does its rotary embedding switch? Lower --max_*_tokens.": alone,
         "in sampling and in scoring: a scale or a bias behind its head, its own cache?": log_probs,
     }
     for cause, others in causes.items():

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
     FalconMambaConfig,
+    Llama4TextConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
@@ -85,9 +86,13 @@ def test_architectures_that_sample_as_they_score_pass(name, bf16):
             "in sampling and in scoring",
         ),
         (lambda: FalconMambaConfig(**STATES), "in sampling and in scoring"),
+        (
+            lambda: Llama4TextConfig(**tiny.CAUSAL, num_local_experts=2, intermediate_size_mlp=64),
+            "cannot be sampled and scored here",
+        ),
         (lambda: MiniMaxConfig(**tiny.CAUSAL, **EXPERTS), "cannot be sampled and scored here"),
     ],
-    ids=["longrope", "dynamic", "phimoe", "mamba", "mamba2", "falcon_mamba", "minimax"],
+    ids=["longrope", "dynamic", "phimoe", "mamba", "mamba2", "falcon_mamba", "llama4", "minimax"],
 )
 def test_a_model_that_is_scored_otherwise_than_sampled_is_refused_by_name(config, problem):
     model = model_of(config())
