@@ -38,7 +38,8 @@ class Exam:
                 entry, folder, self.prompts, args.frames, args.limit
             )
             self.questions[entry.name] = items
-            self.unreadable[entry.name] = len(problems)
+            if problems:
+                self.unreadable[entry.name] = len(problems)
             for problem in problems:
                 print_main(f"{problem}: this row is left out")
 
@@ -48,8 +49,12 @@ class Exam:
         scores = score(pairs, ask, self.prompts)
         said = []
         for (item, reply), scored in zip(asked, scores, strict=True):
-            more = dict(finished=reply.finished, tokens=len(reply.tokens))
-            more |= dict(scored_with=item.scored_with, groups=item.groups)
+            more = dict(
+                finished=reply.finished,
+                tokens=len(reply.tokens),
+                scored_with=item.scored_with,
+                groups=item.groups,
+            )
             said.append(vars(scored) | more)
         return said
 
@@ -57,8 +62,7 @@ class Exam:
         """(every number, the table)."""
         numbers = summarise(records)
         for name, n in self.unreadable.items():
-            if n:
-                numbers[name]["unreadable"] = n
+            numbers[name]["unreadable"] = n
         return numbers, report(numbers, self.theirs)
 
 

@@ -36,9 +36,8 @@ OPENING = r"(?i)^(the )?((correct|right|final) )*(answer|option|choice)s?\b( is|
 
 @dataclass
 class Score:
-    # None: a judge is needed, or the metric cannot be computed here.
-    reward: float | None
-    # rule, judge, official judge, unsettled (no judge), unreadable (the judge) or not scored
+    reward: float | None  # None: a judge is needed
+    # rule, judge, official judge, unsettled (no judge) or unreadable (the judge)
     method: str
     why: str = ""  # a judge was needed
 
@@ -98,17 +97,13 @@ def by_rule(item: Item, response: str) -> Score:
     if scorer in JUDGES:
         return Score(None, "official judge")
     if scorer in METRICS:
-        if answer is None:
-            answer = behind_thoughts(response)
-        reward = METRICS[scorer](item, answer)
-        if reward is None:
-            return Score(None, "not scored", "pip install lmms-eval")
-    elif answer is None:
+        given = behind_thoughts(response) if answer is None else answer
+        return Score(METRICS[scorer](item, given), "rule")
+    if answer is None:
         return Score(None, "judge", "no box")
-    else:
-        reward = RULES[scorer](item, answer)
-        if reward is None:
-            return Score(None, "judge", "not settled by the rule")
+    reward = RULES[scorer](item, answer)
+    if reward is None:
+        return Score(None, "judge", "not settled by the rule")
     return Score(reward, "rule")
 
 
@@ -140,8 +135,10 @@ def dynamath(item: Item, answer: str) -> float | None:
     (gold,) = item.golds
     if item.row["answer_type"] != "float":
         part = answer.strip().casefold()
-        is_part = settled is None and part and part in gold.casefold()  # decision 5
-        return 1.0 if is_part else settled
+        # Decision 5: a number against a number is settled.
+        if settled is None and part and part in gold.casefold():
+            return 1.0
+        return settled
     alone = re.match(r"[+-]?[\d.,]*\d", answer)
     has_unit = alone and alone[0] != answer and answers_match(answer, alone[0])
     if has_unit:
@@ -235,12 +232,10 @@ def anls(item: Item, answer: str) -> float:
     return share if share >= 0.5 else 0.0
 
 
-def ocrbench(item: Item, answer: str) -> float | None:
-    """OCRBench v2's own metric, from the installed lmms-eval; None without that package."""
-    try:
-        from lmms_eval.tasks.ocrbench_v2.utils import ocrbench_v2_process_results
-    except ImportError:
-        return None
+def ocrbench(item: Item, answer: str) -> float:
+    """OCRBench v2's own metric, from the installed lmms-eval (exam.py asks for the package)."""
+    from lmms_eval.tasks.ocrbench_v2.utils import ocrbench_v2_process_results
+
     row = item.row | {"question": item.text, "answers": list(item.golds)}
     result = ocrbench_v2_process_results(row, [answer])
     return float(result["ocrbench_v2_accuracy"]["score"])
@@ -299,7 +294,9 @@ def letters_in(answer: str) -> set[int]:
         re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part
     ]
     return (
-        {LETTERS.index(match[1].upper()) for match in found} if all(found) else set()
+        {LETTERS.index(match[1].upper()) for match in found}
+        if all(found)
+        else set()
     )
 
 
@@ -318,7 +315,9 @@ def same_text(answer: str, options: Sequence[str]) -> set[int]:
 def equal_text(answer: str, options: Sequence[str]) -> set[int]:
     plain = one_spelling(answer)
     return {
-        i for i, text in enumerate(options) if text and one_spelling(text) == plain
+        i
+        for i, text in enumerate(options)
+        if text and one_spelling(text) == plain
     }
 
 
