@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from engine.decode import decoding, prefill
 from engine.models import Tensors, collate, position_ids, response_positions
-from engine.questions import Question
+from engine.questions import Question, names_in
 from engine.screen import print_main
 from engine.update import Policy
 
@@ -71,7 +71,7 @@ def check_model(model, prompt: Tensors, prompt_tokens: int, response_tokens: int
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
     causes = {
         "in train mode, each time it scores a row: noise in its layers?": again,
-        "beside a longer row: does its rotary embedding switch?": alone,
+        "beside a longer row: does its rotary embedding switch? Lower --max_*_tokens.": alone,
         "in sampling and in scoring: a scale or a bias behind its head, its own cache?": log_probs,
     }
     for cause, others in causes.items():
@@ -83,14 +83,10 @@ def check_model(model, prompt: Tensors, prompt_tokens: int, response_tokens: int
 
 def switches(config) -> list[int]:
     """Lengths at which a model begins to compute in another way."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    found = []
-    # Some models have one for each kind of layer.
-    for part in (vars(config), rope, *rope.values()):
-        if isinstance(part, dict):
-            found += [part.get(name) for name in SWITCHES]
-            if part.get("rope_type") == "dynamic":
-                found.append(config.max_position_embeddings)
+    known = names_in(config.to_dict())  # "rope_parameters.full_attention.rope_type", ...
+    found = [known[name] for name in known if name.split(".")[-1] in SWITCHES]
+    if "dynamic" in known.values():
+        found.append(config.max_position_embeddings)
     return [length for length in found if length]
 
 

@@ -131,14 +131,10 @@ def banned_token_ids(model, processor) -> list[int]:
     return sorted(i for i in ids - {None} if i < vocabulary)
 
 
+@lru_cache(maxsize=8)  # some tokenizers have thousands
 def special_tokens(processor) -> list[str]:
     """All special tokens as strings, longest first: what a user turn must not contain."""
     tokenizer = tokenizer_of(processor)
-    return tokens_to_break(tokenizer, len(tokenizer))
-
-
-@lru_cache(maxsize=8)  # some tokenizers have thousands
-def tokens_to_break(tokenizer, vocabulary: int) -> list[str]:
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     names = sorted(added.union(tokenizer.all_special_tokens))
     names = [name for name in names if len(name) > 1 and not name.isalnum()]  # decision 3
@@ -157,7 +153,7 @@ def break_tokens(text: str, special_tokens: Sequence[str]) -> str:
 
 def break_prompt(processor, text: str, system: str, turns) -> tuple[str, str, list]:
     """The texts of a prompt, (text, system, turns), without special tokens (decision 3)."""
-    if system and not has_system_turn(processor, str(processor.chat_template)):
+    if system and not has_system_turn(processor):
         text, system = f"{system}\n\n{text}", ""  # decision 4
     tokens = special_tokens(processor)
     turns = [(role, break_tokens(said, tokens)) for role, said in turns]
@@ -165,7 +161,7 @@ def break_prompt(processor, text: str, system: str, turns) -> tuple[str, str, li
 
 
 @lru_cache(maxsize=8)
-def has_system_turn(processor, chat_template: str) -> bool:
+def has_system_turn(processor) -> bool:
     """False where the template refuses a system turn, or leaves it out."""
     try:
         messages = chat("Why?", system="Be brief.")

@@ -190,18 +190,13 @@ def read_text_file(path: str) -> list[dict]:
         line = raw.count(b"\n", 0, error.start) + 1
         what = f"{path}, line {line}: not UTF-8 (UTF-16 or Latin-1?)"
         raise DataError(f"{what}. Save the file as UTF-8") from error
-    is_csv = path.lower().endswith(".csv")
-    rows = read_csv(text) if is_csv else read_json(path, text)
+    table = csv.DictReader(io.StringIO(text, newline=""), restkey="more")
+    rows = list(table) if path.lower().endswith(".csv") else read_json(path, text)
     if not rows or not all(isinstance(row, dict) for row in rows):
         what = "a row is no object" if rows else "the file is empty"
         example = '{"question": "1 + 1?", "answer": "2"}'
         raise DataError(f"{path}: {what}. Expected are rows like {example}")
     return rows
-
-
-def read_csv(text: str) -> list[dict]:
-    """The rows below a header. Cells beyond the header get a column of their own."""
-    return list(csv.DictReader(io.StringIO(text, newline=""), restkey="more"))
 
 
 def read_json(path: str, text: str) -> list:
@@ -330,7 +325,9 @@ def clean_row(
     if not text:
         return None, "question_empty"
     said = "\n".join(words for _, words in turns)
-    if images_wanted(said + asked) > len(cells):
+    markers = MARKER.findall(said + asked)  # of each marker the number of its image, or ""
+    numbers = [int(number or 0) for number in markers]
+    if max([markers.count(""), *numbers]) > len(cells):
         return None, "image_missing"
     system = clean_text(system, 0)
     turns = [(role, clean_text(words, 0)) for role, words in turns]
@@ -407,13 +404,17 @@ def with_options(asked: str, answer, options) -> tuple:
     Raises ValueError where an option is no text, or the gold may name none or two."""
     options, labels = spelled_list(options), []
     if isinstance(options, dict):
-        labels = as_list(options.get("label"))
+        labels = [str(label) for label in as_list(options.get("label"))]
         options = options.get("text")
+    if isinstance(options, str):
+        options = options.splitlines()
     options = as_list(options)
-    texts = [str(option).strip() for option in options if isinstance(option, (str, int, float))]
+    texts = [str(option) for option in options if isinstance(option, (str, int, float))]
     letters = string.ascii_uppercase[: len(options)]
-    if len(texts) != len(letters):
-        raise ValueError("an option that is no text, or more options than letters")
+    if len(texts) != len(letters) or len(texts) < 2:
+        raise ValueError("an option that is no text, or more options than letters, or none")
+    # "A) red" becomes "red".
+    texts = [re.sub(rf"^\W*{a}[.):]", "", text).strip() for a, text in zip(letters, texts)]
     lines = [f"{letter}. {text}" for letter, text in zip(letters, texts)]
     gold = str(answer).strip()
     places = {names.index(gold) for names in (list(letters), texts) if gold in names}
@@ -429,13 +430,6 @@ def with_options(asked: str, answer, options) -> tuple:
 
 
 # ---------------------------------------------------------------- small helpers
-
-
-def images_wanted(text: str) -> int:
-    """How many images the markers of a text ask for. A marker may carry the number of its image."""
-    markers = MARKER.findall(text)  # of each marker its number, or ""
-    numbers = [int(number) for number in markers if number]
-    return max(markers.count(""), *numbers, 0)
 
 
 def content_hash(text: str, system: str, turns: list, images: list[bytes]) -> str:
@@ -466,7 +460,7 @@ def names_in(row: dict, prefix: str = "") -> dict:
     """{"a": value, "a.b": value, ...} of a nested row or of nested features."""
     names = {}
     for key, value in row.items():
-        names[prefix + key] = value
+        names[f"{prefix}{key}"] = value
         if isinstance(value, dict):
             names |= names_in(value, f"{prefix}{key}.")
     return names

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
     FalconMambaConfig,
+    Llama4TextConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
@@ -85,9 +86,13 @@ def test_architectures_that_sample_as_they_score_pass(name, bf16):
             "in sampling and in scoring",
         ),
         (lambda: FalconMambaConfig(**STATES), "in sampling and in scoring"),
+        (
+            lambda: Llama4TextConfig(**tiny.CAUSAL, num_local_experts=2, intermediate_size_mlp=64),
+            "cannot be sampled and scored here",
+        ),
         (lambda: MiniMaxConfig(**tiny.CAUSAL, **EXPERTS), "cannot be sampled and scored here"),
     ],
-    ids=["longrope", "dynamic", "phimoe", "mamba", "mamba2", "falcon_mamba", "minimax"],
+    ids=["longrope", "dynamic", "phimoe", "mamba", "mamba2", "falcon_mamba", "llama4", "minimax"],
 )
 def test_a_model_that_is_scored_otherwise_than_sampled_is_refused_by_name(config, problem):
     model = model_of(config())
@@ -232,8 +237,6 @@ def test_thousands_of_added_tokens_are_read_once(monkeypatch):
     for i in range(20):
         encoder.length(f"{i} <extra_7>", Question(str(i), "q?", (), "1"))
     assert len(reads) == 1
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<later>"]})
-    assert "<later>" in special_tokens(tokenizer)
 
 
 REFUSES = (
@@ -254,6 +257,7 @@ def test_without_a_system_role_its_text_goes_into_the_user_turn(template):
     encoder = Encoder(tokenizer)
     assert tokenizer.decode(encoder("q?", question)["input_ids"]) == "[user]Be brief.\n\nq?"
     assert encoder.length("q?", question) == len(encoder("q?", question)["input_ids"])
+    tokenizer = tiny.pretrain.make_processor().tokenizer
     tokenizer.chat_template = KEEPS
     assert tokenizer.decode(Encoder(tokenizer)("q?", question)["input_ids"]) == (
         "[system]Be brief.[user]q?"

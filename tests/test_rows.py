@@ -64,6 +64,9 @@ COLOURS = ["red", "green", "blue"]
         ("['red', 'green', 'blue']", "0", "A"),
         ({"text": COLOURS, "label": ["1", "2", "3"]}, "3", "C"),
         ({"text": COLOURS, "label": ["A", "B", "C"]}, "C", "C"),
+        ({"text": COLOURS, "label": [1, 2, 3]}, 1, "A"),
+        (["A)red", "B) green", "(C) blue"], "C", "C"),
+        ("A. red\nB. green\nC. blue", "1", "B"),
     ],
 )
 def test_options_in_a_column_are_listed_and_a_number_is_a_place(tmp_path, options, answer, gold):
@@ -93,15 +96,17 @@ def test_what_is_not_clear_about_options_is_skipped_and_counted(tmp_path):
         {"question": "e?", "options": [], "answer": "3"},
         {"question": "f?", "options": None, "answer": "3"},
         {"question": "g?", "options": ["1", "2", "2"], "answer": "1"},
+        {"question": "h?", "options": "red, green", "answer": "A"},
+        {"question": "i?", "options": {"A": "red", "B": "green"}, "answer": "A"},
     ]
     questions, report = from_file(tmp_path, *rows)
     assert [(question.text, question.answer) for question in questions] == [
         ("e?", "3"),
         ("f?", "3"),
     ]
-    assert report["skipped"] == {"options_unclear": 5}
+    assert report["skipped"] == {"options_unclear": 7}
     path = str(tmp_path / "set.jsonl")
-    assert len(load_questions(path, columns=["options="])[0]) == 7
+    assert len(load_questions(path, columns=["options="])[0]) == 9
 
 
 # ---------------------------------------------------------------- chats
