@@ -221,8 +221,7 @@ class Run:
         else:
             self.teacher.encoder.clear()
         key = (self.args.seed, step)
-        student = self.student_call()
-        return Context(student, self.teacher, self.recipe, key, self.reward)
+        return Context(self.student_call(), self.teacher, self.recipe, key, self.reward)
 
     def student_call(self) -> Callable:
         """How the stages call the student. A served teacher works beside its plain rollouts."""
@@ -312,8 +311,7 @@ class Run:
         last = self.done == self.args.steps  # `finish` measures after the last step
         if not last and self.is_due(self.args.eval_every, self.done):
             scores = self.measure(f"eval_{self.done:05d}.jsonl")
-            shown = [f"{family} {value:.1f}%" for family, value in scores.items()]
-            print_main("  ".join(shown))
+            print_main("  ".join(f"{family} {value:.1f}%" for family, value in scores.items()))
         # decision 4: consecutive steps alone count
         bad = update_metrics["updates_not_finite"]
         if not bad:
@@ -367,12 +365,11 @@ class Run:
         """Held-out accuracy in percent by family; the responses go to the file of this name."""
         if not self.held_out:
             return {}
-        tokens = self.recipe.max_response_tokens
         try:
             records = evaluate(
                 self.student,
                 self.held_out,
-                sampling=replace(DECODING, max_new_tokens=tokens),
+                sampling=replace(DECODING, max_new_tokens=self.recipe.max_response_tokens),
                 seed=self.args.seed,
                 judge=self.teacher,
                 reward=self.reward,
