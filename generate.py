@@ -1,34 +1,40 @@
-"""Sampling in plain PyTorch: each prompt is prefilled once and its KV cache shared out to its G rollouts.
+"""Sampling in plain PyTorch: one running batch, whose rows come and go.
+
+Each prompt is prefilled once and its KV cache shared out to its G rollouts.
 
 Decisions:
-1. All randomness of a token comes from one uniform number per (rollout, position): the inverse of the
-   cumulative distribution picks the token. A rollout has its own random stream, seeded from
+1. All randomness of a token comes from one uniform number per (rollout, position): the inverse of
+   the cumulative distribution picks the token. A rollout has its own random stream, seeded from
    (seed, step, question, sample), so it does not depend on the batch or the number of processes.
-2. Finished rows leave the batch; their tokens and lengths are recorded here, so nothing later has to
-   guess from token values where a response ended.
+2. Rows that have ended leave the batch, and the next rollouts take their places: no row waits for
+   the longest. Tokens and lengths are recorded here, so nothing later has to guess from token
+   values where a response ended.
 3. The model's generation_config never decides how to sample: `Sampling` alone does.
 4. Vision placeholder tokens have probability 0, here and when log-probs are computed.
-5. On a GPU tokens are looked at every few steps only, so that the host need not wait for each of them: a row runs on
-   behind its end until then, and what it drew there is dropped.
+5. On a GPU the host looks at the tokens every few steps only, because it has to wait for them. A
+   finished row keeps sampling until the next look; those tokens are dropped.
 """
 
 import hashlib
-import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm
 
-from engine.decode import Decoder, UniformStreams, evaluating, prefill
+from engine.decode import decoding, prefill
 from engine.images import bound_pixels
+from engine.linear import lighten
+from engine.memory import out_of_memory
 from engine.models import (
     Encoder,
+    Tensors,
     banned_token_ids,
     end_token_ids,
     extend,
@@ -37,22 +43,22 @@ from engine.models import (
     tokenizer_of,
 )
 from engine.questions import Question
+from engine.sampling import Sampling, UniformStreams, sample_tokens
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
-DROP_SHARE = 8  # finished rows are dropped once they are 1/8 of the batch (a drop copies the cache)
+# Ended rows leave once they are 1/8 of the batch: each time the cache is copied.
+DROP_SHARE = 8
 LOOK_EVERY = {"cuda": 16}  # steps between two looks at the tokens; elsewhere 1
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Decoding settings. The defaults are those of training rollouts: temperature 1, nothing cut off."""
+@dataclass
+class Draw:
+    """One rollout on its way. place: of its prompt. ended: by an end token, or at its limit."""
 
-    max_new_tokens: int = 12288
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0: off
-    min_p: float = 0.0
-    presence_penalty: float = 0.0  # subtracted once from the logit of every token already in the response
+    place: int
+    seed: int
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
 
 
 def seed_of(*key) -> int:
@@ -61,105 +67,162 @@ def seed_of(*key) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Inverse-CDF sampling. logits [B, V] (banned ones at -inf), uniform [B] in [0, 1) -> token ids [B]."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / sampling.temperature
-    if sampling.top_k:
-        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    probs = logits.softmax(-1)
-    if sampling.min_p:
-        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0.0)
-    if sampling.top_p < 1:
-        ordered, order = probs.sort(-1, descending=True)
-        # Keep a token if the mass before it is below top_p: the first is always kept.
-        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p * ordered.sum(-1, keepdim=True)] = 0.0
-        probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
-    cdf = probs.cumsum(-1, dtype=torch.float64)  # [B, V]
-    # Strictly below the total, so that the answer is always a token of positive probability.
-    target = uniform.double().clamp(max=1 - 1e-12).unsqueeze(-1) * cdf[:, -1:]
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1)
-
-
-def until_end(tokens: list[int], ends: set[int]) -> list[int]:
-    """The tokens up to the first end token, it included."""
-    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
-
-
 @torch.no_grad()
 def generate(
     model,
-    prompts: Sequence[dict[str, torch.Tensor]],
+    prompts: Sequence[Tensors],
     seeds: Sequence[Sequence[int]],
     sampling: Sampling,
     end_ids: Sequence[int],
     banned_ids: Sequence[int] = (),
+    rows: int | None = None,
 ) -> list[list[list[int]]]:
     """Draw G rollouts for each of P prompts.
 
     prompts: P encoded prompts (`models.encode`). seeds: P lists of G seeds, one per rollout.
-    Returns P lists of G token lists. A list ends with its end token; one without was cut at max_new_tokens.
+    rows: rollouts at a time, at most; None: all. Which of them share a batch changes them by
+    rounding alone. Returns P lists of G token lists. A list ends with its end token; one without
+    was cut at max_new_tokens.
     """
-    device = model.get_output_embeddings().weight.device
-    ends, banned = set(end_ids), torch.tensor(list(banned_ids), device=device, dtype=torch.long)
-    groups = [len(group) for group in seeds]
-    streams = UniformStreams([seed for group in seeds for seed in group], device)
-    look_every = LOOK_EVERY.get(device.type, 1)
+    groups = [[Draw(place, seed) for seed in group] for place, group in enumerate(seeds)]
+    draws = [draw for group in groups for draw in group]
+    pool = Pool(model, sampling, end_ids, banned_ids, rows or len(draws))
+    with decoding(model):
+        for _ in pool.run(draws, prompts.__getitem__):
+            pass
+    return [[draw.tokens for draw in group] for group in groups]
 
-    with evaluating(model):
-        # One row per prompt, whose cache is then shared out to its rollouts.
-        logits, *prefilled = prefill(model, prompts, device)
-        decoder = Decoder(model, *prefilled, room=sampling.max_new_tokens)
-        index = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(groups, device=device))  # [B]
-        decoder.keep(index)
-        logits = logits[index]  # [B, V]
-        seen = torch.zeros_like(logits, dtype=torch.bool) if sampling.presence_penalty else None
 
-        rollouts: list[list[int]] = [[] for _ in range(len(index))]
-        rows = list(range(len(index)))  # which rollout each row of the batch is
-        drawn = []  # tokens [B] of the steps since the last look
-        for step in range(1, sampling.max_new_tokens + 1):
-            logits.index_fill_(1, banned, -torch.inf)
-            if seen is not None:
-                logits = logits - sampling.presence_penalty * seen
-            tokens = sample_tokens(logits, streams.next(), sampling)  # [B]
-            if seen is not None:
-                seen.scatter_(1, tokens.unsqueeze(1), True)
-            drawn.append(tokens)
-            if step % look_every == 0 or step == sampling.max_new_tokens:
-                for row, new in zip(rows, torch.stack(drawn, 1).tolist(), strict=True):
-                    if not (rollouts[row] and rollouts[row][-1] in ends):
-                        rollouts[row] += until_end(new, ends)
-                drawn = []
-                alive = [i for i, row in enumerate(rows) if rollouts[row][-1] not in ends]
-                if not alive or step == sampling.max_new_tokens:
-                    break
-                if (len(rows) - len(alive)) * DROP_SHARE >= len(rows):
-                    rows, kept = [rows[i] for i in alive], torch.tensor(alive, device=device)
-                    decoder.keep(kept)
-                    streams.keep(kept)
-                    tokens = tokens[kept]
-                    seen = seen[kept] if seen is not None else None
-            logits = decoder(tokens)
+class Pool:
+    """One running batch. draws: the rollout of each row. tokens: the rows' last ones [B].
 
-    grouped, start = [], 0
-    for size in groups:
-        grouped.append(rollouts[start : start + size])
-        start += size
-    return grouped
+    logits: of the rows' next tokens [B, V]. recent: tokens of the steps since the last look.
+    """
+
+    def __init__(self, model, sampling: Sampling, end_ids, banned_ids, size: int):
+        """size: rows, at most."""
+        self.model = model
+        self.sampling = sampling
+        self.ends = set(end_ids)
+        self.size = size
+        self.device = model.get_output_embeddings().weight.device
+        self.banned = torch.tensor(list(banned_ids), device=self.device, dtype=torch.long)
+        self.look_every = LOOK_EVERY.get(self.device.type, 1)
+        self.streams = UniformStreams([], self.device)
+        self.draws: list[Draw] = []
+        self.recent: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def run(
+        self, draws: Sequence[Draw], prompt_of: Callable[[int], Tensors]
+    ) -> Iterator[list[Draw]]:
+        """All draws from start to end. Yields those that have just ended.
+
+        prompt_of: the encoded prompt of a place, asked for when it is its turn.
+        """
+        waiting = deque(draws)
+        while waiting or self.draws:
+            self.admit(waiting, prompt_of)
+            self.sample()
+            if ended := self.record():
+                yield ended
+                self.drop()
+            if self.draws:
+                self.decode()
+
+    def admit(self, waiting: deque[Draw], prompt_of: Callable[[int], Tensors]) -> None:
+        """The next draws take the free rows. Each prompt is read once for all of its draws."""
+        free = min(self.size - len(self.draws), len(waiting))
+        if not free:
+            return
+        new = [waiting.popleft() for _ in range(free)]
+        places = list(dict.fromkeys(draw.place for draw in new))
+        prompts = [prompt_of(place) for place in places]
+        logits, decoder = prefill(self.model, prompts, self.device, self.sampling.max_new_tokens)
+        row_of = {place: row for row, place in enumerate(places)}
+        rows = torch.tensor([row_of[draw.place] for draw in new], device=self.device)
+        decoder.keep(rows)
+        logits = logits[rows]
+        # Tokens that are already in the response: for the presence penalty alone.
+        width = logits.shape[1] if self.sampling.presence_penalty else 0
+        seen = torch.zeros(len(new), width, dtype=torch.bool, device=self.device)
+        if self.draws:
+            decoder = self.decoder.join(decoder)
+            logits = torch.cat([self.logits, logits])
+            seen = torch.cat([self.seen, seen])
+        self.decoder = decoder
+        self.logits = logits
+        self.seen = seen
+        self.streams.add([draw.seed for draw in new])
+        self.draws += new
+
+    def sample(self) -> None:
+        """One token for every row."""
+        logits = self.logits.index_fill_(1, self.banned, -torch.inf)  # decision 4
+        if self.sampling.presence_penalty:
+            logits = logits - self.sampling.presence_penalty * self.seen
+        self.tokens = sample_tokens(logits, self.streams.next(), self.sampling)  # [B]
+        if self.sampling.presence_penalty:
+            self.seen.scatter_(1, self.tokens.unsqueeze(1), True)
+        self.recent.append(self.tokens)
+
+    def record(self) -> list[Draw]:
+        """Now and then, look at the tokens (decision 5). Returns the draws that have ended."""
+        limit = self.sampling.max_new_tokens
+        if len(self.recent) < self.look_every:
+            longest = max(len(draw.tokens) for draw in self.draws if not draw.ended)
+            if longest + len(self.recent) < limit:
+                return []
+        ended = []
+        for draw, new in zip(self.draws, torch.stack(self.recent, 1).tolist(), strict=True):
+            if draw.ended:
+                continue
+            draw.tokens += until_end(new, self.ends)
+            draw.ended = draw.tokens[-1] in self.ends or len(draw.tokens) == limit
+            if draw.ended:
+                ended.append(draw)
+        self.recent = []
+        return ended
+
+    def drop(self) -> None:
+        """Rows that have ended leave, if they are enough."""
+        alive = [row for row, draw in enumerate(self.draws) if not draw.ended]
+        ended = len(self.draws) - len(alive)
+        if alive and ended * DROP_SHARE < len(self.draws):
+            return
+        self.draws = [self.draws[row] for row in alive]
+        rows = torch.tensor(alive, dtype=torch.long, device=self.device)
+        self.decoder.keep(rows)
+        self.streams.keep(rows)
+        self.tokens = self.tokens[rows]
+        self.seen = self.seen[rows]
+
+    def decode(self) -> None:
+        """The logits behind the rows' last tokens."""
+        self.logits = self.decoder(self.tokens)
+
+
+def until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens up to the first end token, it included."""
+    for i, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: i + 1]
+    return tokens
+
+
+# ---------------------------------------------------------------- the actor
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to sample from. kind and uid name its random streams; the question lends its images."""
+    """One prompt to sample from, with the question's images. kind, uid: of its random streams."""
 
     kind: str
     uid: str
     text: str
     question: Question | None = None
-    prefix: Sequence[int] = ()  # tokens that every response is made to start with (the Prefix baseline)
+    # Tokens that every response is made to start with (the Prefix baseline).
+    prefix: Sequence[int] = ()
 
     @property
     def images(self) -> int:
@@ -180,109 +243,159 @@ def ask(actor, key: tuple, texts: Sequence[str]) -> list[str]:
     return [reply.text for (reply,) in actor(requests, 1, sampling, key, "judge")]
 
 
-def deal(items: Sequence, process: int, processes: int) -> list:
-    """One process's share: 0, 1, ..., P-1, P-1, ..., 1, 0, 0, 1, ..."""
-    turns = 2 * processes
-    return [item for i, item in enumerate(items) if min(i % turns, turns - 1 - i % turns) == process]
-
-
 class Actor:
-    """A model that answers requests: the student or an in-process teacher, on all processes together.
+    """A model that answers requests: the student or a local teacher, on all processes together.
 
-    Requests are sorted by length and cut into batches of at most `rows` rollouts, of one size and as many for every
-    process. They are dealt longest first, there and back, so that no process gets the longer ones throughout. Which
-    rollouts share a batch changes them by rounding alone. Every process gets all replies.
+    Requests are sorted by length and shared out to the processes. Each works through its share,
+    longest first, with one pool of at most `rows` rollouts. Which rollouts share a batch changes
+    them by rounding alone. Every process gets all replies.
 
     template: arguments of the chat template. seconds: wall-clock time by phase is added there.
     """
 
-    def __init__(self, model, processor, rows: int = 64, template: dict | None = None, seconds: dict | None = None):
-        self.model, self.processor, self.rows = model, processor, rows
+    def __init__(
+        self,
+        model,
+        processor,
+        rows: int = 64,
+        template: dict | None = None,
+        seconds: dict | None = None,
+    ):
+        self.model = model
+        self.processor = processor
+        self.rows = rows
         self.encoder = Encoder(processor, template)
-        self.end_ids, self.banned_ids = end_token_ids(model, processor), banned_token_ids(model, processor)
+        self.end_ids = end_token_ids(model, processor)
+        self.banned_ids = banned_token_ids(model, processor)
         self.seconds = {} if seconds is None else seconds
-        self.autocast: Callable[[], AbstractContextManager] = nullcontext  # mixed precision of each batch
-        self.whole_weights: Callable[[], AbstractContextManager] = nullcontext  # entered for a call: engine.update.gathered
+        # Mixed precision, entered while the model computes.
+        self.autocast: Callable[[], AbstractContextManager] = nullcontext
+        # Sharded weights made whole, entered for a call: engine.update.gathered.
+        self.whole_weights: Callable[[], AbstractContextManager] = nullcontext
 
     @classmethod
-    def load(cls, path: str, accelerator: Accelerator, dtype: torch.dtype, pixels: tuple[int, int], **settings):
-        """The model of a folder or hub id. pixels: least and most of an image. Raises SystemExit: what is missing."""
+    def load(
+        cls,
+        path: str,
+        accelerator: Accelerator,
+        dtype: torch.dtype,
+        pixels: tuple[int, int],
+        **settings,
+    ):
+        """The model of a folder or hub id. Raises SystemExit: what is missing.
+
+        pixels: least and most of an image.
+        """
         try:
             processor = load_processor(path)
             if not processor.chat_template:
-                raise ValueError("it has no chat template: name an instruction-tuned model, or add one to its folder")
+                raise ValueError(
+                    "it has no chat template: "
+                    "name an instruction-tuned model, or add one to its folder"
+                )
+            if hasattr(processor, "image_processor"):
+                bound_pixels(processor, *pixels)
             model = load_model(path, dtype).to(accelerator.device)
-        except (OSError, ValueError) as error:
+            lighten(model)
+        except Exception as error:  # each format of weights has errors of its own
             raise SystemExit(f"the model {path!r} cannot be loaded: {error}") from error
-        if hasattr(processor, "image_processor"):
-            bound_pixels(processor, *pixels)
         actor = cls(model, processor, **settings)
         actor.autocast = accelerator.autocast
         return actor
 
-    def reply(self, request: Request, tokens: list[int]) -> Reply:
-        """What these sampled tokens say."""
-        text = tokenizer_of(self.processor).decode([*request.prefix, *tokens], skip_special_tokens=True)
-        return Reply(text, tokens, finished=bool(tokens) and tokens[-1] in self.end_ids)
-
-    def draw(
-        self, requests: Sequence[Request], samples: Sequence[int], sampling: Sampling, key: tuple
+    def __call__(
+        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
     ) -> list[list[Reply]]:
-        """These samples of each request, on this process. Where memory runs out it goes on with half as many rows."""
-        rows = len(requests) * len(samples)
-        if rows > max(1, self.rows):  # in halves, by requests or else by samples
-            if len(requests) > 1:
-                half = len(requests) // 2
-                parts = [self.draw(part, samples, sampling, key) for part in (requests[:half], requests[half:])]
-                return [*parts[0], *parts[1]]
-            half = len(samples) // 2
-            (first,), (second,) = (self.draw(requests, x, sampling, key) for x in (samples[:half], samples[half:]))
-            return [[*first, *second]]
-        prompts = [extend(self.encoder(request.text, request.question), request.prefix) for request in requests]
-        seeds = [[seed_of(*key, request.kind, request.uid, j) for j in samples] for request in requests]
-        try:
-            with self.autocast():
-                drawn = generate(self.model, prompts, seeds, sampling, self.end_ids, self.banned_ids)
-        except RuntimeError as error:
-            if rows == 1 or not should_reduce_batch_size(error):
-                raise
-            self.rows = rows // 2
-        else:
-            return [[self.reply(request, row) for row in group] for request, group in zip(requests, drawn, strict=True)]
-        clear_device_cache(garbage_collection=True)
-        tqdm.write(f"out of memory with {rows} rollouts at a time: going on with {self.rows} (see --rollout_rows)")
-        return self.draw(requests, samples, sampling, key)
+        """n replies to each request.
+
+        key: (seed, step), with kind, uid and sample number the root of all randomness.
+        """
+        drawn: dict[int, list[Reply]] = {}
+        for some in self.batches(requests, n, sampling, key, phase):
+            drawn |= some
+        return self.gather(drawn, phase)
 
     def batches(
         self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
     ) -> Iterator[dict[int, list[Reply]]]:
-        """This process's share of a call, one batch after another: {place of a request: its n replies}."""
-        start, state = time.perf_counter(), PartialState()
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].images, len(requests[i].text)))
-        rounds = math.ceil(len(order) / (state.num_processes * max(1, self.rows // n)))  # batches on each process
-        size = math.ceil(len(order) / (state.num_processes * max(1, rounds)))
-        cut = [order[i : i + size] for i in range(0, len(order), max(1, size))]
-        bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=not state.is_main_process or None)
+        """This process's share of a call, as it is drawn: {place of a request: its n replies}."""
+        start = time.perf_counter()
+        state = PartialState()
+        order = sorted(range(len(requests)), key=lambda i: length_of(requests[i]), reverse=True)
+        groups = {}
+        for place in order[state.process_index :: state.num_processes]:
+            name = (requests[place].kind, requests[place].uid)
+            groups[place] = [Draw(place, seed_of(*key, *name, j)) for j in range(n)]
+        hidden = None if state.is_main_process else True  # None: shown on a terminal only
+        bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=hidden)
         with self.whole_weights(), bar:
-            for batch in deal(cut[::-1], state.process_index, state.num_processes):
-                rows = self.draw([requests[i] for i in batch], range(n), sampling, key)
-                yield dict(zip(batch, rows, strict=True))
-                bar.update(len(batch) * n * state.num_processes)
+            for ended in self.draw(requests, groups, sampling):
+                bar.update(len(ended) * state.num_processes)
+                places = {draw.place for draw in ended}
+                whole = [x for x in places if all(draw.ended for draw in groups[x])]
+                if whole:
+                    yield {x: self.replies(requests[x], groups[x]) for x in whole}
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def draw(
+        self, requests: Sequence[Request], groups: dict[int, list[Draw]], sampling: Sampling
+    ) -> Iterator[list[Draw]]:
+        """All draws, those first that end first. Where memory runs out: on with half the rows."""
+
+        def prompt_of(place: int) -> Tensors:
+            request = requests[place]
+            return extend(self.encoder(request.text, request.question), request.prefix)
+
+        waiting = [draw for group in groups.values() for draw in group]
+        while waiting:
+            rows = min(self.rows, len(waiting))
+            pool = Pool(self.model, sampling, self.end_ids, self.banned_ids, rows)
+            running = pool.run(waiting, prompt_of)
+            del pool  # its memory goes with the run
+            try:
+                while ended := self.proceed(running):
+                    yield ended
+            except RuntimeError as error:
+                if rows == 1 or not out_of_memory(error):
+                    raise
+                self.rows = rows // 2
+            # Only after an error: these begin again, with the same streams and so the same tokens.
+            waiting = [draw for draw in waiting if not draw.ended]
+            for draw in waiting:
+                draw.tokens = []
+            if waiting:
+                clear_device_cache(garbage_collection=True)
+                tqdm.write(
+                    f"out of memory with {rows} rollouts at a time: "
+                    f"going on with {self.rows} (see --rollout_rows)"
+                )
+
+    def proceed(self, running: Iterator[list[Draw]]) -> list[Draw] | None:
+        """The next draws that end; None where there are no more.
+
+        Nothing of this may last while the caller of `batches` works: mixed precision, eval mode.
+        """
+        with self.autocast(), decoding(self.model):
+            return next(running, None)
+
+    def replies(self, request: Request, draws: Sequence[Draw]) -> list[Reply]:
+        """What the sampled tokens say."""
+        tokenizer = tokenizer_of(self.processor)
+        found = []
+        for draw in draws:
+            tokens = [*request.prefix, *draw.tokens]
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            found.append(Reply(text, draw.tokens, finished=draw.tokens[-1] in self.end_ids))
+        return found
 
     def gather(self, drawn: dict[int, list[Reply]], phase: str) -> list[list[Reply]]:
         """The replies that all processes have drawn, in the order of the requests."""
         start = time.perf_counter()
         replies = dict(gather_object(list(drawn.items())))
-        self.rows = min(gather_object([self.rows]))  # where memory ran out on one process: batches are cut alike
         self.seconds[phase] += time.perf_counter() - start
         return [replies[i] for i in range(len(replies))]
 
-    def __call__(
-        self, requests: Sequence[Request], n: int, sampling: Sampling, key: tuple, phase: str
-    ) -> list[list[Reply]]:
-        """n replies to each request. key: (seed, step), with kind, uid and sample number the root of all randomness."""
-        drawn: dict[int, list[Reply]] = {}
-        for batch in self.batches(requests, n, sampling, key, phase):
-            drawn |= batch
-        return self.gather(drawn, phase)
+
+def length_of(request: Request) -> tuple[int, int]:
+    """What requests are sorted by: images, then characters."""
+    return request.images, len(request.text)

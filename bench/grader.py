@@ -1,9 +1,11 @@
 """Agreement and time of the grader beside mathruler and math-verify, where they are installed.
 
-    python bench/grader.py            # pip install mathruler math-verify for the two other columns
+    python bench/grader.py            # pip install mathruler math-verify for their rows
 
-The pairs are listed or made here: every kind of answer, written in two ways (must match) and changed a little
-(must not match). Each grader is asked as the reward asks: once more without percent and degree marks.
+The pairs are listed here, made here, or the kinds of tests/test_answers.py: every kind of answer,
+written in two ways (must match) and changed a little (must not match). Other graders are asked as
+the reward asks: once more without percent and degree marks. Then the longest call over the hostile
+answers of the tests, in seconds of CPU time; what bounds it is counted, not timed.
 """
 
 import pathlib
@@ -11,11 +13,14 @@ import random
 import statistics
 import sys
 import time
+from collections import Counter
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from engine.answers import answers_match  # noqa: E402
-from rewards import MARKS  # noqa: E402
+from test_answers import HOSTILE, kinds  # noqa: E402
+
+from rewards import MARKS, grade  # noqa: E402
 
 LISTED = r"""
 fraction: \frac{3}{4} = 0.75 = \dfrac34 = 3/4 != \frac{4}{3} != 0.8
@@ -37,7 +42,7 @@ inequality: x>5 = 5<x != x<5
 set: \{1,2,3\} = \{3,1,2\} != \{1,2\}
 tuple: (1,-2) = \left(1, -2\right) != (-2,1)
 union: (-\infty,1)\cup(2,\infty) = (2,\infty) \cup (-\infty,1) != (1,2)
-row: \begin{pmatrix}1&2\end{pmatrix} = \begin{bmatrix}1&2\end{bmatrix} != \begin{pmatrix}2&1\end{pmatrix}
+row: \begin{pmatrix}1&2\end{pmatrix} = \begin{bmatrix}1&2\end{bmatrix} != [[2,1]]
 choice: B = (B) = \text{B} = **B** != C != AB
 unit: 5 cm = 5\text{ cm} = 5 != 5 m
 money: \$12.50 = 12.5 = 12.50 dollars != 12
@@ -70,7 +75,8 @@ def cases(rng):
 
 
 def graders():
-    yield "answers.py", answers_match
+    """(name, function of an answer and its gold)."""
+    yield "rewards.py", ours
     try:
         from mathruler.grader import grade_answer
 
@@ -85,28 +91,76 @@ def graders():
         print("math-verify is not installed: its row is left out")
 
 
+def ours(given, gold):
+    return grade(f"\\boxed{{{given}}}", gold) == 1.0
+
+
 def main():
-    pairs = list(cases(random.Random(0)))
-    print(f"{len(pairs)} pairs, {sum(same for *_, same in pairs)} of them equal")
-    print(f"{'grader':12} {'agree':>6} {'misses':>7} {'false positives':>16} "
-          f"{'median ms':>10} {'plain number':>13} {'worst ms':>9}")
+    pairs = [*cases(random.Random(0)), *kinds()]
+    equal = [pair for pair in pairs if pair[-1]]
+    print(f"{len(pairs)} pairs, {len(equal)} of them equal")
+    print(
+        f"{'grader':12} {'agree':>6} {'misses':>7} {'false positives':>16} "
+        f"{'median ms':>10} {'plain number':>13} {'worst ms':>9}"
+    )
     for name, grader in graders():
-        seconds, misses, false = {}, [], []
-        for kind, given, gold, same in pairs:
-            start = time.perf_counter()
-            try:
-                found = bool(grader(given, gold) or grader(MARKS.sub("", given), MARKS.sub("", gold)))
-            except Exception:  # of another project: an error is a miss
-                found = False
-            seconds.setdefault(kind, []).append(time.perf_counter() - start)
-            if found != same:
-                (misses if same else false).append(f"{kind}: {given} | {gold}")
-        every = [1000 * second for times in seconds.values() for second in times]
-        plain = 1000 * statistics.median(seconds["plain number"])
-        print(f"{name:12} {1 - len(misses + false) / len(pairs):6.3f} {len(misses):7} {len(false):16} "
-              f"{statistics.median(every):10.3f} {plain:13.4f} {max(every):9.1f}")
-        for label, wrong in (("missed", misses), ("false positive", false)):
-            print(*(f"    {label}  {pair}" for pair in wrong), sep="\n", end="\n" if wrong else "")
+        report(name, grader, pairs)
+    hostile()
+
+
+def report(name, grader, pairs):
+    """One line of the table, then the pairs on which the grader is wrong."""
+    milliseconds = {}
+    misses = []
+    false_positives = []
+    for kind, given, gold, same in pairs:
+        start = time.perf_counter()
+        found = matches(grader, given, gold)
+        milliseconds.setdefault(kind, []).append(1000 * (time.perf_counter() - start))
+        if found != same:
+            wrong = misses if same else false_positives
+            wrong.append(f"{kind}: {given} | {gold}")
+    agree = 1 - len(misses + false_positives) / len(pairs)
+    every = [value for values in milliseconds.values() for value in values]
+    plain = statistics.median(milliseconds["plain number"])
+    print(
+        f"{name:12} {agree:6.3f} {len(misses):7} {len(false_positives):16} "
+        f"{statistics.median(every):10.3f} {plain:13.4f} {max(every):9.1f}"
+    )
+    kinds_of_misses = Counter(pair.split(": ")[0] for pair in misses)
+    kinds_of_false_positives = Counter(pair.split(": ")[0] for pair in false_positives)
+    print("    misses by kind", dict(kinds_of_misses))
+    print("    false positives by kind", dict(kinds_of_false_positives))
+    if grader is not ours:
+        return
+    for pair in misses:
+        print(f"    missed  {pair}")
+    for pair in false_positives:
+        print(f"    false positive  {pair}")
+
+
+def hostile():
+    """The longest calls over answers that are made to take long."""
+    calls = []
+    for text in HOSTILE:
+        for given, gold in ((text, "5"), ("5", text), (text, text + " + 0"), (text, text[::-1])):
+            start = time.thread_time()
+            ours(given, gold)
+            calls.append((time.thread_time() - start, given[:40], gold[:40]))
+    calls.sort(reverse=True)
+    print(f"longest of {len(calls)} calls with hostile answers, in seconds:")
+    for seconds, given, gold in calls[:3]:
+        print(f"    {seconds:.2f}  {given} | {gold}")
+
+
+def matches(grader, given, gold):
+    """The two passes of the reward. An error of another project's grader is a miss."""
+    if grader is ours:
+        return ours(given, gold)
+    try:
+        return bool(grader(given, gold) or grader(MARKS.sub("", given), MARKS.sub("", gold)))
+    except Exception:
+        return False
 
 
 if __name__ == "__main__":

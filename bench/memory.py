@@ -1,12 +1,14 @@
-"""Peak memory of log-probs and JSD at Qwen3.5's vocabulary, what should fit on which GPU, how long runs should take.
+"""Peak memory of log-probs and JSD at Qwen3.5's vocabulary, what should fit on which GPU, how long
+runs should take.
 
     python -m bench.memory                    measured, then computed
     python -m bench.memory --tokens 256       quick
     python -m bench.memory --computed         nothing is measured
 
-1. Measured: forward and backward of `token_logprobs` and `token_jsd` beside the same maths on full logits, a process
-   for each: peak (getrusage; on CUDA the allocator's) minus what was there before: hidden states, heads, .grad. glibc
-   has to map large tensors one by one, else it keeps freed ones. A trained head's gradient is held once, in fp32.
+1. Measured: forward and backward of `token_logprobs` and `token_jsd` beside the same maths on full
+   logits, a process for each: peak (getrusage; on CUDA the allocator's) minus what was there
+   before: hidden states, heads, .grad. glibc has to map large tensors one by one, else it keeps
+   freed ones. A trained head's gradient is held once, in fp32.
 2. Computed: bench/shapes.py (what fits) and bench/hours.py (hours; its options are there).
 """
 
@@ -26,10 +28,15 @@ from engine.decode import PREFILL_TOKENS
 from engine.logprobs import token_jsd, token_logprobs
 
 GPUS, CUDA = (24, 48, 80, 141), torch.cuda.is_available()  # GB
-PLACE = {"device": "cuda", "dtype": torch.bfloat16} if CUDA else {"device": "cpu", "dtype": torch.float32}
+PLACE = (
+    {"device": "cuda", "dtype": torch.bfloat16}
+    if CUDA
+    else {"device": "cpu", "dtype": torch.float32}
+)
 
 
-def full_logits(hidden, weight, other, teacher_weight=None):  # other: tokens, or the teacher's hidden states
+def full_logits(hidden, weight, other, teacher_weight=None):
+    """The plain mathematics. other: tokens, or the teacher's hidden states."""
     p = (hidden @ weight.T).float().log_softmax(-1)
     if teacher_weight is None:
         return p.gather(-1, other.unsqueeze(-1))
@@ -40,58 +47,98 @@ def full_logits(hidden, weight, other, teacher_weight=None):  # other: tokens, o
 
 def side(what: str, chunk: str, head: str, args) -> float:
     """One measurement, in its own process: GiB on top of what was there before."""
-    student, teacher = (torch.randn(VOCAB, args.hidden, **PLACE).mul_(args.hidden**-0.5) for _ in "ab")
-    hidden, target = (torch.randn(args.tokens, args.hidden, **PLACE) for _ in "ab")
+    student = torch.randn(VOCAB, args.hidden, **PLACE).mul_(args.hidden**-0.5)
+    teacher = torch.randn(VOCAB, args.hidden, **PLACE).mul_(args.hidden**-0.5)
+    hidden = torch.randn(args.tokens, args.hidden, **PLACE)
+    target = torch.randn(args.tokens, args.hidden, **PLACE)
     if head == "trained":
         student.requires_grad_().grad = torch.ones_like(student)
-    ours, rest = (token_jsd, (target, teacher)) if what == "jsd" else (token_logprobs, (target[:, 0].abs().long(),))
-    inputs = (hidden.requires_grad_(), student, *rest)
+    inputs = [hidden.requires_grad_(), student]
+    if what == "jsd":
+        ours = token_jsd
+        inputs += [target, teacher]
+    else:
+        ours = token_logprobs
+        inputs += [target[:, 0].abs().long()]
     before = torch.cuda.memory_allocated() if CUDA else psutil.Process().memory_info().rss
-    (full_logits(*inputs) if chunk == "full" else ours(*inputs, chunk=int(chunk))[0]).sum().backward()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return ((torch.cuda.max_memory_allocated() if CUDA else peak) - before) / 2**30
+    if chunk == "full":
+        values = full_logits(*inputs)
+    else:
+        values, _ = ours(*inputs, chunk=int(chunk))
+    values.sum().backward()
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if CUDA:
+        peak = torch.cuda.max_memory_allocated()
+    return (peak - before) / 2**30
 
 
 def print_measured(args) -> None:
-    print(f"Measured: {args.tokens} tokens, hidden {args.hidden}, {PLACE}, torch {torch.__version__}; GiB (share)\n")
-    print(f"| | head | full logits | chunk {' | chunk '.join(args.chunks)} |\n{'|---' * (3 + len(args.chunks))}|")
+    what = f"{args.tokens} tokens, hidden {args.hidden}, {PLACE}, torch {torch.__version__}"
+    print(f"Measured: {what}; GiB (share)\n")
+    columns = ["", "head", "full logits", *(f"chunk {chunk}" for chunk in args.chunks)]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     for what, head in (("logprobs", "trained"), ("logprobs", "frozen"), ("jsd", "trained")):
         command = [sys.executable, "-m", "bench.memory", *sys.argv[1:], "--side", what]
-        found = [float(subprocess.check_output([*command, chunk, head])) for chunk in ("full", *args.chunks)]
-        print(f"| token_{what} | {head} | {' | '.join(f'{x:.2f} ({x / found[0]:.3f})' for x in found)} |", flush=True)
+        found = []
+        for chunk in ("full", *args.chunks):
+            found.append(float(subprocess.check_output([*command, chunk, head])))
+        cells = [f"{used:.2f} ({used / found[0]:.3f})" for used in found]
+        print(f"| token_{what} | {head} | {' | '.join(cells)} |", flush=True)
+
+
+FITS = f"""
+Fits, computed: the greatest `--micro_tokens` / `--rollout_rows` (rows of {ROW:,} tokens) in 90% of
+each GPU, in bf16 with fp32 weights; "no": one row of {ROW:,} tokens is too much. In brackets
+--micro_tokens with --no_gradient_checkpointing. P parameters, over n GPUs (FSDP2); a bytes of an
+activation (4; 2 under FSDP2); L layers, hidden H, V = {VOCAB:,}, s saved per token and layer:
+
+- update: 16 P / n + casts + tokens (L H a + 2s) + 4 * 4 V * chunk {CHUNK} + (4 + 2) V H (head:
+  gradient, cast); without checkpoints tokens L s in place of tokens (L H a + 2s)
+- rollouts: 12 P / n + 2 P (whole, in bf16) + rows (tokens * KV + state + 24 V to sample)
+- casts: 2 P on one GPU; under FSDP2 of embeddings and head, and 10 P / L for the layers under way
+- a local teacher: its weights, always; its rows and {PREFILL_TOKENS:,} tokens of a prefill, at
+  another time than the student's. Where its rows are fewer, they are shown; train.py finds both by
+  itself from a greater --rollout_rows
+"""
 
 
 def print_fits() -> None:
-    print(f"""
-Fits, computed: the greatest `--micro_tokens` / `--rollout_rows` (rows of {ROW:,} tokens) in 90% of each GPU, in bf16
-with fp32 weights and --gradient_checkpointing; "no": one row of {ROW:,} tokens is too much. P parameters, over n GPUs
-(FSDP2); a bytes of an activation (4; 2 under FSDP2); L layers, hidden H, V = {VOCAB:,}, s saved per token and layer:
-
-- update: 16 P / n + casts + tokens (L H a + 2s) + 4 * 4 V * chunk {CHUNK} + (4 + 2) V H (head: gradient, cast)
-- rollouts: 12 P / n + 2 P (whole, in bf16) + rows (tokens * KV + state + 24 V to sample)
-- casts: 2 P on one GPU; under FSDP2 of embeddings and head, and 10 P / L for the layers under way
-- a local teacher: its weights, always; its rows and {PREFILL_TOKENS:,} tokens of a prefill, at another time than the
-  student's. Where its rows are fewer, they are shown; train.py finds both by itself from a greater --rollout_rows
-
-| student | GPUs | teacher | s | KV per token | state per row | {" | ".join(f"{gpu} GB" for gpu in GPUS)} |
-{"|---" * (6 + len(GPUS))}|""")
+    columns = ["student", "GPUs", "teacher", "s", "KV per token", "state per row"]
+    columns += [f"{gpu} GB" for gpu in GPUS]
+    print(f"{FITS}\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     teacher = model_of("27B")
     for size in STUDENTS:
         student = model_of(size)
-        shape = [f"{x / 1e3:,.0f} kB" for x in (student.saved, 2 * student.costs.keys, 4 * student.costs.state)]
+        parts = (student.saved, 2 * student.costs.keys, 4 * student.costs.state)
+        shape = [f"{part / 1e3:,.0f} kB" for part in parts]
         for n in (1, 8):
             for name, teacher_bytes in TEACHERS.items():
-                found = [fits(student, n, teacher, teacher_bytes, 1e9 * gpu) for gpu in GPUS]
-                cells = [f"{x[0] // 1024}k / {min(x[1:])}" if x else "no" for x in found]
-                print(f"| {' | '.join(map(str, (size, n, name, *shape, *cells)))} |")
+                given = (student, n, teacher, teacher_bytes)
+                cells = [cell(*given, 1e9 * gpu) for gpu in GPUS]
+                print(f"| {' | '.join([size, str(n), name, *shape, *cells])} |")
+
+
+def cell(*given) -> str:
+    """What fits on one GPU."""
+    found = fits(*given)
+    if not found:
+        return "no"
+    tokens, *rows = found
+    without = fits(*given, checkpoints=False, longest=1)
+    return f"{tokens // 1024}k ({without[0] // 1024}k) / {min(rows)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=2048, help="default 2048")
     parser.add_argument("--hidden", type=int, default=1024, help="default 1024")
-    parser.add_argument("--chunks", nargs="+", default=["256", "128"], help="tokens that the head sees at a time")
+    parser.add_argument(
+        "--chunks", nargs="+", default=["256", "128"], help="tokens that the head sees at a time"
+    )
     parser.add_argument("--computed", action="store_true", help="leave out what is measured")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)  # a measurement's own process
     args = parser.parse_args()

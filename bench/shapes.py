@@ -1,8 +1,8 @@
 """The paper's models by their published shapes, and what of a run fits on a GPU.
 
-Text only; parameters with vision tower, without MTP. What a layer saves for its backward pass is asked of autograd, in
-a linear-attention layer without extra kernels. A local teacher is whole on every GPU; in FP8 its embedding, head and
-vision tower stay in bf16.
+Text only; parameters with vision tower, without MTP. What a layer saves for its backward pass is
+asked of autograd, in a linear-attention layer without extra kernels. A local teacher is whole on
+every GPU; in FP8 its embedding, head and vision tower stay in bf16.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,29 @@ from engine.logprobs import token_logprobs
 
 VOCAB, ROW = 248_320, 4_096 + 12_288  # the longest prompt and the longest response of Table 8
 CHUNK = token_logprobs.__defaults__[-1]
-FIELDS = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-          "linear_num_value_heads", "tie_word_embeddings")  # fmt: skip
-SHAPES = {  # the fields, then the parameters of the vision tower
-    "0.8B": (1024, 24, 3584, 8, 2, 16, True, 0.101e9), "2B": (2048, 24, 6144, 8, 2, 16, True, 0.331e9),
-    "4B": (2560, 32, 9216, 16, 4, 32, True, 0.334e9), "9B": (4096, 32, 12288, 16, 4, 32, False, 0.456e9),
+FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "linear_num_value_heads",
+    "tie_word_embeddings",
+)
+# The fields, then the parameters of the vision tower.
+SHAPES = {
+    "0.8B": (1024, 24, 3584, 8, 2, 16, True, 0.101e9),
+    "2B": (2048, 24, 6144, 8, 2, 16, True, 0.331e9),
+    "4B": (2560, 32, 9216, 16, 4, 32, True, 0.334e9),
+    "9B": (4096, 32, 12288, 16, 4, 32, False, 0.456e9),
     "27B": (5120, 64, 17408, 24, 4, 48, False, 0.460e9),
-}  # fmt: skip
+}
 STUDENTS = ("0.8B", "2B", "4B", "9B")
-TEACHERS = {"served": 0, "27B FP8": 1, "27B bf16": 2}  # bytes of a weight in the layers of a local one
+TEACHERS = {
+    "served": 0,
+    "27B FP8": 1,
+    "27B bf16": 2,
+}  # bytes of a weight in the layers of a local one
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,9 @@ class Model:
         return layer_bytes * self.costs.body + 2 * (self.parameters - self.costs.body)
 
     def row(self, tokens: float = ROW) -> float:
-        """Bytes of a rollout: its cache in bf16, its states in fp32, and 24 for each token that may come next."""
+        """Bytes of a rollout: its cache in bf16, its states in fp32, and 24 for each token that may
+        come next.
+        """
         return 2 * self.costs.keys * tokens + 4 * self.costs.state + 24 * VOCAB
 
 
@@ -56,36 +72,74 @@ def model_of(size: str) -> Model:
 
 
 def saved_per_token(config: Qwen3_5TextConfig, tokens: int = 512) -> float:
-    """Bytes that autograd saves in one linear-attention layer in bf16, parameters aside: asked on the meta device."""
+    """Bytes that autograd saves in one linear-attention layer in bf16, parameters aside.
+
+    Asked on the meta device.
+    """
     found = []  # holds what is saved, so that no storage's id is used twice
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(lambda x: found.append(x) or x, lambda x: x):
-        hidden = torch.randn(1, tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
-        Qwen3_5DecoderLayer(config, 0).to(torch.bfloat16)(hidden, position_embeddings=None)
-    found = [x for x in found if not isinstance(x if x._base is None else x._base, torch.nn.Parameter)]
-    return sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in found}.values()) / tokens
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        found.append(x)
+        return x
+
+    dtype = torch.bfloat16
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        hidden = torch.randn(1, tokens, config.hidden_size, dtype=dtype, requires_grad=True)
+        Qwen3_5DecoderLayer(config, 0).to(dtype)(hidden, position_embeddings=None)
+    sizes = {}
+    for x in found:
+        base = x if x._base is None else x._base
+        if not isinstance(base, torch.nn.Parameter):
+            storage = x.untyped_storage()
+            sizes[storage._cdata] = storage.nbytes()
+    return sum(sizes.values()) / tokens
 
 
 def teacher_rows(teacher: Model, layer_bytes: int, free: float, tokens: float = ROW) -> float:
-    """Rollouts at a time of a teacher in so many bytes: beside its weights and a piece of a prefill."""
-    prefill = 6 * PREFILL_TOKENS * teacher.config.intermediate_size  # three vectors of an MLP, in bf16
+    """Rollouts at a time of a teacher in so many bytes: beside its weights and a piece of a
+    prefill.
+    """
+    prefill = (
+        6 * PREFILL_TOKENS * teacher.config.intermediate_size
+    )  # three vectors of an MLP, in bf16
     return (free - teacher.weights(layer_bytes) - prefill) / teacher.row(tokens)
 
 
-def fits(student: Model, n: int, teacher: Model, teacher_bytes: int, memory: float) -> tuple[int, int, int] | None:
-    """(micro_tokens, rollout_rows, teacher's rollout_rows) of each of n GPUs; None where no row of ROW tokens fits.
+def fits(
+    student: Model,
+    n: int,
+    teacher: Model,
+    teacher_bytes: int,
+    memory: float,
+    checkpoints: bool = True,
+    longest: int = ROW,
+) -> tuple[int, int, int] | None:
+    """(micro_tokens, rollout_rows, teacher's rollout_rows) of each of n GPUs.
 
-    teacher_bytes: of a weight in a local one's layers; 0: it is served, and its rows are the student's. memory: bytes
-    of a GPU, of which 90% are used. The formulas are those that bench/memory.py prints.
+    None where no row of `longest` tokens fits. teacher_bytes: of a weight in a local one's layers;
+    0: it is served, and its rows are the student's. memory: bytes of a GPU, of which 90% are used.
+    checkpoints: --gradient_checkpointing. The formulas are those that bench/memory.py prints.
     """
-    config, p, free = student.config, student.parameters, 0.9 * memory
+    config = student.config
+    p = student.parameters
+    free = 0.9 * memory
     layers = config.num_hidden_layers
     other = free - 12 * p / n  # beside the student's weights and moments
     if teacher_bytes:
         free -= teacher.weights(teacher_bytes)
     outer = student.costs.parameters - student.costs.body  # embedding and head
-    casts = 2 * p if n == 1 else 2 * outer + 10 * (p - outer) / layers
+    casts = 2 * p
+    activation = 4
+    if n > 1:
+        casts = 2 * outer + 10 * (p - outer) / layers
+        activation = 2
+    token = layers * student.saved
+    if checkpoints:
+        token = layers * config.hidden_size * activation + 2 * student.saved
     update = free - 16 * p / n - casts - VOCAB * (16 * CHUNK + 6 * config.hidden_size)
-    tokens = update / (layers * config.hidden_size * (4 if n == 1 else 2) + 2 * student.saved)
+    tokens = update / token
     rows = (free - 12 * p / n - 2 * p) / student.row()
     asked = teacher_rows(teacher, teacher_bytes, other) if teacher_bytes else rows
-    return (int(tokens), int(rows), int(asked)) if tokens >= ROW and min(rows, asked) >= 1 else None
+    if tokens < longest or min(rows, asked) < 1:
+        return None
+    return int(tokens), int(rows), int(asked)

@@ -142,7 +142,7 @@ def equality(args, name: str, lr: float, updates: int) -> list[str]:
     if updates == 2:
         parts = [rows for rows, _ in mini_batches(groups, recipe, KEY)]
         with torch.no_grad():
-            old = [[learner.forward([row])[0] if i else None for row in rows] for i, rows in enumerate(parts)]
+            old = [[learner.log_probs([row])[0] if i else None for row in rows] for i, rows in enumerate(parts)]
         batches = [[(r.prompt, r.tokens, r.weight, o) for r, o in zip(*pair)] for pair in zip(parts, old)]
     learner.optimizer.optimizer.register_step_pre_hook(lambda *_: hook(learner.policy.model))
     start, metrics = flat(learner.policy.parameters()).detach(), update(learner, groups, recipe, KEY)

@@ -36,6 +36,7 @@ from engine.output import read_records, write_records
 from engine.questions import load_questions
 from engine.screen import closing_tables
 from evaluate import evaluate
+from extras.own_reward import OwnReward
 from generate import Actor, Sampling
 from rewards import extract_boxed
 
@@ -191,7 +192,8 @@ def measure(model: Path, questions: Path, records: Path) -> list[dict]:
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
         actor = Actor.load(str(model), accelerator, torch.float32, pixels=(None, None))
         held_out = {"sums": load_questions(str(questions))[0]}
-        write_records(evaluate(actor, held_out, SAMPLING, reward=in_digits), records)
+        reward = OwnReward(f"{__file__}:in_digits")
+        write_records(evaluate(actor, held_out, SAMPLING, reward=reward), records)
     return read_records(records)
 
 

@@ -1,10 +1,10 @@
-"""A look before GPU hours are spent: `python train.py ... --preview 8`. It makes one update and saves nothing.
+"""A look before GPU hours are spent: `python train.py ... --preview 8`. It saves nothing.
 
-One sees how the gold answers are graded, one prompt of each kind with its rollouts and rewards, a step as the run will
-show it, the seconds of each phase scaled up to the whole run, and the memory that was needed.
+One sees how the gold answers are graded, one prompt of each kind with its rollouts and rewards, a
+step as the run will show it, the seconds of each phase scaled up to the whole run, and the memory
+that was needed. The look makes one update.
 """
 
-import random
 import time
 from collections.abc import Sequence
 
@@ -12,13 +12,56 @@ import psutil
 import torch
 
 import baselines
-import prompts
 from engine.models import render
 from engine.questions import Question
-from engine.screen import LEGEND, print_samples, step_lines
+from engine.screen import LEGEND, print_main, print_samples, step_lines
 from engine.update import Learner
 from generate import Actor
-from zppo import Context, Group, dump, plain_groups, quota, reformulate, roll_out, select, summarise, update
+from zppo import (
+    Context,
+    Group,
+    Metrics,
+    dump,
+    plain_groups,
+    quota,
+    reformulate,
+    roll_out,
+    select,
+    summarise,
+    update,
+)
+
+BUFFER_EVENTS = ("buffer", "admitted", "graduated", "evicted")
+
+
+def preview(
+    ctx: Context,
+    learner: Learner,
+    student: Actor,
+    teacher: Actor,
+    questions: list[Question],
+    count: int,
+    steps: int,
+) -> None:
+    """Print the look; all processes call it together.
+
+    questions: those of the first step, of which `count` are looked at. steps: of the run, for the
+    extrapolation.
+    """
+    asked = questions[:count]
+    print_main(routes(questions))
+    groups = draw(ctx, asked)
+    start = time.perf_counter()
+    if "logits" in baselines.needs_of(ctx.recipe):
+        metrics = baselines.distill(learner, teacher.model, groups, ctx.recipe)
+    else:
+        metrics = update(learner, groups, ctx.recipe, ctx.key)
+    student.seconds["update"] = time.perf_counter() - start
+    metrics |= ctx.counts | summarise(groups, ctx.recipe)
+    show_prompts(ctx, groups, student)
+    show_step(metrics, student.seconds)
+    show_hours(student.seconds, len(asked), len(questions), steps)
+    show_memory()
 
 
 def routes(questions: Sequence[Question]) -> str:
@@ -32,45 +75,65 @@ def routes(questions: Sequence[Question]) -> str:
 
 
 def draw(ctx: Context, questions: Sequence[Question]) -> list[Group]:
-    """The stages before the update. Where the rollouts give no BCQ or NCQ prompt, one with made-up candidates and
-    without rollouts stands for it."""
-    if not baselines.BRANCHES.isdisjoint(ctx.recipe.branches):
+    """The stages before the update. So few questions may well have a cap of 0: at least 2 here."""
+    if baselines.is_baseline(ctx.recipe):
         return baselines.collect(ctx, questions, [])
+    cap = max(2, quota(ctx.recipe.rho_aug, len(questions)))
     plain = roll_out(ctx, plain_groups(questions), "rollout")
-    chosen = select(ctx, plain, max(2, quota(ctx.recipe.rho_aug, len(questions))))
-    groups, question = plain + roll_out(ctx, reformulate(ctx, chosen), "reformulate"), questions[0]
-    right, wrong = f"(a correct response)\n\\boxed{{{question.answer}}}", "(a wrong response)\n\\boxed{?}"
-    made_up = {
-        "bcq": prompts.bcq_prompt(question.text, right, wrong, random.Random(0)),
-        "ncq": prompts.ncq_prompt(question.text, ["?"], [wrong]),
-    }
-    missing = [kind for kind in ctx.recipe.branches if kind not in {group.kind for group in groups}]
-    return groups + [Group(question, f"made-up {kind}", made_up[kind]) for kind in missing]
+    prompts = reformulate(ctx, select(ctx, plain, cap))
+    return plain + roll_out(ctx, prompts, "reformulate")
 
 
-def preview(
-    ctx: Context, learner: Learner, student: Actor, teacher: Actor, questions: list[Question], drawn: int, steps: int
-) -> None:
-    """Print the look; all processes call it together. teacher: the first one. questions: of the first step, of which
-    `drawn` are looked at. steps: of the run, for the extrapolation."""
-    say, seconds, asked = learner.accelerator.print, student.seconds, questions[:drawn]
-    say(routes(questions))
-    groups = draw(ctx, asked)
-    scored, start = [group for group in groups if group.rollouts], time.perf_counter()
-    if "logits" in map(baselines.NEEDS.get, ctx.recipe.branches):
-        metrics = baselines.distill(learner, teacher.model, scored, ctx.recipe)
-    else:
-        metrics = update(learner, scored, ctx.recipe, ctx.key)
-    seconds["update"] = time.perf_counter() - start
-    records = dump(list({group.kind: group for group in reversed(groups)}.values()))
-    rendered = [r | {"prompt": render(student.processor, r["prompt"], **student.encoder.template)} for r in records]
-    print_samples(rendered, len(rendered), rollouts=2)
-    metrics |= summarise(scored, ctx.recipe) | dict.fromkeys(("step", "buffer", "admitted", "graduated", "evicted"), 0)
-    say(f"\n{LEGEND}\n{step_lines(metrics, seconds | {'total': sum(seconds.values())})}")
-    scale = len(questions) / len(asked)
-    header = f"seconds, {len(asked)} questions", f"a step of {len(questions)}", f"{steps} steps, hours"
-    say("\n{:<14}{:>24}{:>18}{:>22}".format("phase", *header))
+def show_prompts(ctx: Context, groups: Sequence[Group], student: Actor) -> None:
+    """One prompt of each kind, as the student sees it, and why a kind is missing."""
+    first = {group.kind: group for group in reversed(groups)}
+    for group in first.values():
+        question = group.question
+        (record,) = dump([group])
+        record["prompt"] = render(
+            student.processor,
+            group.prompt,
+            question.system,
+            question.turns,
+            **student.encoder.template,
+        )
+        print_samples([record], 1, rollouts=2, whole=True)
+    for branch in ctx.recipe.branches:
+        if branch in ("bcq", "ncq") and branch not in first:
+            print_main(f"\n---- no {branch} prompt: {why_missing(ctx, groups, branch)}")
+
+
+def why_missing(ctx: Context, groups: Sequence[Group], branch: str) -> str:
+    hard = [g for g in groups if g.kind == "plain" and g.accuracy < ctx.recipe.tau]
+    if not hard:
+        return "none of these questions is hard for the student"
+    if branch == "bcq" and not ctx.counts["bcq_possible"]:
+        asked = ctx.counts["teacher_questions"]
+        return f"the teacher was asked {asked} hard questions and was right on none"
+    return "the cap was full"
+
+
+def show_step(metrics: Metrics, seconds: dict[str, float]) -> None:
+    shown = dict.fromkeys(["step", *BUFFER_EVENTS], 0) | metrics
+    times = seconds | {"total": sum(seconds.values())}
+    print_main(f"\n{LEGEND}\n{step_lines(shown, times, always=True)}")
+
+
+def show_hours(seconds: dict[str, float], asked: int, per_step: int, steps: int) -> None:
+    """The time of each phase, scaled up from the questions that were asked."""
+    row = "{:<14}{:>24}{:>18}{:>22}"
+    header = f"seconds, {asked} questions", f"a step of {per_step}", f"{steps} steps, hours"
+    print_main("\n" + row.format("phase", *header))
     for phase, took in seconds.items():
-        say(f"{phase:<14}{took:>24.1f}{took * scale:>18.1f}{took * scale * steps / 3600:>22.2f}")
-    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
-    say(f"\nmemory of the main process after an update: {used / 2**30:.1f} GiB")  # a teacher in it counts too
+        step = took * per_step / asked
+        hours = step * steps / 3600
+        print_main(row.format(phase, f"{took:.1f}", f"{step:.1f}", f"{hours:.2f}"))
+
+
+def show_memory() -> None:
+    """Of the main process; a teacher in it counts too."""
+    if torch.cuda.is_available():
+        used = torch.cuda.max_memory_allocated()
+    else:
+        used = psutil.Process().memory_info().rss
+    print_main(f"\nmemory of the main process after an update: {used / 2**30:.1f} GiB")

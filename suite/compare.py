@@ -8,129 +8,212 @@ import numpy as np
 import pandas as pd
 
 from engine.output import read_records
+from engine.results import accuracies, means
 from extras.analysis import cluster_bootstrap
-from suite.entries import BENCHMARKS, BY_NAME, FAMILIES
+from suite.entries import BENCHMARKS, FAMILIES, Benchmark
 
-TABLES = Path(__file__).parent.parent / "docs" / "paper.csv"  # Tables 1-3, 10-13, 19-21
-
-
-def means(rewards: Sequence[tuple]) -> dict[str, float]:
-    """{value: mean reward in percent, NaN where one is None}. rewards: (value or list of values, reward) each."""
-    table = pd.DataFrame(rewards, columns=["value", "reward"], dtype=object).explode("value").dropna(subset="value")
-    return (100 * table.reward.astype(float)).groupby(table.value.astype(str), sort=False).mean().to_dict()
+# Tables 1-3, 10-13, 19-21
+TABLES = Path(__file__).parent.parent / "docs" / "paper.csv"
 
 
-def accuracies(records: Sequence[dict]) -> dict[str, float]:
-    """Accuracy in percent by family, in order of appearance."""
-    return means([(record["family"], record["reward"]) for record in records])
+def summarise(records: Sequence[dict]) -> dict:
+    """{benchmark: its score in percent, counts, what stands beside the score, groups}."""
+    result = {}
+    for entry in BENCHMARKS:
+        mine = [
+            record for record in records if record["family"] == entry.name
+        ]
+        if mine:
+            result[entry.name] = summary_of(entry, mine)
+    return result
 
 
-def by_group(records: Sequence[dict], group: str) -> dict[str, float]:
-    """Accuracy in percent by value of a group; a record with several values counts for each of them."""
-    return means([(record["groups"].get(group), record["reward"]) for record in records])
+def summary_of(entry: Benchmark, records: Sequence[dict]) -> dict:
+    """One benchmark. The score is None where a row could not be scored, rather than wrong."""
+    counts = dict(rows=len(records), published=entry.size)
+    counts |= Counter(record["method"] for record in records)
+    counts["unfinished"] = sum(not record["finished"] for record in records)
+    summary = {"score": None, "counts": counts, "beside": {}, "groups": {}}
+    if any(record["reward"] is None for record in records):
+        return summary
+    summary["score"] = score_of(entry, records)
+    settled = [
+        record for record in records if record["method"] != "unsettled"
+    ]
+    if settled and len(settled) < len(records):
+        summary["settled"] = score_of(entry, settled)
+    summary["beside"] = beside(entry.name, records)
+    summary["groups"] = {
+        group: by_group(records, group) for group in entry.groups
+    }
+    return summary
 
 
-def four_way(records: Sequence[dict]) -> dict[str, float]:
-    """We-Math's four ways, in percent of the problems of several steps whose single steps are all there.
-
-    IK, IG: insufficient knowledge, inadequate generalisation. CM, RM: complete mastery, rote memorisation.
-    """
-    rows = [(record["scored_with"], record["groups"]["key"], record["reward"] == 1) for record in records]
-    table = pd.DataFrame(rows, columns=["problem", "key", "right"]).set_index("problem")  # key: 2steps_1, 2steps_multi
-    several = table.key.str.endswith("_multi")
-    singles = table[~several].groupby("problem").right.agg(["size", "all", "any"])
-    table = table[several].join(singles, how="inner")
-    table = table[table["size"] == table.key.str[0].astype(int)]
-    right, every, some = table.right, table["all"], table["any"]
-    ways = {"IK": ~right & ~every, "IG": ~right & every, "CM strict": right & every, "RM strict": right & ~every,
-            "CM loose": right & some, "RM loose": right & ~some}  # fmt: skip
-    shares = {name: 100 * float(way.sum()) / max(1, len(table)) for name, way in ways.items()}
-    for kind in ("strict", "loose"):
-        mastered, rote = shares[f"CM {kind}"], shares[f"RM {kind}"]
-        shares[f"RM rate {kind}"] = 100 * rote / (mastered + rote) if rote else 0.0
-        shares[f"score {kind}"] = mastered + shares["IG"] / 2  # 100 - IG / 2 - RM - IK
-    return shares
+def score_of(entry: Benchmark, records: Sequence[dict]) -> float:
+    """The mean over records in percent, or over the means of the group that `average` names."""
+    parts = [100 * record["reward"] for record in records]
+    if entry.average:
+        parts = list(by_group(records, entry.average).values())
+    return float(np.mean(parts))
 
 
-def beside(name: str, records: Sequence[dict]) -> dict[str, float]:
-    """The numbers that stand beside a benchmark's score, in percent; NaN where there are no such rows."""
-    if name == "dynamath":  # of the seed questions whose 10 variants are all there, those with all of them right
+def by_group(records: Sequence[dict], group: str) -> dict:
+    """Accuracy in percent by value of a group; several values of a record count each."""
+    return means(
+        [
+            (record["groups"].get(group), record["reward"])
+            for record in records
+        ]
+    )
+
+
+def beside(name: str, records: Sequence[dict]) -> dict:
+    """The numbers beside a benchmark's score, in percent; none where there are no such rows."""
+    if name == "dynamath":
+        # Of the seed questions whose 10 variants are all there: those with all of them right.
         seeds = pd.DataFrame(records).groupby("scored_with").reward
-        return {"worst case": 100 * float((seeds.min()[seeds.size() == 10] == 1).mean())}
+        whole = seeds.min()[seeds.size() == 10]
+        worst = 100 * float((whole == 1).mean())
+        return {"worst case": worst} if len(whole) else {}
     if name == "mmlu_redux":
-        return {"rows without an error": by_group(records, "error_type").get("ok", np.nan)}
+        by_error = by_group(records, "error_type")
+        if "ok" in by_error:
+            return {"rows without an error": by_error["ok"]}
     return four_way(records) if name == "wemath" else {}
 
 
-def summarise(records: Sequence[dict]) -> dict[str, dict]:
-    """{benchmark: score in percent (None if a row could not be scored), counts, what stands beside it, groups}."""
-    result = {}
-    for entry in BENCHMARKS:
-        if not (mine := [record for record in records if record["family"] == entry.name]):
-            continue
-        counts = dict(rows=len(mine), published=entry.size, **Counter(record["method"] for record in mine))
-        counts["unfinished"] = sum(not record["finished"] for record in mine)
-        result[entry.name] = summary = {"score": None, "counts": counts, "beside": {}, "groups": {}}
-        if all(record["reward"] is not None for record in mine):
-            groups = {group: by_group(mine, group) for group in entry.groups}
-            parts = groups[entry.average].values() if entry.average else [100 * record["reward"] for record in mine]
-            others = {key: value for key, value in beside(entry.name, mine).items() if not np.isnan(value)}
-            summary |= {"score": float(np.mean([*parts])), "beside": others, "groups": groups}
-    return result
+def four_way(records: Sequence[dict]) -> dict:
+    """We-Math's four ways, in percent of the problems of several steps with all their single steps.
+
+    IK: insufficient knowledge. IG: inadequate generalisation. CM: complete mastery.
+    RM: rote memorisation.
+    """
+    table = pd.DataFrame(records)
+    # 2steps_1, 2steps_2, 2steps_multi
+    table["key"] = [groups["key"] for groups in table.groups]
+    table["right"] = table.reward == 1
+    table = table.set_index("scored_with")[["key", "right"]]
+    several = table.key.str.endswith("_multi")
+    steps = table[~several].groupby("scored_with").right
+    table = table[several].join(
+        steps.agg(["size", "all", "any"]), how="inner"
+    )
+    table = table[table["size"] == table.key.str[0].astype(int)]
+    right = table.right
+    every = table["all"]
+    ways = {
+        "IK": ~right & ~every,
+        "IG": ~right & every,
+        "CM strict": right & every,
+        "RM strict": right & ~every,
+        "CM loose": right & table["any"],
+        "RM loose": right & ~table["any"],
+    }
+    n = max(1, len(table))
+    shares = {name: 100 * float(way.sum()) / n for name, way in ways.items()}
+    for kind in ("strict", "loose"):
+        mastered = shares[f"CM {kind}"]
+        rote = shares[f"RM {kind}"]
+        shares[f"RM rate {kind}"] = (
+            100 * rote / (mastered + rote) if rote else 0.0
+        )
+        # The published 100 - IG / 2 - RM - IK.
+        shares[f"score {kind}"] = mastered + shares["IG"] / 2
+    return shares
 
 
-def macro(scores: dict[str, float | None]) -> dict[str, tuple[float, int, int]]:
-    """{family: (mean over its benchmarks with a score, how many those are, how many the suite has)}."""
+def macro(scores: dict) -> dict:
+    """{family: (mean over its benchmarks with a score, how many those are, how many it has)}."""
     result = {}
     for family in FAMILIES:
         names = [entry.name for entry in BENCHMARKS if entry.family == family]
-        if values := [scores[name] for name in names if scores.get(name) is not None]:
-            result[family] = (float(np.mean(values)), len(values), len(names))
+        values = [
+            scores[name] for name in names if scores.get(name) is not None
+        ]
+        if values:
+            mean = float(np.mean(values))
+            result[family] = (mean, len(values), len(names))
     return result
 
 
-def paper(row: str) -> dict[str, float]:
-    """The paper's numbers in one row of its tables, "0.8B/zppo", by our names. Raises ValueError."""
+def paper(row: str) -> dict:
+    """One row of the paper's tables, "0.8B/zppo", by our names. Raises ValueError."""
     tables = pd.read_csv(TABLES, index_col="benchmark")
     if row not in tables:
-        raise ValueError(f"the paper's tables have no row {row!r}; they have {', '.join(tables)}")
+        there = ", ".join(tables)
+        raise ValueError(
+            f"the paper's tables have no row {row!r}; they have {there}"
+        )
     numbers = tables[row].dropna()
-    return {entry.name: float(numbers[entry.paper]) for entry in BENCHMARKS if entry.paper in numbers}
+    known = [entry for entry in BENCHMARKS if entry.paper in numbers]
+    return {entry.name: float(numbers[entry.paper]) for entry in known}
 
 
-def report(numbers: dict, theirs: dict[str, dict[str, float]]) -> str:
-    """What `summarise` returns as a table, or accuracies by family as lines. theirs: {name of a column: its scores}."""
-    if not all(isinstance(one, dict) for one in numbers.values()):
-        return "\n".join(f"{family:<14} {accuracy:5.1f}%" for family, accuracy in numbers.items())
-    columns = {"ours": {name: one["score"] for name, one in numbers.items()}} | theirs
-    counts = pd.DataFrame({name: one["counts"] for name, one in numbers.items()}).T.fillna(0).astype(int)
-    table = pd.DataFrame(columns, counts.index).join(counts)
+def report(numbers: dict, theirs: dict) -> str:
+    """What `summarise` returns, as a table. theirs: {name of a column: its scores}."""
+    ours = {name: one["score"] for name, one in numbers.items()}
+    columns = {"ours": ours} | theirs
+    settled = {
+        key: one["settled"]
+        for key, one in numbers.items()
+        if "settled" in one
+    }
+    # Decision 3 of scorers.py: the score without unsettled rows.
+    shown = columns | {"settled": settled} if settled else columns
+    rows = [one["counts"] for one in numbers.values()]
+    counts = pd.DataFrame(rows, list(numbers))
+    counts = counts.fillna(0).astype(int)
+    table = pd.DataFrame(shown, counts.index).join(counts)
     lines = [table.to_string(na_rep="-", float_format="{:.1f}".format)]
     for name, one in numbers.items():
-        lines += [f"{name}, {key}: {value:.1f}" for key, value in one["beside"].items()]
-    if other := [*counts.index[counts.rows != counts.published]]:
-        lines.append(f"not the published number of rows: {', '.join(other)}")
+        for key, value in one["beside"].items():
+            lines.append(f"{name}, {key}: {value:.1f}")
+        if "unreadable" in one:
+            rows = one["counts"]["rows"]
+            n = one["unreadable"]
+            lines.append(
+                f"{name}: {rows:,} of {rows + n:,} rows, {n} unreadable"
+            )
+    others = counts.index[counts.rows != counts.published]
+    if len(others):
+        lines.append(f"not the published number of rows: {', '.join(others)}")
     for column, scores in columns.items():
-        for family, (mean, n, of) in macro({name: scores.get(name) for name in numbers}).items():
-            lines.append(f"{family}, {column}: {mean:.1f}" + (f" (partial: {n} of {of} benchmarks)" if n < of else ""))
+        asked = {name: scores.get(name) for name in numbers}
+        for family, (mean, n, of) in macro(asked).items():
+            partial = f" (partial: {n} of {of} benchmarks)" if n < of else ""
+            lines.append(f"{family}, {column}: {mean:.1f}{partial}")
     return "\n".join(lines)
 
 
 def compare(names: Sequence[str]) -> str:
-    """Each result beside the first: percent, then the cluster bootstrap (F.6) over the benchmarks that all have.
+    """Each result beside the first: percent, then the cluster bootstrap (F.6), by family.
 
+    The benchmarks are those that all results have.
     names: results files, or "paper:" and a row of the paper's tables. Raises ValueError.
     """
-    scores = {}
-    for name in names:
-        records = read_records(Path(name))
-        numbers = {key: one["score"] for key, one in summarise(records).items()}
-        scores[name] = paper(name[6:]) if name.startswith("paper:") else numbers or accuracies(records)
-        if not scores[name]:
-            raise ValueError(f"{name}: no such file of results")
+    scores = {name: scores_of(name) for name in names}
     table = pd.DataFrame(scores).dropna()
-    families, text = [BY_NAME[name].family if name in BY_NAME else "questions" for name in table.index], []
+    known = {entry.name: entry.family for entry in BENCHMARKS}
+    families = [known.get(name, "questions") for name in table.index]
+    text = []
     for family, block in table.groupby(families, sort=False):
-        text += [f"\n{family}, {len(block)} in all results", block.to_string(float_format="{:.1f}".format)]
-        text.append(cluster_bootstrap(block, names[0]).to_string(float_format="{:+.2f}".format))
+        intervals = cluster_bootstrap(block, names[0])
+        text.append(f"\n{family}, {len(block)} in all results")
+        text.append(block.to_string(float_format="{:.1f}".format))
+        text.append(intervals.to_string(float_format="{:+.2f}".format))
     return "\n".join(text)
+
+
+def scores_of(name: str) -> dict:
+    """The scores in a results file or in a row of the paper's tables. Raises ValueError."""
+    if name.startswith("paper:"):
+        return paper(name.removeprefix("paper:"))
+    try:
+        records = read_records(Path(name))
+        numbers = summarise(records)
+        families = accuracies(records)
+    except Exception as error:  # a file of anything else
+        raise ValueError(f"{name}: no file of results ({error!r})") from error
+    if not records:
+        raise ValueError(f"{name}: no such file of results")
+    return {key: one["score"] for key, one in numbers.items()} or families

@@ -1,15 +1,19 @@
-"""From responses to rewards: a deterministic rule first, the judge for what the rule cannot settle, official judges.
+"""From responses to rewards: a rule first, the judge for what it cannot settle, official judges.
 
 Decisions where the paper is silent:
-1. A rule sees only the final answer, the content of the last box. Without a box the judge is asked (the metrics of
-   InfographicVQA and OCRBench v2, which have no judge, then take the text behind the thoughts).
-2. A rule settles a number against a number, and a choice that is clear: exactly one option, several options, or a
-   letter that no option has. Not clear are "2" among options that are no numbers, a letter whose text is another
-   option's, an answer that fits two options. So a wrong choice is never taken for a right one.
-3. Without a judge an unsettled answer counts as wrong, and the table says how many there are.
-4. The official judges are asked in words of ours (configs/judges.toml), which a file with the published ones replaces.
-   A reply that does not keep to its form counts as wrong and is counted.
-5. MathVista takes the nearest choice only where there is a final answer; DynaMath's substring rule needs a text.
+1. A rule sees only the final answer, the content of the last box. Without a box the judge is asked
+   (the metrics of InfographicVQA and OCRBench v2 have no judge: they take the text behind the
+   thoughts; VLMs-are-Blind asks for curly brackets: there they are a box).
+2. A rule settles a number against a number, and a choice that is clear: exactly one option, several
+   options, or a letter that no option has. A letter comes first: "B" is option B, also where
+   another option's text is "B". Not clear are "2" among options that are no numbers, and an
+   answer that fits two options. So a wrong choice is never taken for a right one.
+3. Without a judge an unsettled answer counts as wrong; beside the score stands the one without it.
+4. The official judges are asked in words of ours (configs/judges.toml), which a file with the
+   published ones replaces. A reply that does not keep to its form counts as wrong and is counted.
+   HLE's own judge also asks for a confidence, for a calibration error; ours does not.
+5. MathVista takes the nearest choice only where there is a final answer. DynaMath's substring rule
+   needs a text, and is not for a number against another number.
 """
 
 import json
@@ -32,131 +36,184 @@ OPENING = r"(?i)^(the )?((correct|right|final) )*(answer|option|choice)s?\b( is|
 
 @dataclass
 class Score:
-    reward: float | None  # None: a judge is needed, or the metric cannot be computed here
-    method: str  # rule, judge, official judge, unsettled (no judge), unreadable (judge) or not scored
+    reward: float | None  # None: a judge is needed
+    # rule, judge, official judge, unsettled (no judge) or unreadable (the judge)
+    method: str
     why: str = ""  # a judge was needed
 
 
-# ---- an answer against options, numbers, edit distances ------------------------------------------------------
+def score(
+    asked: Sequence[tuple[Item, str]], ask: Callable | None, prompts: dict
+) -> list[Score]:
+    """The score of each (item, response).
 
-
-def letters_in(answer: str) -> set[int]:
-    """Numbers of the options that an answer of nothing but letters names: "B", "(b)", "option B", "A and C", "AC"."""
-    text = re.sub(OPENING, "", WRAPPED.sub(r"\1", answer).strip(" \n$*."))
-    parts = list(text) if re.fullmatch("[A-J]{2,5}", text) else re.split(r"[\s,;/&]+|\band\b|\bor\b", text)
-    found = [re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part]
-    return {LETTERS.index(match[1].upper()) for match in found} if all(found) else set()
-
-
-def same_text(answer: str, options: Sequence[str]) -> set[int]:
-    """The options with this text; else the one option that means the same, if there is exactly one."""
-    plain, *texts = (" ".join(text.casefold().split()) for text in (answer, *options))
-    if equal := {i for i, text in enumerate(texts) if text and text == plain}:
-        return equal
-    alike = {i for i, option in enumerate(options) if option and answers_match(answer, option)}
-    return alike if len(alike) == 1 else set()
-
-
-def choose(answer: str, options: Sequence[str]) -> set[int] | None:
-    """The options (0-based) that a final answer commits to; None if that is not clear. Never raises.
-
-    A number behind the last option stands for a letter that no option has. options: texts, "" where not known.
+    ask: texts for prompts, from the judge; None without one. prompts: configs/judges.toml.
+    Raises DataError where an official judge needs `ask`.
     """
-    answer = answer.strip()
-    letters, texts = letters_in(answer), same_text(answer, options)
-    if letters:
-        if not texts or texts == letters:
-            return letters
-        return texts if len(letters) > 1 or max(letters) >= len(options) else None
-    plain = re.sub(OPENING, "", WRAPPED.sub(r"\1", answer))
-    if both := re.fullmatch(r"[(\[]?([A-Ja-j])[)\].:]+\s*(\S.*)", plain, re.DOTALL):  # "B. its text"
-        letter, texts = LETTERS.index(both[1].upper()), texts or same_text(both[2].strip(), options)
-        if not texts and letter < len(options) and not options[letter]:
-            return {letter}
-        return texts if texts == {letter} else None
-    return texts if len(texts) == 1 else None
+    scores = [by_rule(item, response) for item, response in asked]
+    texts = {}
+    for i, (item, response) in enumerate(asked):
+        if scores[i].method == "official judge":
+            texts[i] = official_prompt(item, response, prompts)
+        elif scores[i].method == "judge":  # the shared one (Fig. 9)
+            options = lettered(item.options)
+            texts[i] = judge_prompt(
+                item.judge_question, response, item.answer, options
+            )
+    if ask is None:
+        return without_judge(scores)
+    replies = ask([*texts.values()]) if texts else []
+    for i, reply in zip(texts, replies, strict=True):
+        if scores[i].method == "judge":
+            scores[i].reward = float(parse_verdict(reply))
+        else:
+            scores[i] = read_official(asked[i][0], reply)
+    return scores
 
 
-def number(text: str) -> float | None:
-    """The value of a plain decimal number, with thousands separators, dollar or percent signs; else None."""
-    text = WRAPPED.sub(r"\1", text).strip().strip("$%\\ ").replace(",", "")
-    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
+def without_judge(scores: Sequence[Score]) -> Sequence[Score]:
+    """The scores where there is no judge to ask (decision 3)."""
+    for one in scores:
+        if one.method == "official judge":
+            fix = "give one (--judge), or leave their sets out"
+            raise DataError(f"these questions need a judge: {fix}")
+        if one.method == "judge":
+            one.reward = 0.0
+            one.method = "unsettled"
+    return scores
 
 
-def distance(a: str, b: str) -> int:
-    """Levenshtein's: the fewest insertions, deletions and changes of a sign that make b of a."""
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, right in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (left != right))
-    return row[-1]
+def by_rule(item: Item, response: str) -> Score:
+    """What can be settled without a judge.
+
+    Reward None and method "judge" or "official judge" where a judge is needed.
+    """
+    scorer = BY_NAME[item.benchmark].scorer
+    answer = extract_boxed(response)  # decision 1: the final answer alone
+    if answer is None and scorer == "blind":
+        # "{5}", or "rows={3} columns={4}"
+        found = re.findall(r"\w*=?\{[^{}]*\}", behind_thoughts(response))
+        answer = " ".join(found) or None
+    if scorer in JUDGES:
+        return Score(None, "official judge")
+    if scorer in METRICS:
+        given = behind_thoughts(response) if answer is None else answer
+        return Score(METRICS[scorer](item, given), "rule")
+    if answer is None:
+        return Score(None, "judge", "no box")
+    reward = RULES[scorer](item, answer)
+    if reward is None:
+        return Score(None, "judge", "not settled by the rule")
+    return Score(reward, "rule")
 
 
-# ---- rules: (item, final answer) -> 1.0, 0.0, a share, or None where they cannot settle it ------------------
+def behind_thoughts(response: str) -> str:
+    return response.rpartition("</think>")[2].strip()
+
+
+# ---- rules: (item, final answer) -> 1.0, 0.0, a share, or None where they cannot settle it -------
 
 
 def answer_rule(item: Item, answer: str) -> float | None:
+    """A choice among options; else what the grader takes for equal, and two numbers that differ."""
     if item.options:
         chosen = choose(answer, item.options)
-        return None if chosen is None else float(len(chosen) == 1 and chosen <= set(item.golds))
+        if chosen is None:
+            return None
+        return float(len(chosen) == 1 and chosen <= set(item.golds))
     if any(grade(f"\\boxed{{{answer}}}", gold) for gold in item.golds):
         return 1.0
-    return 0.0 if number(answer) is not None and all(number(gold) is not None for gold in item.golds) else None
-
-
-def same_rounded(answer: str, gold: str, digits: int) -> float | None:
-    """Are two numbers equal when they are rounded? None if one of them is no number."""
-    numbers = number(answer), number(gold)
-    return None if None in numbers else float(round(numbers[0], digits) == round(numbers[1], digits))
+    numbers = [number(text) for text in (answer, *item.golds)]
+    return None if None in numbers else 0.0
 
 
 def dynamath(item: Item, answer: str) -> float | None:
-    if item.options or answer_rule(item, answer) == 1:
-        return answer_rule(item, answer)
-    if item.row["answer_type"] == "text":
-        return 1.0 if answer.strip() and answer.strip().casefold() in item.golds[0].casefold() else None
-    values = []
-    for text in (answer, item.golds[0]):  # "2.5", "2.5\\pi", "pi"
-        factor, pi = re.fullmatch(r"(.*?)\s*\*?\s*(\\pi|π|pi)?", text.strip(" $")).groups()
-        values.append(number(factor or "1" if pi else factor))
-        values[-1] = values[-1] and values[-1] * (math.pi if pi else 1)
-    return None if None in values else float(abs(values[0] - values[1]) <= 0.001)
+    """A float, with a factor of pi or a unit, within 0.001; all else as a part of the gold."""
+    settled = answer_rule(item, answer)
+    if item.options or settled == 1:
+        return settled
+    (gold,) = item.golds
+    if item.row["answer_type"] != "float":
+        part = answer.strip().casefold()
+        # Decision 5: a number against a number is settled.
+        if settled is None and part and part in gold.casefold():
+            return 1.0
+        return settled
+    alone = re.match(r"[+-]?[\d.,]*\d", answer)
+    has_unit = alone and alone[0] != answer and answers_match(answer, alone[0])
+    if has_unit:
+        answer = alone[0]
+    values = [number_with_pi(text) for text in (answer, gold)]
+    if None in values:
+        return None
+    is_close = abs(values[0] - values[1]) <= 0.001
+    if has_unit and not is_close:
+        return None  # perhaps another unit: the judge
+    return float(is_close)
+
+
+def number_with_pi(text: str) -> float | None:
+    """The value of "2.5", "2.5\\pi" or "pi"; else None."""
+    parts = re.fullmatch(r"(.*?)\s*\*?\s*(\\pi|π|pi)?", text.strip(" $"))
+    factor, pi = parts.groups()
+    if not pi:
+        return number(factor)
+    value = number(factor or "1")
+    return None if value is None else value * math.pi
 
 
 def mathvista(item: Item, answer: str) -> float | None:
-    """Its chain: letter or text of a choice, else the nearest one; integers are cut, floats rounded to `precision`."""
+    """Its chain: letter or text of a choice, else the nearest one.
+
+    Integers are cut, floats rounded to the row's precision.
+    """
     settled = answer_rule(item, answer)
     if item.options:
-        far = [distance(answer.casefold(), option.casefold()) for option in item.options]
-        one_is_nearest = far.count(min(far)) == 1
-        return float(far.index(min(far)) in item.golds) if settled is None and one_is_nearest else settled
-    (gold,), kind, digits = item.golds, item.row["answer_type"], item.row.get("precision")
-    if kind == "integer" and number(answer) is not None:
-        return float(int(number(answer)) == int(float(gold)))
-    if kind == "float" and number(answer) is not None:
-        return same_rounded(answer, gold, len(gold.partition(".")[2]) if digits is None else int(digits))
+        given = answer.casefold()
+        far = [distance(given, option.casefold()) for option in item.options]
+        nearest = min(far)
+        if settled is None and far.count(nearest) == 1:  # decision 5
+            return float(far.index(nearest) in item.golds)
+        return settled
+    (gold,) = item.golds
+    kind = item.row["answer_type"]
+    value = number(answer)
+    if kind == "integer" and value is not None:
+        return float(int(value) == int(float(gold)))
+    if kind == "float" and value is not None:
+        digits = item.row.get("precision")
+        if digits is None:
+            digits = len(gold.partition(".")[2])
+        return same_rounded(answer, gold, int(digits))
     return 1.0 if settled or answer.strip() == gold.strip() else None
 
 
 def blind(item: Item, answer: str) -> float | None:
     """By the form of the answer. A pair is rows, columns, or in the order of its words."""
-    text, gold, form = WRAPPED.sub(r"\1", answer).casefold(), item.golds[0].casefold(), BLIND_TASKS[item.row["task"]]
-    numbers, words = re.findall(r"\d+", text), set(re.findall(r"\w+", text))
+    text = WRAPPED.sub(r"\1", answer).casefold()
+    gold = item.golds[0].casefold()
+    form = BLIND_TASKS[item.row["task"]]
+    numbers = re.findall(r"\d+", text)
     if form == "number":
         return float(int(numbers[0]) == int(gold)) if len(numbers) == 1 else None
     if form == "pair":
-        turned = "col" in text and "row" in text and text.index("col") < text.index("row")
-        return float(numbers[:: -1 if turned else 1] == re.findall(r"\d+", gold)) if len(numbers) == 2 else None
-    words &= {"yes", "no"} if form == "yes/no" else words
+        if len(numbers) != 2:
+            return None
+        if "row" in text and re.search("row|col", text)[0] == "col":
+            numbers.reverse()
+        return float(numbers == re.findall(r"\d+", gold))
+    words = set(re.findall(r"\w+", text))
+    if form == "yes/no":
+        words &= {"yes", "no"}
     return float(words == {gold.strip("{} ")}) if len(words) == 1 else None
 
 
 def videommmu(item: Item, answer: str) -> float | None:
     """Open answers: numbers rounded to two decimals, or the gold's words inside the answer."""
-    settled, (gold, *_) = answer_rule(item, answer), item.golds
+    settled = answer_rule(item, answer)
     if item.options or settled:
         return settled
+    gold = item.golds[0]
     if number(gold) is not None:
         return same_rounded(answer, gold, 2)
     words = re.escape(gold.strip().casefold())
@@ -165,100 +222,208 @@ def videommmu(item: Item, answer: str) -> float | None:
 
 def anls(item: Item, answer: str) -> float:
     """1 - the least normalised edit distance to an accepted string, 0 below a half."""
-    texts = [" ".join(WRAPPED.sub(r"\1", text).casefold().split()) for text in (answer, *item.golds)]
-    share = max(1 - distance(texts[0], gold) / max(len(texts[0]), len(gold), 1) for gold in texts[1:])
+    given = one_spelling(WRAPPED.sub(r"\1", answer))
+    shares = []
+    for text in item.golds:
+        gold = one_spelling(WRAPPED.sub(r"\1", text))
+        longest = max(len(given), len(gold), 1)
+        shares.append(1 - distance(given, gold) / longest)
+    share = max(shares)
     return share if share >= 0.5 else 0.0
 
 
-def ocrbench(item: Item, answer: str) -> float | None:
-    """OCRBench v2's own metric, from the installed lmms-eval; None without that package."""
-    try:
-        from lmms_eval.tasks.ocrbench_v2.utils import ocrbench_v2_process_results
-    except ImportError:
-        return None
+def ocrbench(item: Item, answer: str) -> float:
+    """OCRBench v2's own metric, from the installed lmms-eval (exam.py asks for the package)."""
+    from lmms_eval.tasks.ocrbench_v2.utils import ocrbench_v2_process_results
+
     row = item.row | {"question": item.text, "answers": list(item.golds)}
-    return float(ocrbench_v2_process_results(row, [answer])["ocrbench_v2_accuracy"]["score"])
+    result = ocrbench_v2_process_results(row, [answer])
+    return float(result["ocrbench_v2_accuracy"]["score"])
 
 
-RULES = {"answer": answer_rule, "dynamath": dynamath, "mathvista": mathvista, "blind": blind, "videommmu": videommmu}
+RULES = {
+    "answer": answer_rule,
+    "dynamath": dynamath,
+    "mathvista": mathvista,
+    "blind": blind,
+    "videommmu": videommmu,
+}
 METRICS = {"anls": anls, "ocrbench": ocrbench}  # no judge behind them
 
 
-# ---- official judges (Figs. 10-15) -------------------------------------------------------------------------
+# ---- an answer against options, numbers, edit distances ------------------------------------------
 
-JUDGES = ("charxiv", "mmvet", "hle", "multichallenge", "mmvu")  # scorers, and names of benchmarks too
+
+def choose(answer: str, options: Sequence[str]) -> set[int] | None:
+    """The options (0-based) that a final answer commits to; None if that is not clear (decision 2).
+
+    A number behind the last option stands for a letter that no option has.
+    options: texts, "" where not known. Never raises.
+    """
+    answer = answer.strip()
+    letters = letters_in(answer)
+    if len(letters) == 1 and max(letters) < len(options):
+        return letters  # decision 2: the letter comes first
+    plain = re.sub(OPENING, "", WRAPPED.sub(r"\1", answer))
+    both = re.fullmatch(r"[(\[]?([A-Ja-j])[)\].:]+\s*(\S.*)", plain, re.DOTALL)
+    if both:  # "B. its text"
+        letter = LETTERS.index(both[1].upper())
+        behind = same_text(both[2].strip(), options)
+        if behind == {letter}:
+            return behind
+    if letters:
+        return equal_text(answer, options) or letters
+    texts = same_text(answer, options)
+    if not both:
+        return texts if len(texts) == 1 else None
+    is_drawn = letter < len(options) and not options[letter] and not behind
+    return {letter} if texts == {letter} or (is_drawn and not texts) else None
+
+
+def letters_in(answer: str) -> set[int]:
+    """Numbers of the options that an answer of nothing but letters names.
+
+    "B", "(b)", "option B", "A and C", "AC".
+    """
+    plain = WRAPPED.sub(r"\1", answer).strip(" \n$*.")
+    text = re.sub(OPENING, "", plain)
+    parts = re.split(r"[\s,;/&]+|\band\b|\bor\b", text)
+    if re.fullmatch("[A-J]{2,5}", text):
+        parts = list(text)
+    found = [
+        re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part
+    ]
+    return (
+        {LETTERS.index(match[1].upper()) for match in found}
+        if all(found)
+        else set()
+    )
+
+
+def same_text(answer: str, options: Sequence[str]) -> set[int]:
+    """The options with this text; else the one option that means the same, if exactly one does."""
+    equal = equal_text(answer, options)
+    if equal:
+        return equal
+    alike = set()
+    for i, text in enumerate(options):
+        if text and answers_match(answer, text):
+            alike.add(i)
+    return alike if len(alike) == 1 else set()
+
+
+def equal_text(answer: str, options: Sequence[str]) -> set[int]:
+    plain = one_spelling(answer)
+    return {
+        i
+        for i, text in enumerate(options)
+        if text and one_spelling(text) == plain
+    }
+
+
+def one_spelling(text: str) -> str:
+    """The text in lower case, with single spaces."""
+    return " ".join(text.casefold().split())
+
+
+def number(text: str) -> float | None:
+    """The value of a plain decimal number; else None.
+
+    It may have thousands separators, dollar or percent signs.
+    """
+    text = WRAPPED.sub(r"\1", text).strip().strip("$%\\ ").replace(",", "")
+    plain = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
+    return float(text) if plain else None
+
+
+def same_rounded(answer: str, gold: str, digits: int) -> float | None:
+    """Are two numbers equal when they are rounded? None if one of them is no number."""
+    numbers = [number(answer), number(gold)]
+    if None in numbers:
+        return None
+    return float(round(numbers[0], digits) == round(numbers[1], digits))
+
+
+def distance(a: str, b: str) -> int:
+    """Levenshtein's: the fewest insertions, deletions and changes of a sign that make b of a."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        last = row[0]
+        row[0] = i
+        for j, right in enumerate(b, 1):
+            changed = last + (left != right)
+            last = row[j]
+            row[j] = min(last + 1, row[j - 1] + 1, changed)
+    return row[-1]
+
+
+# ---- official judges (Figs. 10-15) ---------------------------------------------------------------
+
+# Names of scorers, and of their benchmarks too.
+JUDGES = ("charxiv", "mmvet", "hle", "multichallenge", "mmvu")
 VERDICTS = {"correct": 1, "yes": 1, "true": 1, "wrong": 0, "no": 0, "false": 0}
 PROMPTS = Path(__file__).parent.parent / "configs" / "judges.toml"
 
 
-def read_official(item: Item, reply: str) -> Score:
-    """The score in the JSON of an official judge's reply."""
+def read_prompts(path: str = "") -> dict:
+    """The official judges' prompts: configs/judges.toml, those of another file in their place.
+
+    Raises DataError.
+    """
+    read = tomllib.loads(PROMPTS.read_text("utf-8"))
     try:
-        said = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
-        verdict = next(said[name] for name in ("score", "verdict", "correct") if name in said)
-        reward = round(float(VERDICTS.get(str(verdict).casefold(), verdict)), 2)
-        if not (0 <= reward <= 1 if item.benchmark == "mmvet" else reward in (0, 1)):
-            raise ValueError(verdict)
-    except (ValueError, TypeError, AttributeError, StopIteration):
-        return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
-    wanted_no = item.benchmark == "multichallenge" and item.golds[0].upper() == "NO"
-    return Score(1 - reward if wanted_no else reward, "official judge")
+        given = tomllib.loads(Path(path).read_text("utf-8")) if path else {}
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as TOML: {error}") from error
+    unknown = [
+        k for k, value in given.items() if type(value) is not type(read.get(k))
+    ]
+    if unknown:
+        raise DataError(
+            f"{path}: expected prompts called {sorted(read)}, found {unknown}"
+        )
+    rubrics = read["rubrics"] | given.get("rubrics", {})
+    return read | given | {"rubrics": rubrics}
 
 
 def official_prompt(item: Item, response: str, prompts: dict) -> str:
     """The prompt of the benchmark's own judge; it sees what stands behind the thoughts."""
-    kinds = {"mmvu": "_choice" if item.options else "_open", "charxiv": f"_{item.groups.get('half')}"}
-    prompt = prompts[item.benchmark + kinds.get(item.benchmark, "")]
-    values = {"question": item.row.get("target_question") or item.text, "options": "\n".join(lettered(item.options)),
-              "response": response.rpartition("</think>")[2].strip(), "gold": item.answer,
-              "rubric": prompts["rubrics"].get(item.row.get("rubric"), "")}  # fmt: skip
-    # One pass: a placeholder inside an inserted text is text, and so is a closing tag.
-    return re.sub(r"\{(\w+)\}", lambda m: values[m[1]].replace("</", "< /") if m[1] in values else m[0], prompt)
+    name = item.benchmark
+    if name == "mmvu":
+        name += "_choice" if item.options else "_open"
+    elif name == "charxiv":
+        name += f"_{item.groups['half']}"
+    values = {
+        "question": item.row.get("target_question") or item.text,
+        "options": "\n".join(lettered(item.options)),
+        "response": behind_thoughts(response),
+        "gold": item.answer,
+        "rubric": prompts["rubrics"].get(item.row.get("rubric"), ""),
+    }
+
+    def inserted(placeholder):
+        value = values.get(placeholder[1])
+        # A closing tag inside an inserted text is text.
+        return placeholder[0] if value is None else value.replace("</", "< /")
+
+    # One pass: so is a placeholder.
+    return re.sub(r"\{(\w+)\}", inserted, prompts[name])
 
 
-def read_prompts(path: str = "") -> dict:
-    """The official judges' prompts: configs/judges.toml, those of another file in their place. Raises DataError."""
-    read, given = (tomllib.loads(Path(file).read_text("utf-8")) if file else {} for file in (PROMPTS, path))
-    if unknown := sorted(set(given) - set(read)):
-        raise DataError(f"{path}: expected prompts called {sorted(read)}, found {unknown}")
-    return read | given | {"rubrics": read["rubrics"] | given.get("rubrics", {})}
-
-
-# ---- all together ------------------------------------------------------------------------------------------
-
-
-def by_rule(item: Item, response: str) -> Score:
-    """What can be settled without a judge; reward None and method "judge" or "official judge" where one is needed."""
-    scorer, answer = BY_NAME[item.benchmark].scorer, extract_boxed(response)
-    if scorer in JUDGES:
-        return Score(None, "official judge")
-    if scorer in METRICS:
-        reward = METRICS[scorer](item, response.rpartition("</think>")[2].strip() if answer is None else answer)
-        return Score(None, "not scored", "pip install lmms-eval") if reward is None else Score(reward, "rule")
-    reward = None if answer is None else RULES[scorer](item, answer)
-    if reward is None:
-        return Score(None, "judge", "no box" if answer is None else "not settled by the rule")
-    return Score(reward, "rule")
-
-
-def score(asked: Sequence[tuple[Item, str]], ask: Callable | None, prompts: dict) -> list[Score]:
-    """The score of each (item, response). ask: texts for prompts, from the judge; None: no judge (decision 3).
-
-    prompts: configs/judges.toml. Raises DataError where an official judge needs `ask`.
-    """
-    scores, texts = [by_rule(*one) for one in asked], {}
-    for i, (item, response) in enumerate(asked):
-        if scores[i].method == "official judge":
-            texts[i] = official_prompt(item, response, prompts)
-        elif scores[i].method == "judge":  # the shared one (Fig. 9)
-            texts[i] = judge_prompt(item.judge_question, response, item.answer, lettered(item.options))
-    if ask is None:
-        if any(one.method == "official judge" for one in scores):
-            raise DataError("these questions need a judge: give one (--judge), or leave their sets out")
-        return [Score(0.0, "unsettled", one.why) if one.method == "judge" else one for one in scores]
-    for i, reply in zip(texts, ask([*texts.values()]) if texts else [], strict=True):
-        if scores[i].method == "judge":
-            scores[i].reward = float(parse_verdict(reply))
-        else:
-            scores[i] = read_official(asked[i][0], reply)
-    return scores
+def read_official(item: Item, reply: str) -> Score:
+    """The score in the JSON of an official judge's reply (decision 4)."""
+    try:
+        said = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
+        verdicts = [
+            said[name] for name in ("score", "verdict", "correct") if name in said
+        ]
+        verdict = str(verdicts[0]).casefold()
+        reward = round(float(VERDICTS.get(verdict, verdicts[0])), 2)
+        in_parts = item.benchmark == "mmvet" and 0 <= reward <= 1
+        if not in_parts and reward not in (0, 1):
+            raise ValueError(verdict)
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return Score(0.0, "unreadable", f"the judge said {reply[:200]!r}")
+    if item.benchmark == "multichallenge" and item.golds[0].upper() == "NO":
+        reward = 1 - reward
+    return Score(reward, "official judge")

@@ -1,20 +1,19 @@
 """The comparison of two short answers: what must match, what must not, and what must not hang."""
 
 import random
+import re
 import threading
 import time
 
 import pytest
 
+from engine import answers
 from engine.answers import answers_match
 from rewards import extract_boxed, grade
 
 EQUAL = r"""
-2^{0.5} | 1.4142135623730951
 0.0833333333333333 | \frac{1}{12}
 33.3333333333 | \frac{100}{3}
-1.4142135623730951 | \sqrt{2}
-3.14159265358979 | \pi
 5 | 5.0
 1,000 | 1000
 -1,234.50 | -1234.5
@@ -43,19 +42,15 @@ EQUAL = r"""
 50% | 1/2
 \sqrt{8} | 2\sqrt2
 \frac{1}{\sqrt2} | \frac{\sqrt{2}}{2}
-\sqrt[3]{27} | 3
 \sqrt{2}/2 | \frac{\sqrt 2}{2}
 √2 | \sqrt{2}
 √12 | 2\sqrt{3}
-∛8 | 2
 sqrt(2) | \sqrt{2}
 2^{1/2} | \sqrt2
 \pi/2 | \frac{\pi}{2}
 π | \pi
 2\pi | 2 pi
 2*pi | 2π
-\sin^2 x + \cos^2 x | 1
-\sin(30^\circ) | \frac12
 (x+1)^2 | x^2+2x+1
 2x+1 | 1+2x
 (x-1)(x+1) | x^2 - 1
@@ -63,27 +58,16 @@ x**2 | x^2
 x² | x^2
 (x+1)^{1000} | (1+x)^{1000}
 e^{x+1} | e\cdot e^x
-\log_2 8 | 3
-\log_{10} 100 | 2
-\lg 100 | 2
-\ln(e^2) | 2
 \ln 6 | \ln 2+\ln 3
 \log 6 | \log 2 + \log 3
 \frac{x^2-1}{x-1} | x+1
 \frac{1}{1-x} | -\frac{1}{x-1}
-2^{10} | 1024
-5! | 120
 \sqrt{20000} | 100\sqrt{2}
 \sqrt{10^{40}+1} | (10^{40}+1)^{1/2}
 1.5 million | 1500000
-x=5 | x-5=0
-\binom{5}{2} | 10
 \binom{n}{2} | \frac{n(n-1)}{2}
-|-3| | 3
-\lfloor 2.7 \rfloor | 2
 3+4i | 4i+3
 (1+i)^2 | 2i
-e^{i\pi} | -1
 x=5 | 5
 5 | x = 5
 5=x | 5
@@ -126,7 +110,6 @@ y=2, x=1 | x=1, y=2
 10:9 | 10 : 9
 3:2 | \frac{3}{2}
 \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}
-\begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1\\ \frac{4}{2}\\ \end{pmatrix}
 [[1,2],[3,4]] | \begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}
 \begin{array}{cc}1&2\\3&4\end{array} | \begin{matrix}1&2\\3&4\end{matrix}
 \infty | ∞
@@ -186,7 +169,6 @@ $\frac{1}{2}$ | 1/2
 \alpha+\beta | β+α
 x_1 + x_2 | x_{2}+x_{1}
 x_{\text{max}} | x_{max}
-2\times 3 | 6
 \text{Area} = 5 | 5
 AB = 5 | 5
 −5 | -5
@@ -206,9 +188,6 @@ x^-1 | 1/x
 3/4 x + 1 | \frac{3x}{4}+1
 y = 3/4x+1 | y=\frac34 x+1
 \frac{3}{4}\pi | 3π/4
-2^{-3} | \frac18
-(-8)^{1/3} | -2
-\sqrt[3]{-8} | -2
 \vec{v} | v
 \angle A = 30^\circ | 30^\circ
 P(A) = \frac12 | 0.5
@@ -250,7 +229,6 @@ x\geqslant 3 | [3, \infty)
 \exp(2) | e^2
 \frac{e^2}{2} | e^{2}/2
 \log_{2}(x) | \frac{\ln x}{\ln 2}
-1 + \frac{1}{2} | 1.5
 60\text{ km/h} | 60 km/h
 60 miles per hour | 60
 72^\circ F | 72°F
@@ -321,23 +299,14 @@ x^2 + 2x + 1 | (x+1)(x+1)
 (x+2)(x-3) | (x-3)(x+2)
 x(x+1) | x^2+x
 -x^2 | -(x^2)
-2^{2^3} | 256
 a^2-b^2 | (a-b)(a+b)
 a^{m}a^{n} | a^{m+n}
-\sqrt[4]{16} | 2
 \sqrt[3]{x^2} | x^{2/3}
 x^{\frac{1}{2}} | \sqrt{x}
-\log_3 9 | 2
-\log_{3}{81} | 4
-\ln e | 1
 \ln{2} | \ln(2)
 \ln |x| + C | C + \ln|x|
 \frac{1}{2}\ln 4 | \ln 2
-e^{\ln 3} | 3
 \cos(2x) | 1-2\sin^2(x)
-\cos 60^\circ | \frac12
-\sin \frac{\pi}{6} | 0.5
-\tan 45^\circ | 1
 \cot x | \frac{\cos x}{\sin x}
 \sec^2 x | 1+\tan^2 x
 \arcsin\frac{1}{2} | \frac\pi6
@@ -346,14 +315,11 @@ e^{\ln 3} | 3
 \sinh(x) | (e^x-e^{-x})/2
 5+2i | 2i + 5
 \frac{1}{i} | -i
-(2+3i)(2-3i) | 13
 1+i\sqrt{3} | 1+\sqrt{3}i
 e^{i\pi/2} | i
 \frac{n!}{(n-2)!} | n(n-1)
 {n \choose 2} | \binom{n}{2}
-\binom{10}{3} | 120
 C(5,2) | C(5,2)
-10! | 3628800
 \begin{pmatrix} 1 \\ 2 \end{pmatrix} | (1,2)
 \begin{pmatrix} -1/3 \\ 2 \end{pmatrix} | \begin{pmatrix} -\frac13 \\ 2 \end{pmatrix}
 \left(\begin{array}{cc} 1 & 0 \\ 0 & 1 \end{array}\right) | \begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}
@@ -448,7 +414,6 @@ x^{3/2} | x\sqrt{x}
 4\sqrt[3]{2} | \sqrt[3]{128}
 \tfrac{2}{3} | 2/3
 \frac{2}{\sqrt{3}} | \frac{2\sqrt3}{3}
-\frac{\frac{1}{2}}{3} | \frac16
 {1 \over 2} | 1/2
 3/ 4 | 3/4
 3 / 4 | 0.75
@@ -469,7 +434,6 @@ H_2O | H_2O
 \text{H}_2\text{O} | H_2O
 CO₂ | CO_2
 \mathrm{NaCl} | NaCl
-5\text{-}2 | 3
 \underline{5} | 5
 \ 5 | 5
 5\! | 5
@@ -499,14 +463,11 @@ x=2,y=3 | (2,3)
 \$17 | 17
 17 USD | \$17
 ln(2) | \ln 2
-log(8)/log(2) | 3
-\frac{\log 8}{\log 2} | 3
 tan(x) | \tan x
 x^{2}+y^{2} = 1 | x^2+y^2=1
 y = x^2 | x^2 = y
 \sqrt{x+1} | (x+1)^{1/2}
 \sqrt[n]{x} | x^{1/n}
-\frac{1}{2}+\frac{1}{3} | \frac56
 \sin^2(x) | (\sin x)^2
 \sin x^2 | \sin(x^2)
 2\sin x\cos x | \sin(2x)
@@ -520,21 +481,15 @@ A, C | C, A
 \frac{n(n+1)}{2} | \frac{n^2+n}{2}
 (-1)^{n+1} | (-1)^{n-1}
 \sqrt{2}+\sqrt{3} | \sqrt{5+2\sqrt6}
-\cos 20^\circ\cos 40^\circ\cos 80^\circ | 1/8
-i^2 | -1
 \sqrt{-1} | i
 \sqrt{-4} | 2i
 \ln(-1) | i\pi
-0.1+0.2 | 0.3
-1/3+1/3+1/3 | 1
-\frac{1}{3}\cdot 3 | 1
 x \cdot x | x^2
 -1 < x < 3 | (-1,3)
 x < 3 | 3 > x
 [0,\infty) | x \geq 0
 t = 5\text{ s} | 5
 v=3\,\text{m/s} | 3 m/s
-\frac{5}{1} | 5
 05 | 5
 5/0 | 5/0
 (A), (B) | A, B
@@ -566,9 +521,7 @@ y' = 2x | 2x
 \frac{3}{4}\text{ cup} | 0.75
 3/4 cup | 3/4 cups
 45° | 45^{\circ}
-45^\circ | \frac{\pi}{4}
 \pi \text{ rad} | \pi
-\pi \text{ radians} | 180^\circ
 100cm | 100 cm
 5'6" | 5'6"
 S_n = n^2 | n^2
@@ -580,16 +533,68 @@ S_n = n^2 | n^2
 x \in \{5\} | 5
 (0,+\infty) | (0,\infty)
 1:2:3 | 1 : 2 : 3
-\sqrt[3]{8} + \sqrt[4]{16} | 4
 2sqrt3 | \sqrt{12}
 \sqrt2\sqrt3 | \sqrt6
 x_{\pm} = 1 \pm \sqrt2 | 1 \pm \sqrt{2}
 \log_{10} x | \lg x
 e^{-x} | \exp(-x)
-\sin^2 30^\circ | 0.25
 (101_2, 5) | (101_{2}, 5)
-|1,000| | 1000
 red, and blue | red, blue
+"""
+# Expressions that are numbers: right where they are the gold, wrong as the answer (decision 13).
+COMPUTED = r"""
+2^{0.5} | 1.4142135623730951
+\sqrt{2} | 1.4142135623730951
+\pi | 3.14159265358979
+\sqrt[3]{27} | 3
+∛8 | 2
+\sin^2 x + \cos^2 x | 1
+\sin(30^\circ) | \frac12
+\log_2 8 | 3
+\log_{10} 100 | 2
+\lg 100 | 2
+\ln(e^2) | 2
+2^{10} | 1024
+5! | 120
+x-5=0 | x=5
+\binom{5}{2} | 10
+|-3| | 3
+\lfloor 2.7 \rfloor | 2
+e^{i\pi} | -1
+\begin{pmatrix}1\\ \frac{4}{2}\\ \end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix}
+2\times 3 | 6
+2^{-3} | \frac18
+(-8)^{1/3} | -2
+\sqrt[3]{-8} | -2
+1 + \frac{1}{2} | 1.5
+2^{2^3} | 256
+\sqrt[4]{16} | 2
+\log_3 9 | 2
+\log_{3}{81} | 4
+\ln e | 1
+e^{\ln 3} | 3
+\cos 60^\circ | \frac12
+\sin \frac{\pi}{6} | 0.5
+\tan 45^\circ | 1
+(2+3i)(2-3i) | 13
+\binom{10}{3} | 120
+10! | 3628800
+\frac{\frac{1}{2}}{3} | \frac16
+5\text{-}2 | 3
+log(8)/log(2) | 3
+\frac{\log 8}{\log 2} | 3
+\frac{1}{2}+\frac{1}{3} | \frac56
+\cos 20^\circ\cos 40^\circ\cos 80^\circ | 1/8
+i^2 | -1
+0.1+0.2 | 0.3
+1/3+1/3+1/3 | 1
+\frac{1}{3}\cdot 3 | 1
+\frac{5}{1} | 5
+\frac{\pi}{4} | 45^\circ
+\pi \text{ radians} | 180^\circ
+\sqrt[3]{8} + \sqrt[4]{16} | 4
+\sin^2 30^\circ | 0.25
+|1,000| | 1000
 """
 DIFFERENT = r"""
 0.333333 | 1/3
@@ -1014,6 +1019,497 @@ def test_different(given, gold):
     assert not answers_match(gold, given)
 
 
+@pytest.mark.parametrize("expression, value", table(COMPUTED))
+def test_a_number_has_to_be_written_as_a_number(expression, value):
+    assert answers_match(value, expression)
+    assert not answers_match(expression, value)
+    assert grade(f"\\boxed{{{expression}}}", value) == 0.0
+
+
+# Each kind twice: first what a reward should take for the gold, then what it should not take.
+KINDS = r"""
++ numeral
+9 | 9
+9.0 | 9
++9 | 9
+9. | 9
+9 cm | 9
+x = 9 | 9
+$9$ | 9
+\text{9} | 9
+{9} | 9
+(9) | 9
+\$9 | 9
+9 apples | 9
+900\% | 9
+0.9 \times 10^1 | 9
+9e0 | 9
+x = 3^2 = 9 | 9
+7 + 2 = 9 | 9
+9 = 7+2 | 9
+-9 | -9
+-9.0 | x=-9
+1,000 | 1000
+3 \times 10^5 | 300000
+10^5 | 100000
+10^{-3} | 0.001
+1.5 million | 1500000
+\frac{6}{8} | \frac{3}{4}
+0.75 | 3/4
+3/4 | 0.75
+\frac{3}{4} | 0.75
+-\frac34 | -0.75
+\frac{-3}{4} | -0.75
+1\frac12 | 1.5
+1 1/2 | 3/2
+-1\frac12 | -1.5
+2½ | 2.5
+50\% | 0.5
+1/2 | 50\%
+0.\overline{3} | 1/3
+\frac13 | 0.\overline{3}
+9 | 7+2
+9 | 3^2
+1024 | 2^{10}
+120 | 5!
+3 | \sqrt{9}
+2\sqrt{2} | \sqrt{8}
+\frac{\pi}{2} | \pi/2
+(1, 1/2) | (1, 0.5)
+x=\pm 2 | 2, -2
+45.0^\circ | 45^\circ
+x > 5 | (5,\infty)
+9/2 | 4.5
+\frac{18}{4} | 4.5
+1e3 | 1000
+0.999... | 1
+0.\overline{9} | 1
+- numeral
+7 + 2 | 9
+7+2 | 9
+3^2 | 9
+\sqrt{81} | 9
+18/2 | 9
+\frac{18}{2} | 9
+9/1 | 9
+3 \times 3 | 9
+3 \cdot 3 | 9
+3(3) | 9
+(3)(3) | 9
+10-1 | 9
+|-9| | 9
+\lfloor 9.5 \rfloor | 9
+\log_2 512 | 9
+3! + 3 | 9
+\binom{9}{1} | 9
+9^1 | 9
+9*1 | 9
+9+0 | 9
+81^{1/2} | 9
+-(-9) | 9
+x = 7+2 | 9
+x = 18/2 | x = 9
+7+2 cm | 9 cm
+7+2 | x=9
+e^{\ln 9} | 9
+\frac{9}{2} \times 2 | 9
+4.5 \times 2 | 9
+0.9 * 10 | 9
+9\sin 90^\circ | 9
+\sqrt[3]{729} | 9
+5! | 120
+\frac{1}{2}+\frac{1}{4} | \frac34
+1-0.25 | 0.75
+\sqrt{9/16} | 3/4
+3 \cdot 4^{-1} | 3/4
+\frac{1/2}{2/3} | 3/4
+100/2\% | 0.5
+7 \times 10^2 + 1 | 701
+(7+2, 3) | (9, 3)
+1+1, 3 | 2, 3
+x-5=0 | x=5
+2x=10 | x=5
+8/2 | 4
+5-2 | 3
+-3-2 | -5
+2^{0} | 1
+2024 - 2000 | 24
+90/2^\circ | 45^\circ
+x > 2+3 | x > 5
+12 \div 4 | 3
+12 : 4 | 3
+1e2/10 | 10
+\frac{20}{2} | 10
+9 \div 2 | 4.5
+9 ÷ 2 | 4.5
+7+2=10 | 10
+\{7+2\} | 9
+9+0i | 9
+3! | 6
+2 \cdot 10 | 20
+10 \times 10 | 100
+10^{1+1} | 100
+2 \times 10^{2} \times 10 | 2000
++ options
+(B), (C) | B, C
+(A) and (C) | A, C
+AC | A, C
+A and C | AC
+A,C | (A), (C)
+(A)(C) | A and C
+C, A | A, C
+A. 5, B. 6 | A, B
+Options A and C | AC
+A; C | A, C
+A, B and D | A,B,D
+A & C | A, C
+D. Both (A) and (B) | D
+(D) A and B | D
+A. red, blue | A
+B. 3 and 4 | B
+(C) (x+1)(x-1) | C
+A C | A, C
+\text{A}, \text{C} | AC
+(A), (B), and (C) | ABC
+A. John F. Kennedy | A
+A. 0.5 | A
+B.  3 | B
+C. 3.5 | C
+- options
+(B), (C) | B
+B | (B), (C)
+(A) and (C) | A
+A. 5, B. 6 | A
+(A) (C) | A
+(A)(B) | A
+AC | A
+A, C | AD
+A, B, C | A, B
+(A) 5 and (B) 6 | A
+A. 5; C. 7 | A
+A, A | A
+AB | BD
+A. 5 B. 6 | A
+(A) 5 (B) 6 | A
+(A) 3, (B) | A
+A B | A
+A. 5, B.6 | A
++ units
+3 m/s | 3\ \mathrm{m\,s^{-1}}
+3 m/s | 3 m s^{-1}
+3 \text{ m/s}^2 | 3 m s^{-2}
+9.8 \text{ m/s}^2 | 9.8 metres per second squared
+9\Omega | 9
+9\Omega | 9 ohms
+9 Ω | 9\ \Omega
+USD 1200 | \$1200
+1200 USD | \$1,200
+USD 1200 | 1200
+45 deg | 45^\circ
+5 kWh | 5
+8 GB | 8
+3000 rpm | 3000
+2 atm | 2
+760 mmHg | 760
+13 GeV | 13
+12 years old | 12
+12 years old | 12 years
+5厘米 | 5
+5厘米 | 5 cm
+30分钟 | 30 min
+30分钟 | 30
+60 mph | 60 miles per hour
+60 km/h | 60 kmh
+€20 | 20 euros
+EUR 20 | €20
+Rs. 500 | 500
+₹500 | Rs 500
+25 m^2 | 25
+25\text{ m}^2 | 25 square meters
+10 square metres | 10 m^2
+5 k\Omega | 5
+10 平方厘米 | 10 cm^2
+100 元 | 100
+5\mu m | 5 μm
+3 N m | 3 N*m
+70 dB | 70
+6 m^3 | 6 cubic meters
+60 \frac{\text{km}}{\text{h}} | 60 km/h
+9.8\,\frac{\text{m}}{\text{s}^2} | 9.8 m/s^2
+3\,\text{m}\cdot\text{s}^{-1} | 3 m/s
+US\$1200 | \$1200
+180 lbs | 180 pounds
+3 hrs | 3 hours
+40 \text{ in.} | 40 inches
+5 sq ft | 5 ft^2
+- units
+5 cm | 5 m
+5 m/s | 5 m/s^2
+5 m/s | 5 km/h
+3 m s^{-1} | 3 m s^{-2}
+6s^2 | 6
+6 s^2 | 6
+1+2W^2 | 3
+2x+3m^2 | 2x+3
+2x + 3 m^2 | 2x+3
+5g^3 | 5
+USD 1200 | €1200
+\$5 | 5 cents
+5 kWh | 5 kW
+8 GB | 8 MB
+5厘米 | 5 m
+30分钟 | 30 s
+9\Omega | 9 V
+10 m^2 | 10 m^3
+2 atm | 3 atm
+5m | 5
+3h^2 | 3
+4L^2 | 4
+100 元 | \$100
+60 \frac{\text{km}}{\text{h}} | 60 m/s
+US\$1200 | €1200
++ points
+|x+5| | |{-x-5}|
+\lfloor x \rfloor + 1 | 1 + \lfloor x \rfloor
+\sqrt{x^2} | |x|
+\frac{n!}{(n-2)!} | n(n-1)
+(n+1)! | (n+1)n!
+\binom{n}{k} | \frac{n!}{k!(n-k)!}
+\binom{n}{2} | \frac{n(n-1)}{2}
+\lceil x \rceil | -\lfloor -x \rfloor
+(-1)^{n+1} | (-1)^{n-1}
+- points
+|x+5| | x+5
+|x-500| | x-500
+\lfloor x \rfloor | \lceil x \rceil - 1
+|xy| | xy
+|x+40| | x+40
+|x-y| | y-x
+\frac{|x|}{x} | 1
+(-1)^n | 1
+(-1)^{n} | (-1)^{n+1}
+n! | (n+1)!
+\lfloor x \rfloor | x
+\sqrt{(x+5)^2} | x+5
+\lfloor n/2 \rfloor | n/2
+|x+5000| | x+5000
+|x-20000| | x-20000
++ second pass
+50\% | 50
+50 | 50\%
+90^\circ | 90
+90 | 90^\circ
+(30^\circ, 60^\circ) | (30, 60)
+45 degrees | 45
+12.5 percent | 12.5
+x = 30^\circ | 30
+- second pass
+\$5 | 5\%
+5\% | \$5
+5^\circ | 5 cm
+5 cm | 5^\circ
+50\% | 50^\circ
+5 kg | 5\%
+3 apples | 3\%
+20\% | 20 cents
++ relations
+x-2y+3=0 | y=(x+3)/2
+2x+3y \le 6 | 4x+6y \le 12
+y = \frac{x+3}{2} | 2y = x+3
+3x - 4y = 12 | 6x-8y-24=0
+2x + y > 4 | 4x + 2y > 8
+-x - y > 2 | x + y < -2
+x^2+y^2 = 25 | 2x^2 + 2y^2 = 50
+y = 2x+1 | 2x - y + 1 = 0
+x^2 - 4x = 0 | 2x^2 = 8x
+y \ge 2x | 2y - 4x \ge 0
+y = -\frac{1}{2}x + 3 | x + 2y = 6
+x + 2y - 6 = 0 | y = -\frac{1}{2}x+3
+\frac{x^2}{4}+\frac{y^2}{9}=1 | 9x^2+4y^2=36
+- relations
+x=5 | 2x=10
+2x=10 | x=5
+2x > 10 | x > 5
+2x+3y \le 6 | 4x+6y \ge 12
+x + y > 2 | -x - y > -2
+x-2y+3=0 | y=(x-3)/2
+x^2=4 | x=2
+3x - 4y = 12 | 6x-8y=12
+x+y=5 | x+y=6
+2x=4 | 4
+x+y=5 | 5
+y = 2x | y = 2x + 1
+xy = 0 | x = 0
+x^2+y^2=25 | x+y=5
+x^2 = xy | x = y
++ large
+2024^{4046} | {2024}^{4046}
+2024^{4046} | 2024 ^ { 4046 }
+2^{2024}-1 | -1 + 2^{2024}
+2^{2024} | 4^{1012}
+\frac{2023!}{2021!} | 2023 \cdot 2022
+2023! | 2023 \cdot 2022!
+100! | 100 \cdot 99!
+3^{1000} + 1 | 1 + 3^{1000}
+\binom{2024}{2} | \binom{2024}{2022}
+1000! | 1000 \times 999!
+- large
+2024^{4046} | 2024^{4045}
+2^{2024}-1 | 2^{2024}
+2023! | 2022!
+\binom{2024}{2} | \binom{2024}{3}
+2^{2024} | 4^{1011}
+1000! | 1000!+1
++ reals
+x \ne 3 | \mathbb{R} \setminus \{3\}
+x \neq 3 | (-\infty,3)\cup(3,\infty)
+\mathbb{R}\setminus\{3\} | (-\infty,3) \cup (3,\infty)
+x \ne 3 | all real numbers except 3
+all real numbers | \mathbb{R}
+\text{all real numbers} | (-\infty,\infty)
+All reals | \mathbb{R}
+x \in \mathbb{R}, x \ne 3 | x \ne 3
+x \ne 1, x \ne 2 | \mathbb{R}\setminus\{1,2\}
+x \neq \pm 1 | (-\infty,-1)\cup(-1,1)\cup(1,\infty)
+\{x \mid x \ne 3\} | x \ne 3
+x\in\mathbb{R} | all real numbers
+\mathbb{R} - \{3\} | x \ne 3
+\{x\in\mathbb{R} \mid x\neq 3\} | \mathbb{R}\setminus\{3\}
+x \in \mathbb{R} \setminus \{3\} | x \neq 3
+x \ne 0, 1 | \mathbb{R} \setminus \{0,1\}
+all real numbers except 0 and 1 | (-\infty,0)\cup(0,1)\cup(1,\infty)
+x \ne \frac12 | \mathbb{R}\setminus\{0.5\}
+every real number | \mathbb{R}
+x \neq 2 | 2 \ne x
+- reals
+x \ne 3 | x = 3
+x \ne 3 | 3
+x \ne 3 | \mathbb{R}
+x \ne 3 | x \ne 4
+x \ne 3 | y \ne 3
+\mathbb{R}\setminus\{3\} | (-\infty,3)\cup(4,\infty)
+all real numbers | 0
+all real numbers except 3 | \mathbb{R}
+x \ne 1, x \ne 2 | \mathbb{R}\setminus\{1\}
+(-\infty,3]\cup(3,\infty) | x \ne 3
+x \ne 0, 1 | x \ne 0
+x \ne 1, y \ne 2 | x \ne 1, x \ne 2
+\mathbb{R} - \{3\} | \mathbb{R}
++ names
+x_1=1,x_2=3 | x=1 \text{ or } x=3
+x=1 or x=3 | x_1=1,x_2=3
+x_1=3,x_2=1 | 1, 3
+x_1 = 1, x_2 = 3 | \{1,3\}
+AB = CD = 8 | 8
+8 | AB = CD = 8
+P(-2,3) | (-2,3)
+(-2, 3) | P(-2,3)
+A(1,2) | (1, 2)
+x_1=1,x_2=3 | x_1 = 1, x_2 = 3
+a = b = 5 | 5
+A(1,2), B(3,4) | A=(1,2), B=(3,4)
+x_{1,2} = \pm 3 | 3, -3
+x_{1} = 1 \text{ and } x_{2} = 3 | 1, 3
+a=b=c | a = b = c
+x = y | y = x
+- names
+x_1=1,x_2=3 | x_1=3,x_2=1
+x_1=1,x_2=3 | 1, 4
+x_1=1,x_2=3 | 1
+AB = CD = 8 | 9
+AB = 8 | CD = 8
+P(-2,3) | (3,-2)
+A(1,2) | B(1,2)
+a_1 = 1, a_2 = 2 | a_1 = 2, a_2 = 1
+x = 1, y = 3 | 3, 1
+a=c | a=b=c
+a=b=c | a=c
++ functions
+\operatorname{csch} x | \frac{1}{\sinh x}
+\operatorname{sech}(x) | 1/\cosh x
+\coth x | \frac{\cosh x}{\sinh x}
+\operatorname{cis}\theta | \cos\theta + i\sin\theta
+2\operatorname{cis}(\frac{\pi}{3}) | 1+\sqrt3 i
+\text{cis}(60^\circ) | \frac12+\frac{\sqrt3}{2}i
+- functions
+\operatorname{csch} x | \frac{1}{\cosh x}
+\operatorname{cis}\theta | \cos\theta - i\sin\theta
+\operatorname{sech} x | \sec x
+\operatorname{cis} x | \cos x
++ times
+30^\circ 15' | 30.25^\circ
+30^{\circ}15' | 30° 15'
+3:05 | 03:05
+03:05 | 3:05
+03:05 pm | 3:05 p.m.
+12^\circ 30' 36'' | 12.51^\circ
+30^{\circ} 15^{\prime} | 30.25^\circ
+00:30 | 0:30
+- times
+30^\circ 15' | 30.15^\circ
+30^\circ 15' | 30^\circ
+3:05 | 3:50
+3:05 | 3:5
+03:05 am | 3:05 pm
++ periods
+0.333... | \frac13
+0.333\ldots | 0.\overline{3}
+0.1666... | 1/6
+0.121212... | \frac{4}{33}
+0.333… | 1/3
+2.\overline{36} | \frac{26}{11}
+1.5\overline{0} | 1.5
+- periods
+0.333... | 0.333
+3.14159... | \pi
+0.333... | 0.3
+0.666... | 1/3
+1.41... | 1.41
+1, 2, 3, ... | 1, 2, 3
++ spaces
+\ 42\  | 42
+{Paris} | Paris
+{5 \text{ cm}} | 5 cm
+{B} | B
+{x = 5} | 5
+{1, 2} | 1, 2
+{(1,2)} | (1,2)
+$\frac{1}{2}$ | 0.5
+$\$5$ | 5
+red,blue | red, blue
+x + 1 | x+1
+( 1 , 2 ) | (1,2)
+{\frac{\sqrt{3}}{2}} | \frac{\sqrt 3}{2}
+{x = 1, y = 2} | (1,2)
+\frac { 1 } { 2 } | 1/2
+x = 1 , y = 2 | x=1,y=2
+7 : 30 am | 7:30 am
+- spaces
+{2,100} | 2100
+{Paris} | London
+2 , 100 | 2100
+1 2 | 12
+{1},{2} | 12
+{1,2} | (1,2)
+"""
+
+
+def kinds():
+    """(kind, answer, gold, whether the answer is right)."""
+    for line in KINDS.strip("\n").splitlines():
+        if re.match("[+-] [a-z]", line):
+            right = line[0] == "+"
+            kind = line[2:]
+        else:
+            given, gold = line.rsplit(" | ", 1)
+            yield kind, given, gold, right
+
+
+@pytest.mark.parametrize("kind, given, gold, right", list(kinds()))
+def test_kinds(kind, given, gold, right):
+    assert grade(f"\\boxed{{{given}}}", gold) == float(right)
+
+
 def random_expression(rng, depth=3):
     """(LaTeX text, the same mathematics written differently)."""
     if depth == 0:
@@ -1083,7 +1579,13 @@ HOSTILE = [
     r"\begin{pmatrix}", r"\end{pmatrix}", "5 " + "m/" * 900, "5 " + "square " * 280, "A. " * 600, "|x" * 900,
     ",".join(f"10^{{-{n}}}" for n in range(2900, 3080)), ",".join(rf"\log x^{{{n}}}" for n in range(130)),
     r"\begin{pmatrix}" + r"1&2\\" * 300 + r"\end{pmatrix}", r"[\begin{pmatrix}" * 100, r"\sqrt[" * 300,
-    r"\log_{" * 200, "0." + r"\overline{1}" * 300, r"\boxed{" * 150_000, "{}" * 500_000,
+    r"\log_{" * 200, "+".join(f"({n}+i)!" for n in range(65)), "+".join(["x!"] * 99), "_" * 1990,
+    "+".join(rf"\binom{{{n}x}}{{{n}+y}}" for n in range(40)), ",".join(f"{n}x" for n in range(180)),
+    ",".join(map(str, range(995))), ",".join(f"9{n:03}!" for n in range(190)), "x^y" * 60, "(A)" * 600,
+    "+".join(rf"\sin(({n}+i)x)" for n in range(90)), "+".join(rf"\sqrt[{n}]{{x}}" for n in range(3, 60)),
+    ",".join(f"2^{{9{n:03}}}" for n in range(180)), "(x!)!", "(1000x)!", "{" * 999 + "}" * 1000,
+    "^" + " " * 200_000 + "x}", "^ " * 100_000, r"\mathbb R∖\{" + "1," * 900 + r"\}", "5 m" + "^2m" * 400,
+    "0." + r"\overline{1}" * 300, r"\boxed{" * 150_000, "{}" * 500_000,
     r"\boxed{" + "9" * 10**6 + "}", r"\text{" * 150_000, " " * 10**6, "a " * 500_000, "",
 ]
 
@@ -1111,3 +1613,29 @@ def test_hostile_input_is_bounded_and_the_same_in_a_thread():
 def test_what_is_not_a_string_matches_nothing(odd):
     assert not answers_match(odd, "5") and not answers_match("5", odd) and not answers_match(odd, odd)
     assert grade(odd, "5") == grade(r"\boxed{5}", odd) == 0.0
+
+
+@pytest.mark.parametrize("rule", answers.REWRITES, ids=lambda rule: rule.name)
+def test_each_rewrite_rule_does_what_its_example_says(rule):
+    assert re.sub(rule.pattern, rule.replacement, rule.example) == rule.result != rule.example
+
+
+def test_work_is_counted_and_bounded(monkeypatch):
+    """Beyond the bound an answer is refused; below it, the same kind of answer is right."""
+    done = []
+    spend = answers.spend
+
+    def spend_and_note(steps):
+        spend(steps)  # raises before the work that would cross the bound
+        done.append(steps)
+
+    monkeypatch.setattr(answers, "spend", spend_and_note)
+    for size, right in ((40, True), (190, False)):
+        terms = [f"{n}x" for n in range(size)]
+        done.clear()
+        assert answers_match(",".join(terms), ",".join(terms[::-1])) is right
+        assert 0 < sum(done) <= answers.MAX_WORK
+    for text in HOSTILE:
+        done.clear()
+        answers_match(text, text + " + 0")
+        assert sum(done) <= answers.MAX_WORK, text[:60]

@@ -7,8 +7,8 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from stages import BLANK, KEY, Script, actors, ask, collect, encoder, groups_of, says, sgd, weights
 from test_logprobs import float_jsd
-from test_zppo import BLANK, KEY, Script, actors, ask, collect, encoder, groups_of, says, sgd, weights
 
 import baselines
 from baselines import distill

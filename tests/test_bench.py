@@ -3,10 +3,10 @@
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from runs import ENV, ROOT, Forked
@@ -16,14 +16,23 @@ from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 pytest.importorskip("resource", reason="the benchmarks measure memory with it; Windows has none")
 from bench import hours, update  # noqa: E402
-from bench.machine import Costs, Machine, costs_of, decoding, measure, prompts_flops, triangle, update_flops  # noqa: E402
+from bench.machine import (  # noqa: E402
+    Costs,
+    Machine,
+    costs_of,
+    decoding,
+    measure,
+    prompts_flops,
+    triangle,
+    update_flops,
+)
 from bench.shapes import STUDENTS, TEACHERS, fits, model_of  # noqa: E402
 from engine.decode import prefill  # noqa: E402
 
 
-def run(*words: str, cwd=ROOT, **env: str) -> str:
+def run(*words: str, **env: str) -> str:
     command, env = [sys.executable, "-m", *words], ENV | env
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -74,7 +83,7 @@ def test_bytes_are_those_of_a_real_cache():
         model = make(name)
         costs, asked = costs_of(model), [{"input_ids": torch.arange(7)}] * 2
         with torch.no_grad():
-            layers = prefill(model, asked, torch.device("cpu"))[1].layers
+            layers = prefill(model, asked, torch.device("cpu"))[1].cache.layers
         keys = sum(x.keys.numel() + x.values.numel() for x in layers if getattr(x, "keys", None) is not None)
         states = sum(s.numel() for x in layers for s in getattr(x, "recurrent_states", {}).values())
         assert keys == costs.keys * 2 * 7 and states == costs.state * 2
@@ -109,20 +118,31 @@ def test_more_memory_and_no_local_teacher_fit_more():
 
 def test_hours_by_hand():
     costs = Costs(2, body=10**9, embedding=0, head=0, tied=True, keys=0, state=0, attention=0)
-    gpu = hours.Gpu(Machine(bandwidth=1e12, rate=1e15), launch=0.0)
+    gpu = hours.Gpu(Machine(bandwidth=1e12, rate=1e15), layer=0.0)
     lengths = (1.0, 100.0, 10**9)  # one row, nothing to cut: it lasts as long as the mean
-    seconds, flops, moved = hours.generation(costs, 2, 1, 1, lengths, 8, gpu)
-    assert flops == pytest.approx(2e9 + 100 * 2e9) and moved == pytest.approx(101 * 2e9)
-    assert seconds == pytest.approx(101 * 2e9 / 1e12)  # bytes are the limit
-    slow = hours.Gpu(gpu.machine, launch=0.1)
-    assert hours.generation(costs, 2, 1, 1, lengths, 8, slow)[0] == pytest.approx(2e9 / 1e12 + 100 * 2 * 0.1)
-    many = [hours.generation(costs, 2, 1000, 8, (1, 100, 300), rows, gpu)[0] for rows in (8, 64)]
+    work = hours.generation(costs, 2, 1, 1, lengths, 8, gpu)
+    assert work.flops == pytest.approx(2e9 + 100 * 2e9) and work.moved == pytest.approx(101 * 2e9)
+    assert work.seconds == pytest.approx(101 * 2e9 / 1e12) and work.waiting == 0  # bytes are the limit
+    slow = hours.Gpu(gpu.machine, layer=0.1)
+    seconds = hours.generation(costs, 2, 1, 1, lengths, 8, slow).seconds
+    assert seconds == pytest.approx(2e9 / 1e12 + 100 * 2 * 0.1)
+    many = [hours.generation(costs, 2, 1000, 8, (1, 100, 300), rows, gpu).seconds for rows in (8, 64)]
     assert many[1] < many[0] / 4  # weights are read once for all rows of a batch
+
+
+def test_a_pool_by_hand():
+    """Three rows: of the first three rollouts the shortest ends after 2 tokens, and a fourth takes its place."""
+    found = [(x.steps, x.rows, x.alive, x.age, x.joined) for x in hours.pooled(np.array([2.0, 5.0, 9.0, 4.0]), 3)]
+    assert found == [(2, 3, 3, 1, 3), (3, 3, 3, 3.5, 1), (1, 2, 2, 5.5, 0), (3, 1, 1, 7.5, 0)]
+    lengths = hours.spread(3000, 12_288, 5000)
+    assert lengths.mean() == pytest.approx(3000) and lengths.max() <= 12_288 * 1.01
+    steps = sum(x.steps for x in hours.pooled(lengths, 128))
+    assert lengths.sum() / 128 < steps < 1.15 * lengths.sum() / 128 + 12_288
 
 
 def test_hours_of_the_table(capsys):
     hours.main(["--rollout_rows", "64"])
-    table = {(row[0], row[1]): row[2:] for row in rows(capsys.readouterr().out)[1:]}
+    table = {(row[0], row[1]): row[2:11] for row in rows(capsys.readouterr().out)[1:]}
     assert {size for size, _ in table} == {*STUDENTS} and {gpus for _, gpus in table} == {"1", "8", "64"}
     assert float(table["0.8B", "64"][-2]) < float(table["0.8B", "8"][-2]) < float(table["0.8B", "1"][-2])
     assert table["9B", "1"][0] == "no"
@@ -151,22 +171,6 @@ def test_memory_runs():
     assert 0 < chunked < full / 2
     text = forked("bench/memory.py", "--computed")
     assert len(rows(text)) == 1 + len(STUDENTS) * 2 * len(TEACHERS) + 1 + len(STUDENTS) * 3
-
-
-def test_the_update_of_two_commits(tmp_path):
-    """Twice the same code, in a repository of its own: equal metrics, and a run's logs that bench.hours reads."""
-    copy, own = tmp_path / "copy", ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    ignored = shutil.ignore_patterns(".git", "runs", ".venv", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, copy, ignore=ignored)
-    for words in (["init", "-q"], ["add", "."], [*own, "commit", "-q", "-m", "x"]):
-        subprocess.run(["git", *words], cwd=copy, check=True)
-    out = tmp_path / "records.json"
-    small = "--old HEAD --steps 1 --rounds 1 --new_per_step 4".split()
-    text = run("bench.world_update", *small, "--json", str(out), cwd=copy)
-    assert "metrics agree in 1 of 1 steps" in text
-    old, new = (json.loads(out.read_text())[name][0][0] for name in ("old", "new"))
-    assert old["metrics"] == new["metrics"] and old["update"] > 0
-    assert subprocess.run(["git", "worktree", "list"], cwd=copy, capture_output=True).stdout.count(b"\n") == 1
 
 
 def test_hours_of_a_run(tmp_path, capsys):

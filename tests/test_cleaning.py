@@ -1,4 +1,4 @@
-"""cleaning.py on hand-made cases: which sentences leave a question, and which answer a solution gives."""
+"""cleaning.py on hand-made cases: which sentences leave a question, which gold a solution gives."""
 
 import time
 
@@ -42,6 +42,7 @@ Provide the answer as JSON.
 You should first think about the reasoning process in the mind and then provide the user with the answer.
 First perform reasoning, then provide the final answer in \boxed{}.
 Show your reasoning step by step.
+First perform reasoning, then finally select the question from the choices in the following format: Answer: xxx.
 Make sure to put the answer (and only the answer) inside \boxed{}.
 """.strip().split("\n")
 
@@ -98,6 +99,8 @@ Is the answer a single letter?
 The last line of the poem is the answer.
 Let the reasoning begin with the letter k.
 Put a cross in the box.
+Write the answer in the following format: (x, y).
+Give the answer in the following format: hours:minutes.
 """.strip().split("\n")
 
 
@@ -115,46 +118,65 @@ def test_a_sentence_that_is_nothing_but_a_wish_leaves(wish):
 @pytest.mark.parametrize("sentence", STAYS)
 def test_a_sentence_that_carries_the_question_or_changes_the_answer_stays(sentence):
     assert cleaning.strip_directives(sentence) == sentence
-    assert cleaning.strip_directives(f"Look at the picture. {sentence}") == f"Look at the picture. {sentence}"
+    assert (
+        cleaning.strip_directives(f"Look at the picture. {sentence}")
+        == f"Look at the picture. {sentence}"
+    )
 
 
-@pytest.mark.parametrize("given, expected", [
-    # a wish hung on to the question goes as a clause
-    ("Find the area and put your final answer within \\boxed{}.", "Find the area."),
-    ("Solve for x, then write your answer in <answer> </answer> tags.", "Solve for x."),
-    # if only options would be left, the question stays as it was
-    ("Answer with the letter of the correct option.\nA. red\nB. blue",
-     "Answer with the letter of the correct option.\nA. red\nB. blue"),
-    ("Choose the letter of the best answer.\nChoices:\n(A) 1\n(B) 2", "Choose the letter of the best answer.\n"
-     "Choices:\n(A) 1\n(B) 2"),
-    # options are not wishes
-    ("What comes next?\nA. Answer directly.\nB. Think step by step.",
-     "What comes next?\nA. Answer directly.\nB. Think step by step."),
-    ("Find x.\n\nThink step by step.\n\nA. 1\nB. 2", "Find x.\n\nA. 1\nB. 2"),
-])
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        # a wish hung on to the question goes as a clause
+        ("Find the area and put your final answer within \\boxed{}.", "Find the area."),
+        ("Solve for x, then write your answer in <answer> </answer> tags.", "Solve for x."),
+        # if only options would be left, the question stays as it was
+        (
+            "Answer with the letter of the correct option.\nA. red\nB. blue",
+            "Answer with the letter of the correct option.\nA. red\nB. blue",
+        ),
+        (
+            "Choose the letter of the best answer.\nChoices:\n(A) 1\n(B) 2",
+            "Choose the letter of the best answer.\nChoices:\n(A) 1\n(B) 2",
+        ),
+        # options are not wishes
+        (
+            "What comes next?\nA. Answer directly.\nB. Think step by step.",
+            "What comes next?\nA. Answer directly.\nB. Think step by step.",
+        ),
+        ("Find x.\n\nThink step by step.\n\nA. 1\nB. 2", "Find x.\n\nA. 1\nB. 2"),
+    ],
+)
 def test_clauses_and_options(given, expected):
     assert cleaning.strip_directives(given) == expected
     assert cleaning.strip_directives(expected) == expected
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 24", ("24", "####")),
-    ("He pays 1,000 dollars.\n#### 1,000\n", ("1,000", "####")),
-    ("#### Step 1\nAdd.\n#### Step 2\nSo 7.", ("#### Step 1\nAdd.\n#### Step 2\nSo 7.", "column")),  # headings
-    ("We get \\boxed{\\frac{1}{2}}.", ("\\frac{1}{2}", "boxed")),
-    ("First \\boxed{3}, then \\boxed {4}, last \\boxed{5", ("4", "boxed")),
-    ("$\\boxed{\\{1, 2\\}}$", ("\\{1, 2\\}", "boxed")),
-    ("\\boxed{}", ("\\boxed{}", "column")),
-    ("42", ("42", "column")),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 24", ("24", "####")),
+        ("He pays 1,000 dollars.\n#### 1,000\n", ("1,000", "####")),
+        (
+            "#### Step 1\nAdd.\n#### Step 2\nSo 7.",
+            ("#### Step 1\nAdd.\n#### Step 2\nSo 7.", "column"),
+        ),  # headings
+        ("We get \\boxed{\\frac{1}{2}}.", ("\\frac{1}{2}", "boxed")),
+        ("First \\boxed{3}, then \\boxed {4}, last \\boxed{5", ("4", "boxed")),
+        ("$\\boxed{\\{1, 2\\}}$", ("\\{1, 2\\}", "boxed")),
+        ("\\boxed{}", ("\\boxed{}", "column")),
+        ("42", ("42", "column")),
+    ],
+)
 def test_the_answer_of_a_worked_solution(text, expected):
     assert cleaning.worked_answer(text) == expected
 
 
 def test_the_last_box_costs_little():
-    start = time.time()
-    assert extract_boxed("\\boxed{" * 50_000) is None and extract_boxed("\\boxed{" * 9 + "x}" * 9) == "x"
-    assert time.time() - start < 1
+    start = time.process_time()  # this process's own time: other processes do not count
+    assert extract_boxed("\\boxed{" * 50_000) is None
+    assert time.process_time() - start < 1
+    assert extract_boxed("\\boxed{" * 9 + "x}" * 9) == "x"
 
 
 def test_a_long_solution_has_a_short_gold():
@@ -164,5 +186,18 @@ def test_a_long_solution_has_a_short_gold():
 
 
 def test_lists_that_strings_spell_out():
-    assert cleaning.spelled_list("['a', 'b']") == ["a", "b"] and cleaning.spelled_list("[0, 1]") == "[0, 1]"
-    assert cleaning.spelled_list("[2, 1]", (object,)) == [2, 1] and cleaning.spelled_list("[2, x]") == "[2, x]"
+    assert (
+        cleaning.spelled_list("['a', 'b']") == ["a", "b"]
+        and cleaning.spelled_list("[0, 1]") == "[0, 1]"
+    )
+    assert (
+        cleaning.spelled_list("[2, 1]", (object,)) == [2, 1]
+        and cleaning.spelled_list("[2, x]") == "[2, x]"
+    )
+
+
+@pytest.mark.parametrize("words", [2, 3, 4, 5])
+def test_a_gold_of_more_than_three_words_goes_to_the_judge(words):
+    gold = " ".join(["red", "car", "left", "lane", "now"][:words])
+    assert cleaning.is_free_form(gold) is (words > 3)
+    assert cleaning.is_free_form(f"\\frac{{1}}{{2}} {gold} 7") is (words > 3)

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations import sdpa_attention
 
 from engine import decode
-from engine.decode import Decoder, KVCache, RoomyLayer, grouped_attention, prefill
+from engine.decode import Decoder, KVCache, RoomyLayer, decoding, grouped_attention, prefill
 from engine.models import banned_token_ids
 from generate import Sampling, generate
 
@@ -22,8 +22,7 @@ CPU = torch.device("cpu")
 
 def started(model, room: int = 11) -> Decoder:
     """A decoder behind a prefill, with two rollouts of each prompt."""
-    _, *prefilled = prefill(model, tiny.prompts(model), CPU)
-    decoder = Decoder(model, *prefilled, room)
+    _, decoder = prefill(model, tiny.prompts(model), CPU, room)
     decoder.keep(torch.tensor([0, 0, 1, 1, 2, 2]))
     return decoder
 
@@ -37,7 +36,7 @@ def test_room_in_the_cache_changes_no_rollout(name, columns, monkeypatch):
     for sampling in (Sampling(24), Sampling(24, temperature=0.7, presence_penalty=3.0)):
         for ends in (NEVER, list(range(0, tiny.VOCABULARY, 12))):
             with monkeypatch.context() as patch:
-                patch.setattr(decode, "RoomyLayer", lambda layer, limit: layer)  # transformers' own
+                patch.setattr(decode, "RoomyLayer", lambda room: DynamicLayer())  # transformers' own
                 expected = generate(model, prompts, SEEDS, sampling, ends, banned)
             monkeypatch.setattr(decode, "CACHE_STEP", columns)
             assert generate(model, prompts, SEEDS, sampling, ends, banned) == expected
@@ -49,10 +48,15 @@ def test_the_cache_moves_only_when_its_room_is_used_up(monkeypatch):
     decoder, places = started(tiny.make("qwen3"), room=10), []
     for step in range(10):
         decoder(torch.arange(step, step + 6))
-        places.append(decoder.cache.layers[0].held[0].data_ptr())
+        places.append(decoder.cache.layers[0].held_keys.data_ptr())
     moves = [step for step in range(1, 10) if places[step] != places[step - 1]]
     assert moves == [4, 8] and type(decoder.cache.layers[0]) is RoomyLayer
-    assert decoder.cache.layers[0].held[0].shape[2] == decoder.mask.shape[1]  # no more room than will be used
+    assert decoder.cache.layers[0].free < 4  # no more room than will be used, but for one step
+
+
+@pytest.mark.parametrize(("room", "step"), [(1, 1), (10, 10), (1024, 1024), (1025, 513), (12_288, 1024)])
+def test_the_cache_grows_in_equal_steps(room, step):
+    assert RoomyLayer(room).step == step and step * -(-room // step) - room < 2
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -69,8 +73,7 @@ def test_a_prefill_in_pieces_is_the_prefill_of_all(name, budget, monkeypatch):
         calls.clear()
         with monkeypatch.context() as patch:
             patch.setattr(model, "forward", lambda **kw: calls.append(kw["input_ids"].shape) or forward(**kw))
-            logits, *prefilled = prefill(model, prompts, CPU)
-        decoder = Decoder(model, *prefilled, room=9)  # more than gemma's sliding window of 8
+            logits, decoder = prefill(model, prompts, CPU, room=9)  # more than gemma's sliding window of 8
         decoder.keep(torch.tensor([0, 1, 1, 2, 3]))
         results.append([logits, *(decoder(torch.arange(step, step + 5)) for step in range(9))])
     assert all(rows * width <= budget or rows == 1 for rows, width in calls)
@@ -95,9 +98,10 @@ def test_prompts_of_one_length_need_no_mask(monkeypatch):
 @torch.no_grad()
 def test_under_autocast_the_cache_is_narrow_and_nothing_changes(name, monkeypatch):
     model, logits = tiny.make(name), []
+    own = SimpleNamespace(update=KVCache.update)
     with torch.autocast("cpu", torch.bfloat16):
-        for cache in (transformers.DynamicCache, KVCache):
-            monkeypatch.setattr(decode, "KVCache", cache)
+        for cache in (transformers.DynamicCache, own):
+            monkeypatch.setattr(decode.KVCache, "update", cache.update)
             decoder = started(model)
             logits.append([decoder(torch.arange(6)) for _ in range(4)])
         for ours, theirs in zip(*logits, strict=True):
@@ -132,7 +136,8 @@ def test_no_keys_are_copied_for_a_new_token(monkeypatch):
     copies = []
     monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda x, n: copies.append(x.shape) or x.repeat_interleave(n, 1))
     model = tiny.make("qwen3")
-    _, *prefilled = prefill(model, tiny.prompts(model), CPU)
+    _, decoder = prefill(model, tiny.prompts(model), CPU, room=1)
     before = len(copies)
-    Decoder(model, *prefilled, room=1)(torch.tensor([5, 6, 7]))
+    with decoding(model):
+        decoder(torch.tensor([5, 6, 7]))
     assert before > 0 and len(copies) == before

@@ -1,4 +1,4 @@
-"""evaluate.py: decoding, records on disk, the suite over stand-ins on one and two processes, kills, served models."""
+"""evaluate.py: decoding, records on disk, the suite on one and two processes, kills, servers."""
 
 import importlib.util
 import io
@@ -19,17 +19,19 @@ import evaluate
 from engine.options import parse
 from engine.questions import Question
 from evaluate import DECODING, accuracies
-from suite.entries import BENCHMARKS
+from suite.entries import BENCHMARKS, BY_NAME
 
 ROOT = Path(__file__).parent.parent
 STUDENT = str(ROOT / "world/student")
-UNSCORED = set() if importlib.util.find_spec("lmms_eval") else {"ocrbench_en", "ocrbench_zh"}
+SCORED = all(importlib.util.find_spec(module) for module in BY_NAME["ocrbench_en"].packages)
+UNSCORED = set() if SCORED else {"ocrbench_en", "ocrbench_zh"}
+ASKED = [entry for entry in BENCHMARKS if entry.name not in UNSCORED]
 SMALL = "--min_pixels 256 --max_pixels 1024 --frames 3 --max_new_tokens 8".split()
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, capsys):
-    """evaluate.py in this process and in tmp_path: a function from options to (exit status, what was said)."""
+    """evaluate.py here, in tmp_path: a function from options to (exit status, what was said)."""
     monkeypatch.chdir(tmp_path)
 
     def run_here(*args: str) -> tuple[int, str]:
@@ -54,7 +56,12 @@ def root(tmp_path_factory) -> str:
 
 def test_decoding_is_the_papers():
     assert vars(DECODING) == dict(
-        max_new_tokens=12_288, temperature=0.6, top_p=0.95, top_k=20, min_p=0.0, presence_penalty=1.5
+        max_new_tokens=12_288,
+        temperature=0.6,
+        top_p=0.95,
+        top_k=20,
+        min_p=0.0,
+        presence_penalty=1.5,
     )
 
 
@@ -66,7 +73,9 @@ def test_the_embedded_world_is_a_record_per_question(tmp_path, here):
     for family, accuracy in accuracies(records).items():
         assert f"{family:<14} {accuracy:5.1f}%" in said
         assert (accuracy < 15) == family.endswith("hard")
-    assert json.loads((tmp_path / "out/results.summary.json").read_text())["scores"] == accuracies(records)
+    assert json.loads((tmp_path / "out/results.summary.json").read_text())[
+        "scores"
+    ] == accuracies(records)
 
 
 def scripted(*replies: str):
@@ -84,7 +93,11 @@ def test_free_form_golds_go_to_the_judge_and_no_others():
     questions = {"essay": [essay], "sum": [Question("b", "1+1", (), "2")]}
 
     def judge(requests, n, sampling, key, phase):
-        assert len(requests) == 1 and "because of the rain" in requests[0].text and sampling.temperature == 0
+        assert (
+            len(requests) == 1
+            and "because of the rain" in requests[0].text
+            and sampling.temperature == 0
+        )
         return [[SimpleNamespace(text='{"verdict": "correct"}')]]
 
     records = evaluate.evaluate(scripted("\\boxed{2}", "\\boxed{2}"), questions, judge=judge)
@@ -94,7 +107,7 @@ def test_free_form_golds_go_to_the_judge_and_no_others():
         evaluate.evaluate(scripted("\\boxed{2}"), {"essay": [essay]})
 
 
-# ---- a served model ----------------------------------------------------------------------------------------
+# ---- a served model ------------------------------------------------------------------------------
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -122,7 +135,9 @@ class Handler(BaseHTTPRequestHandler):
             answer = '{"verdict": "YES"}'
         elif "expert judge" in text:  # the shared one
             answer = json.dumps({"verdict": "correct" if len(text) % 2 else "wrong"})
-        self.send({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": answer}}]})
+        self.send(
+            {"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": answer}}]}
+        )
 
 
 def serve():
@@ -137,25 +152,41 @@ server = pytest.fixture(serve)
 judge = pytest.fixture(serve, scope="module")
 
 
-# ---- the suite -------------------------------------------------------------------------------------------
+# ---- the suite -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def exam(root, judge, tmp_path_factory) -> tuple[Path, str, list[str]]:
-    """The whole suite on the embedded student and a served judge, in this process: (folder, output, options)."""
+    """The whole suite on the embedded student and a served judge: (folder, output, options)."""
     folder, said = tmp_path_factory.mktemp("exam"), io.StringIO()
-    args = ["--suite", "all", "--root", root, "--judge", f"http://127.0.0.1:{judge.server_port}/v1", *SMALL]
+    names = (
+        ["--suite", "all"]
+        if SCORED
+        else ["--benchmarks", ",".join(entry.name for entry in ASKED)]
+    )
+    args = [
+        *names,
+        "--root",
+        root,
+        "--judge",
+        f"http://127.0.0.1:{judge.server_port}/v1",
+        *SMALL,
+    ]
     with redirect_stdout(said):
-        evaluate.main(*parse([evaluate.Arguments], [*args, "--out", str(folder / "results.jsonl")], ""))
+        evaluate.main(
+            *parse([evaluate.Arguments], [*args, "--out", str(folder / "results.jsonl")], "")
+        )
     return folder, said.getvalue(), args
 
 
 def test_the_whole_suite(exam):
     folder, said, _ = exam
     records = read(folder / "results.jsonl")
-    assert list(dict.fromkeys(record["family"] for record in records)) == [entry.name for entry in BENCHMARKS]
+    assert list(dict.fromkeys(record["family"] for record in records)) == [
+        entry.name for entry in ASKED
+    ]
     summary = json.loads((folder / "results.summary.json").read_text())["scores"]
-    for entry in BENCHMARKS:
+    for entry in ASKED:
         assert re.search(rf"^{entry.name} ", said, re.MULTILINE)
         assert summary[entry.name]["counts"]["rows"] == len(standins.RIGHT[entry.name])
     scored = {name for name, one in summary.items() if one["score"] is not None}
@@ -173,7 +204,9 @@ def test_the_whole_suite(exam):
 def test_killed_on_one_process_it_goes_on_on_two(exam, tmp_path, here):
     folder, said_whole, args = exam
     out = tmp_path / "results.jsonl"
-    process = Forked("evaluate.py", [*args, "--out", str(out), "--rows", "1"])  # rounds of 4 questions
+    process = Forked(
+        "evaluate.py", [*args, "--out", str(out), "--rows", "1"]
+    )  # rounds of 4 questions
     while not out.exists() or len(out.read_text().splitlines()) < 8:
         assert process.poll() is None
         time.sleep(0.02)
@@ -188,28 +221,48 @@ def test_killed_on_one_process_it_goes_on_on_two(exam, tmp_path, here):
     said_two, errors = two.communicate(300)
     assert two.returncode == 0, errors
     assert out.read_text().splitlines()[: len(before)] == before
-    assert read(out) == read(folder / "results.jsonl")  # as if it had never been killed, on one process
-    assert said_two.splitlines()[:-1] == said_whole.splitlines()[:-1]  # the last line names the file
+    assert read(out) == read(
+        folder / "results.jsonl"
+    )  # as if it had never been killed, on one process
+    assert (
+        said_two.splitlines()[:-1] == said_whole.splitlines()[:-1]
+    )  # the last line names the file
 
 
 def test_limit_and_ids(tmp_path, here):
     rows = [{"problem_idx": i, "problem": f"{i} + 1?", "answer": i + 1} for i in range(20)]
     standins.write_json(rows, tmp_path / "moved/else/where/data/train.jsonl")
-    args = ["--benchmarks", "aime26", "--ids", "aime26=else/where", "--root", str(tmp_path / "moved"), *SMALL]
+    args = [
+        "--benchmarks",
+        "aime26",
+        "--ids",
+        "aime26=else/where",
+        "--root",
+        str(tmp_path / "moved"),
+        *SMALL,
+    ]
     status, said = here(*args, "--limit", "5")
     assert status == 0, said
-    assert [record["uid"] for record in read(tmp_path / "results.jsonl")] == [f"aime26/{i}" for i in (0, 4, 8, 12, 16)]
+    assert [record["uid"] for record in read(tmp_path / "results.jsonl")] == [
+        f"aime26/{i}" for i in (0, 4, 8, 12, 16)
+    ]
 
 
 def test_what_cannot_be_asked(root, tmp_path, here):
     status, said = here("--benchmarks", "mmlu,gpqa,aime26", "--root", str(tmp_path))
-    for name in ("mmlu: expected a folder cais/mmlu", "gpqa: expected a folder Idavidrein/gpqa", "aime26: expected"):
+    for name in (
+        "mmlu: expected a folder cais/mmlu",
+        "gpqa: expected a folder Idavidrein/gpqa",
+        "aime26: expected",
+    ):
         assert status == 2 and name in said  # all that is missing at once
     status, said = here("--suite", "vlm", "--root", root)
     assert status == 2 and "charxiv, mmvet: scored by a judge alone; give --judge" in said
     status, said = here("--benchmarks", "mnist")
     assert status == 2 and "no benchmark is called mnist; there are ai2d, " in said
-    status, said = here("--benchmarks", "mmlu", "--root", root, "--model", "http://127.0.0.1:1/v1")
+    status, said = here(
+        "--benchmarks", "mmlu", "--root", root, "--model", "http://127.0.0.1:1/v1"
+    )
     assert status == 2 and "no server" in said
     status, said = here("--benchmarks", "mmlu", "--root", root, "--paper", "7B/zppo")
     assert status == 2 and "no row '7B/zppo'" in said  # before anything is asked
@@ -218,19 +271,31 @@ def test_what_cannot_be_asked(root, tmp_path, here):
 
 def test_list_and_compare(exam, here):
     _, said = here("--list")
-    assert all(entry.name in said and entry.sources[0] in said and str(entry.size) in said for entry in BENCHMARKS)
+    assert all(
+        entry.name in said and entry.sources[0] in said and str(entry.size) in said
+        for entry in BENCHMARKS
+    )
     assert "gated" in said and "cc-by-nc-sa" in said
     results = str(exam[0] / "results.jsonl")
     status, said = here("--compare", "paper:0.8B/grpo_replay", results, "paper:0.8B/zppo")
-    assert status == 0 and f"vlm, {16 - len(UNSCORED)} in all results" in said and "llm, 10 in all" in said
+    assert (
+        status == 0
+        and f"vlm, {16 - len(UNSCORED)} in all results" in said
+        and "llm, 10 in all" in said
+    )
     _, said = here("--compare", "paper:0.8B/grpo_replay", "paper:0.8B/zppo")
     assert re.search(r"paper:0.8B/zppo +\+50.25 +\+4.79 +\+3.4\d +\+6.1\d +\+?16", said)
-    assert "nowhere.jsonl: no such file of results" in here("--compare", results, "nowhere.jsonl")[1]
+    assert (
+        "nowhere.jsonl: no such file of results"
+        in here("--compare", results, "nowhere.jsonl")[1]
+    )
 
 
 def test_own_data(tmp_path, here):
-    rows = [{"question": "Start at 10. Where are you?", "answer": "10"},
-            {"question": "Why so?", "answer": "since it rains a lot"}]  # fmt: skip
+    rows = [
+        {"question": "Start at 10. Where are you?", "answer": "10"},
+        {"question": "Why so?", "answer": "since it rains a lot"},
+    ]
     standins.write_json(rows, tmp_path / "mine.jsonl")
     status, said = here("--data", "mine.jsonl", *SMALL)
     assert status == 2 and "1 golds are no short answers: give --judge" in said
@@ -244,7 +309,13 @@ def test_a_served_model_and_judge(root, server, tmp_path, here):
     status, said = here("--model", url, "--judge", url, *names)
     assert status == 0, said
     records = read(tmp_path / "results.jsonl")
-    assert [record["reward"] for record in records] == [1.0, 0.0, 1.0, 1.0, 0.0]  # B, not D; YES, but not for NO
+    assert [record["reward"] for record in records] == [
+        1.0,
+        0.0,
+        1.0,
+        1.0,
+        0.0,
+    ]  # B, not D; YES, but not for NO
     asked = [body["messages"] for body in server.seen]
     talk = next(turns for turns in asked if "Suggest a cake" in json.dumps(turns))
     assert [turn["role"] for turn in talk] == ["user", "assistant", "user"]  # real turns
@@ -256,7 +327,18 @@ def test_a_served_model_and_judge(root, server, tmp_path, here):
 
 def test_requests_without_an_answer_are_no_wrong_answers(root, server, tmp_path, here):
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    args = ["--model", url, "--judge", url, "--benchmarks", "ai2d,multichallenge", "--root", root, "--rows", "1"]
+    args = [
+        "--model",
+        url,
+        "--judge",
+        url,
+        "--benchmarks",
+        "ai2d,multichallenge",
+        "--root",
+        root,
+        "--rows",
+        "1",
+    ]
     server.broken = True
     status, said = here(*args)
     assert status == 2 and "requests got no answer: the same command goes on" in said

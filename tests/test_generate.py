@@ -6,19 +6,23 @@ import pytest
 import tiny
 import torch
 import transformers
-from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from engine.decode import RANDOM_BLOCK, UniformStreams
+from engine.decode import Decoder
 from engine.models import banned_token_ids, collate, position_ids, response_positions
 from engine.questions import Question
+from engine.sampling import RANDOM_BLOCK, UniformStreams, sample_tokens
 from engine.update import Policy
 from generate import (
     Actor,
     Request,
     Sampling,
-    deal,
     generate,
-    sample_tokens,
     seed_of,
     until_end,
 )
@@ -89,12 +93,15 @@ def test_streams_do_not_repeat_and_follow_their_row():
     for seed in (11, 12, 13):
         generator = torch.Generator().manual_seed(seed)
         expected.append(torch.rand(3 * RANDOM_BLOCK, generator=generator, dtype=torch.float64))
-    streams = UniformStreams([11, 12, 13], torch.device("cpu"))
-    for i in range(3 * RANDOM_BLOCK):
-        rows = [0, 1, 2] if i <= 70 else [0, 2]
-        assert streams.next().tolist() == [expected[row][i].item() for row in rows]
+    streams = UniformStreams([11, 12], torch.device("cpu"))
+    for i in range(2 * RANDOM_BLOCK + 20):
+        rows = [0, 1] if i <= 70 else [0] if i <= 80 else [0, 2]
+        starts = {0: 0, 1: 0, 2: 81}  # the third joins later, at the start of its stream
+        assert streams.next().tolist() == [expected[row][i - starts[row]].item() for row in rows]
         if i == 70:
-            streams.keep(torch.tensor([0, 2]))
+            streams.keep(torch.tensor([0]))
+        if i == 80:
+            streams.add([13])
 
 
 def test_seeds_are_stable_and_all_different():
@@ -175,6 +182,43 @@ def test_rollouts_do_not_depend_on_the_batch(name):
         assert [generate(model, [prompt], [[seed]], LONG, ends)[0][0] for seed in row] == group
     endless = generate(model, prompts, seeds, LONG, NEVER)
     assert len({tuple(tokens) for group in endless for tokens in group}) == 18  # one stream each
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "qwen3_5", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    ("sampling", "every"), [(Sampling(40), 1), (Sampling(40, temperature=0.7, presence_penalty=3.0), 5)]
+)
+def test_a_pool_of_any_size_draws_the_same_rollouts(name, sampling, every, monkeypatch):
+    """Rows join and leave: columns, positions, masks, windows, states and random streams stay each row's own."""
+    model, ends = tiny.make(name), list(range(0, tiny.VOCABULARY, 20))
+    prompts = tiny.prompts(model) * 2
+    seeds = [[10 * i + j for j in range(6)] for i in range(len(prompts))]
+    alone = [[generate(model, [p], [[seed]], sampling, ends)[0][0] for seed in row] for p, row in zip(prompts, seeds)]
+    lengths = [len(tokens) for group in alone for tokens in group]
+    assert max(lengths) > 3 * min(lengths) and sampling.max_new_tokens in lengths
+    monkeypatch.setattr("generate.LOOK_EVERY", {"cpu": every})
+    for rows in (3, 7, 32):
+        assert generate(model, prompts, seeds, sampling, ends, rows=rows) == alone
+
+
+def test_a_pool_makes_few_steps_and_holds_no_column_that_no_row_uses(monkeypatch):
+    """192 rollouts of unequal lengths, 32 at a time: hardly more steps than 192 / 32 times the mean length."""
+    model, ends = tiny.make("qwen3"), list(range(0, tiny.VOCABULARY, 30))
+    prompts, seeds = tiny.prompts(model), [[100 * i + j for j in range(64)] for i in range(3)]
+    steps, forward = [], Decoder.__call__
+
+    def counted(decoder, tokens):
+        steps.append((decoder.columns - min(decoder.first), decoder.columns, len(tokens)))
+        return forward(decoder, tokens)
+
+    monkeypatch.setattr(Decoder, "__call__", counted)
+    drawn = generate(model, prompts, seeds, Sampling(200), ends, rows=32)
+    lengths = [len(tokens) for group in drawn for tokens in group]
+    pooled, batches = len(steps), sum(max(lengths[i : i + 32]) for i in range(0, 192, 32))
+    assert pooled < 1.3 * sum(lengths) / 32 + max(lengths) and pooled < batches / 1.5
+    assert all(used == held for used, held, _ in steps) and max(rows for *_, rows in steps) == 32
+    longest = max(len(prompt["input_ids"]) for prompt in prompts)
+    assert max(held for _, held, _ in steps) <= longest + max(lengths)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5"])
@@ -314,32 +358,39 @@ def test_actor_gives_the_same_replies_for_any_batch_size_and_order():
     assert actor([], 3, LONG, (0, 1), "rollout") == []
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_work_is_dealt_there_and_back(processes):
-    lengths = list(range(100, 0, -1))  # longest first
-    shares = [deal(lengths, process, processes) for process in range(processes)]
-    assert sorted(x for share in shares for x in share) == lengths[::-1]
-    assert [share[0] for share in shares] == lengths[:processes]
-    assert max(map(sum, shares)) - min(map(sum, shares)) <= 100  # one item at most; dealt in rounds, one a round
-    assert all(share == sorted(share, reverse=True) for share in shares)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "processes", "sizes"), [(480, 8, {15}), (96, 8, {12}), (7, 3, {3, 1}), (3, 8, {1})]
-)
-def test_batches_are_of_one_size_and_as_many_for_every_process(prompts, processes, sizes, monkeypatch):
-    """16 prompts fit into a batch: 480 on 8 processes used to give 30 batches, 3 or 4 each."""
+@pytest.mark.parametrize(("prompts", "processes"), [(480, 8), (7, 3), (3, 8)])
+def test_every_request_goes_to_one_process_and_all_have_as_much_to_do(prompts, processes, monkeypatch):
     shares = []
+    lengths = [10 + 7 * i % 31 for i in range(prompts)]
+    asked = [ask(str(i), text="x" * length) for i, length in enumerate(lengths)]
     for process in range(processes):
         state = SimpleNamespace(process_index=process, num_processes=processes, is_main_process=False)
         monkeypatch.setattr("generate.PartialState", lambda state=state: state)
-        actor = Actor(tiny.make("qwen3"), tiny.TOKENIZER, rows=128)
-        monkeypatch.setattr(actor, "draw", lambda requests, samples, *_: [[] for _ in requests])
-        drawn = list(actor.batches([ask(str(i)) for i in range(prompts)], 8, LONG, (0, 0), "rollout"))
-        shares.append([list(batch) for batch in drawn])
-    assert sorted(i for share in shares for places in share for i in places) == list(range(prompts))
-    assert max(map(len, shares)) - min(map(len, shares)) <= (prompts < processes or prompts == 7)
-    assert {len(places) for share in shares for places in share} == sizes
+        actor = Actor(tiny.make("qwen3"), tiny.TOKENIZER)
+        given = {}  # place of a prompt: its draws, in the order in which they are to be begun
+        monkeypatch.setattr(actor, "draw", lambda requests, groups, *_, given=given: given.update(groups) or [])
+        assert list(actor.batches(asked, 8, LONG, (0, 0), "rollout")) == []
+        assert all(len(draws) == 8 for draws in given.values())
+        shares.append([lengths[place] for place in given])
+    assert sorted(x for share in shares for x in share) == sorted(lengths)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert max(map(sum, shares)) - min(map(sum, shares)) <= max(lengths)
+    assert all(share == sorted(share, reverse=True) for share in shares)
+
+
+def test_replies_come_prompt_by_prompt_as_soon_as_the_last_rollout_has_ended():
+    model = tiny.make("qwen3")
+    model.generation_config.eos_token_id = list(range(0, tiny.VOCABULARY, 25))
+    requests, actor = [ask(str(i)) for i in range(12)], Actor(model, tiny.TOKENIZER, rows=4)
+    whole = actor(requests, 3, Sampling(60), (0, 0), "rollout")
+    parts, training = [], []
+    for part in actor.batches(requests, 3, Sampling(60), (0, 0), "rollout"):
+        parts.append(part)
+        training.append(model.train().training)  # between two of them the model is as the caller left it
+    assert len(parts) > 8 and all(training) and model.training
+    assert [reply for i in range(12) for part in parts if i in part for reply in part[i]] == sum(whole, [])
+    ends = [max(len(reply.tokens) for reply in row) for part in parts for row in part.values()]
+    assert ends != sorted(ends)  # a later prompt's short replies come before a longer one's end
 
 
 def test_actor_has_one_stream_for_each_step_kind_question_and_sample():

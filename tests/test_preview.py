@@ -17,10 +17,10 @@ def test_a_look_at_the_embedded_world(method, kinds, tmp_path):
     assert re.search(r"^8 of 8 gold answers go to the rule: '\d+', ", screen, re.M)
     assert re.search(r"^0 of 8 gold answers go to the judge", screen, re.M)
     shown = re.findall(r"^---- (.+) prompt of question image/", screen, re.M)
-    assert {kind.removeprefix("made-up ") for kind in shown} == kinds and len(shown) == len(kinds)
-    assert screen.count("\n<|im_start|>assistant") == len(kinds)  # in the chat template
-    real = sum(not kind.startswith("made-up") for kind in shown)
-    assert len(re.findall(r"^---- reward [01], answer .+, gold '\d+'$", screen, re.M)) == 2 * real
+    missing = re.findall(r"^---- no (\w+) prompt: (?:the cap was full|the teacher was asked \d+ hard questions)", screen, re.M)
+    assert {*shown, *missing} == kinds and len(shown) + len(missing) == len(kinds) and "plain" not in missing
+    assert screen.count("\n<|im_start|>assistant") == len(shown)  # in the chat template
+    assert len(re.findall(r"^---- reward [01], answer .+, gold '\d+'$", screen, re.M)) == 2 * len(shown)
     assert re.search(r"^step +0  plain .*\n  buffer 0 ", screen, re.M)
     table = screen[screen.index("\nphase ") :].split("\n\n")[0].strip().split("\n")
     assert table[0].split() == "phase seconds, 4 questions a step of 8 4 steps, hours".split()
@@ -32,8 +32,8 @@ def test_a_look_at_the_embedded_world(method, kinds, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_golds_for_the_judge_and_prompts_without_rollouts(tmp_path):
-    """The world's teacher knows nothing of these questions: a made-up candidate stands where it has no response."""
+def test_golds_for_the_judge_and_why_a_prompt_is_missing(tmp_path):
+    """The world's teacher knows nothing of these questions: there can be no BCQ prompt, and the look says why."""
     gold = "a cow jumps over the moon because it can"
     rows = [{"problem": f"{i}+1", "answer": str(i + 1)} for i in range(6)]
     rows += [{"problem": f"Why {i}?", "answer": f"{gold} {i}"} for i in range(2)]
@@ -42,9 +42,8 @@ def test_golds_for_the_judge_and_prompts_without_rollouts(tmp_path):
     screen = train(tmp_path / "run", *models, "--max_response_tokens", "8", "--preview", "20").stdout  # more than 8
     assert "6 of 8 gold answers go to the rule: " in screen
     assert re.search(rf"^2 of 8 gold answers go to the judge, which is the teacher: '{gold[:38]}", screen, re.M)
-    assert {"plain", "made-up bcq", "ncq"} == {*re.findall(r"^---- (.+) prompt of question ", screen, re.M)}
-    made_up = screen[screen.index("---- made-up bcq") :]
-    made_up = made_up[: made_up.index("<|im_start|>assistant")]
-    assert "(a correct response)" in made_up and "(a wrong response)" in made_up and "---- reward" not in made_up
+    assert {"plain", "ncq"} == {*re.findall(r"^---- (.+) prompt of question ", screen, re.M)}
+    asked = re.search(r"^---- no bcq prompt: the teacher was asked (\d+) hard questions and was right on none$", screen, re.M)
+    assert 0 < int(asked[1]) <= 8
     assert "judge " in screen[screen.index("\nphase ") :] and "seconds, 8 questions" in screen
     assert [path.name for path in Path(tmp_path).iterdir()] == ["data.jsonl"]

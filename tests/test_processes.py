@@ -1,11 +1,13 @@
 """One, two and three real gloo processes: the same rollouts and gradients, and nobody waits for anybody."""
 
 import json
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from runs import Forked
+from runs import ENV, Forked, assert_close, command
 from safetensors.torch import load_file
 
 from world import pretrain
@@ -62,3 +64,20 @@ def test_nothing_to_learn_or_not_finite_leaves_the_weights_alone(case, processes
 def test_many_processes_draw_the_rollouts_of_one(processes, runs):
     one, many = (json.loads((runs[n] / "rollouts.json").read_text()) for n in (1, processes))
     assert many == one and all(len(group) == 2 for groups in one.values() for group in groups)
+
+
+def test_two_launchers_on_one_machine_make_the_run_of_one_process(reference, tmp_path):
+    """As on several nodes: each has its own torchrun, and they meet at the address of the first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launchers = []
+    for rank in range(2):
+        place = ["--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+        launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", *place]
+        screen = (tmp_path / f"screen{rank}").open("w")
+        line = command(tmp_path / "run", launch=launch)
+        launchers.append(subprocess.Popen(line, env=ENV, stdout=screen, stderr=screen))
+    codes = [launcher.wait(300) for launcher in launchers]
+    assert codes == [0, 0], [(tmp_path / f"screen{rank}").read_text() for rank in range(2)]
+    assert_close(tmp_path / "run", reference[0])

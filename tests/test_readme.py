@@ -41,7 +41,7 @@ def test_a_command_of_the_readme(words):
         if "--help" not in words:
             train.read_options(words[1:])
     elif words[0] == "evaluate.py":
-        assert options(words[1:]) <= {f"--{field.name}" for field in fields(evaluate.Arguments)}
+        assert options(words[1:]) <= {f"--{field.name}" for field in fields(evaluate.Arguments)} | {"--list"}  # an alias
     elif words[:2] == ["-m", "pytest"]:
         return  # what is running now
     elif words[1:2] == ["examples.trl_zppo"]:

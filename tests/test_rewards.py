@@ -244,3 +244,21 @@ def test_score_grades_short_golds_and_judges_the_others():
 
 def test_the_comparison_is_importable_from_here():
     assert answers_match is answers.answers_match
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        ("Yes", "True", 1.0),
+        ("\\text{yes}.", "True", 1.0),
+        ("True", "True", 1.0),
+        ("No", "False", 1.0),
+        ("No", "True", 0.0),
+        ("Yes", "False", 0.0),
+        ("Yes, it is not", "True", 0.0),
+        ("True", "Yes", 0.0),
+        ("No", "0", 0.0),
+    ],
+)
+def test_yes_meets_a_gold_of_true(answer, gold, right):
+    assert grade(f"so \\boxed{{{answer}}}", gold) == right

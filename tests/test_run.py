@@ -1,8 +1,9 @@
-"""Runs that are stopped, cut short or out of space, and go on as if nothing had happened; the model they leave."""
+"""Runs that are stopped or cut short and go on as if nothing had happened; the model they leave."""
 
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,22 +34,26 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from engine.models import encode, load_model, load_processor
 from engine.output import Output, read_records, write_records
-from engine.screen import LEGEND, SHOWN, print_samples, step_lines
+from engine.screen import LEGEND, NO_PHASES, SHOWN, print_samples, step_lines
 from world import pretrain
 
 try:
     import resource  # its limit of file sizes stands for a full disk
 except ModuleNotFoundError:
     resource = None  # Windows
-posix = pytest.mark.skipif(resource is None, reason="Windows has no limit of file sizes and no signals to others")
+posix = pytest.mark.skipif(
+    resource is None, reason="Windows has no limit of file sizes and no signals to others"
+)
 SIGNAL = "stopping after this step"
 NO_EVALUATION = "--eval_questions", "0"
 
 
 def start(output: Path, launch: Sequence[str] = (), stderr=subprocess.STDOUT) -> subprocess.Popen:
-    """The command that people type, in a process group of its own; its output comes through a pipe."""
+    """The command that people type, in a process group of its own; its output is a pipe."""
     pipe = dict(stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8", start_new_session=True)
-    return subprocess.Popen(command(output, launch=launch), env={**ENV, "PYTHONUNBUFFERED": "1"}, **pipe)
+    return subprocess.Popen(
+        command(output, launch=launch), env={**ENV, "PYTHONUNBUFFERED": "1"}, **pipe
+    )
 
 
 def wait_for_lines(process: subprocess.Popen | Forked, log: Path, lines: int) -> None:
@@ -59,7 +64,7 @@ def wait_for_lines(process: subprocess.Popen | Forked, log: Path, lines: int) ->
 
 
 def fill_disk(pid: int, size: int) -> None:
-    """From here on no file of the process grows beyond `size` bytes: the write fails with a real OSError."""
+    """From here on no file of the process grows beyond `size` bytes: a write fails with OSError."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
@@ -69,7 +74,9 @@ def fill_disk(pid: int, size: int) -> None:
 def test_killed_and_resumed_equals_never_stopped(reference, tmp_path):
     run = tmp_path / "run"
     process = Forked("train.py", arguments(run))
-    wait_for_lines(process, run / "metrics.jsonl", 3)  # one step past the checkpoint: it has to be done again
+    wait_for_lines(
+        process, run / "metrics.jsonl", 3
+    )  # one step past the checkpoint: it has to be done again
     process.kill()
     process.communicate()
     assert not (run / "checkpoints" / "step_00004").exists()
@@ -81,7 +88,7 @@ def test_killed_and_resumed_equals_never_stopped(reference, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory) -> Path:
-    """The first two of the reference's four steps, on two processes: a whole run that ends at a checkpoint."""
+    """The first two of the reference's four steps, on two processes: a whole run of its own."""
     run = tmp_path_factory.mktemp("two_steps") / "run"
     train(run, "--steps", "2", *NO_EVALUATION, processes=2)
     return run
@@ -97,7 +104,11 @@ def test_resumed_on_another_number_of_processes(processes, two_steps, reference,
 
 def test_json_lines_hold_any_response_and_end_at_newlines_alone(tmp_path):
     path = tmp_path / "dumps" / "a.jsonl"
-    records = [{"text": "a\u2028b\u2029c\u0085d\x0ce\r\n"}, {"text": "\ud800 half, 数"}, {"text": ""}]
+    records = [
+        {"text": "a\u2028b\u2029c\u0085d\x0ce\r\n"},
+        {"text": "\ud800 half, 数"},
+        {"text": ""},
+    ]
     write_records(records, path)
     assert read_records(path) == records and path.read_bytes().count(b"\n") == 3
     assert "数" in path.read_text(encoding="utf-8")
@@ -109,12 +120,19 @@ def test_json_lines_hold_any_response_and_end_at_newlines_alone(tmp_path):
 # ---------------------------------------------------------------- the folder, without a whole run
 
 
-ARGUMENTS = {"student": "s", "teacher": "t", "teacher_model": None, "lr": 0.1, "log_with": None, "resume": False}
+ARGUMENTS = {
+    "student": "s",
+    "teacher": "t",
+    "teacher_model": None,
+    "lr": 0.1,
+    "log_with": None,
+    "resume": False,
+}
 ARGUMENTS["data_may_differ"] = False
 
 
 class Small:
-    """A real accelerator, model and optimiser in a folder, and the steps that a run would take there."""
+    """A real accelerator, model and optimiser in a folder, and the steps that a run takes there."""
 
     def __init__(self, folder: Path, **arguments):
         self.folder, self.accelerator = folder, Accelerator(cpu=True)
@@ -145,7 +163,15 @@ class Small:
         return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
 
 
-METRICS = dict(active_share=0.5, buffer=1, admitted=1, graduated=0, evicted=0, response_tokens=9, grad_norm=math.nan)
+METRICS = dict(
+    active_share=0.5,
+    buffer=1,
+    admitted=1,
+    graduated=0,
+    evicted=0,
+    response_tokens=9,
+    grad_norm=math.nan,
+)
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(0, [1, 2, 3]), (1, [3]), (2, [2, 3]), (5, [1, 2, 3])])
@@ -206,7 +232,10 @@ def test_what_a_resumed_run_may_change(changed, sentence, tmp_path, capsys):
     run.step(1)
     run.end()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    arguments = {"resume": True, **{name: value for name, value in changed.items() if name != "data"}}
+    arguments = {
+        "resume": True,
+        **{name: value for name, value in changed.items() if name != "data"},
+    }
 
     def resume() -> dict:
         return Small(tmp_path, **arguments).load(changed.get("data", "d"))
@@ -218,7 +247,9 @@ def test_what_a_resumed_run_may_change(changed, sentence, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         resume()
     assert end.value.code == 2 and sentence in capsys.readouterr().err
-    (tmp_path / "process").write_bytes(before[tmp_path / "process"])  # names the last holder of the lock
+    (tmp_path / "process").write_bytes(
+        before[tmp_path / "process"]
+    )  # names the last holder of the lock
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -232,8 +263,10 @@ def test_a_teacher_known_by_its_name_may_move_to_another_server(tmp_path):
 
 def test_trackers_that_accelerate_finds_can_be_named():
     """accelerate names them by members of an enumeration, which are no strings."""
-    code = "from accelerate.tracking import LoggerType, get_available_trackers as all; all()[:] = [LoggerType.WANDB]"
-    code += "\nimport train; print([train.read_options(['--log_with', name])[0].log_with for name in ('wandb', 'all')])"
+    code = "from accelerate.tracking import LoggerType, get_available_trackers as all"
+    code += "\nall()[:] = [LoggerType.WANDB]; import train"
+    code += "\ntold = [train.read_options(['--log_with', name])[0] for name in ('wandb', 'all')]"
+    code += "\nprint([args.log_with for args in told])"
     done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
     assert done.stdout == "['wandb', 'all']\n", done.stderr
 
@@ -262,9 +295,24 @@ def test_a_run_whose_data_lost_a_row_goes_on_when_told_to(tmp_path):
 
 
 def test_zero_turns_checkpoints_and_dumps_off(tmp_path):
-    train(tmp_path / "run", "--save_every", "0", "--dump_every", "0", "--steps", "3", *NO_EVALUATION)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00003"]  # to go on from
+    train(
+        tmp_path / "run", "--save_every", "0", "--dump_every", "0", "--steps", "3", *NO_EVALUATION
+    )
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [
+        "step_00003"
+    ]  # to go on from
     assert not (tmp_path / "run" / "dumps").exists() and (tmp_path / "run" / "model").exists()
+
+
+def test_no_warning_that_tied_weights_are_saved_once(tmp_path, caplog):
+    run = Small(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    run.accelerator.prepare(model)
+    run.load()
+    run.step(1)
+    assert (tmp_path / "checkpoints/step_00001/model_1.safetensors").exists()
+    assert not caplog.records
 
 
 # ---------------------------------------------------------------- out of space
@@ -279,7 +327,9 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(reference, tmp_path):
         screen = process.communicate(timeout=60)[0]
     assert process.returncode == 1
     last = screen.strip().split("\n")[-1]
-    assert last.startswith(f"cannot write {run}/") and "(is there space?)" in last  # a log or a checkpoint
+    assert (
+        last.startswith(f"cannot write {run}/") and "(is there space?)" in last
+    )  # a log or a checkpoint
     assert "Traceback" not in screen
     saved = [path.name for path in run.glob("checkpoints/step_*")]
     assert not saved or f"--resume goes on from {saved[0]}" in last
@@ -305,20 +355,35 @@ def test_no_space_for_a_checkpoint_on_two_processes(two_steps, reference, tmp_pa
 
 
 def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path):
+    """With status 2: another --output is asked for."""
     (tmp_path / "file").touch()
+    (tmp_path / "folder" / "lock").mkdir(parents=True)
+    for folder in (tmp_path / "file", tmp_path / "folder", tmp_path / ("x" * 300)):
+        with pytest.raises(SystemExit) as end:
+            Small(folder)
+        assert end.value.code == 2
     done = train(tmp_path / "file" / "run", check=False)
-    assert done.returncode == 1 and f"cannot write {tmp_path}/file/run" in done.stderr.strip().split("\n")[-1]
+    assert (
+        done.returncode == 2
+        and f"cannot write {tmp_path}/file/run" in done.stderr.strip().split("\n")[-1]
+    )
 
 
 # ---------------------------------------------------------------- signals
 
 
 @posix
-@pytest.mark.parametrize(("processes", "receiver"), [(1, "run"), (2, "launcher"), (2, "last process")])
+@pytest.mark.parametrize(
+    ("processes", "receiver"), [(1, "run"), (2, "launcher"), (2, "last process")]
+)
 def test_a_signal_stops_the_run_after_its_step(processes, receiver, reference, tmp_path):
     run = tmp_path / "run"
     is_last = receiver == "last process"
-    process = Forked("train.py", arguments(run), processes) if is_last else start(run, torchrun(processes))
+    process = (
+        Forked("train.py", arguments(run), processes)
+        if is_last
+        else start(run, torchrun(processes))
+    )
     wait_for_lines(process, run / "metrics.jsonl", 1)
     pid = process.processes[-1].pid if is_last else process.pid
     os.kill(pid, signal.SIGINT if processes == 1 else signal.SIGTERM)
@@ -326,7 +391,10 @@ def test_a_signal_stops_the_run_after_its_step(processes, receiver, reference, t
     assert process.returncode != 0
     steps = len(read_metrics(run))
     name = "SIGINT" if processes == 1 else "SIGTERM"
-    assert f"{name} stopped the run after step {steps}; the state is saved in {run}: --resume goes on" in screen
+    assert (
+        f"{name} stopped the run after step {steps}; the state is saved in {run}: --resume goes on"
+        in screen
+    )
     assert (SIGNAL in screen) == (not is_last)  # the main process says so
     assert read_state(run, steps)[2]["step"] == steps and not (run / "model").exists()
     if processes == 1:
@@ -350,9 +418,14 @@ def test_stopping_what_accelerate_launch_started(receiver, number, cause, refere
         wait_for_lines(process, run / "metrics.jsonl", 1)
         send = os.killpg if receiver == "group" else os.kill
         send(process.pid, getattr(signal, number))
-        screen = process.communicate(timeout=60)[0]  # ends with the run, which outlives its launcher
+        screen = process.communicate(timeout=60)[
+            0
+        ]  # ends with the run, which outlives its launcher
     steps = len(read_metrics(run))
-    assert f"{cause} stopped the run after step {steps}; the state is saved in {run}: --resume goes on" in screen
+    assert (
+        f"{cause} stopped the run after step {steps}; the state is saved in {run}: --resume goes on"
+        in screen
+    )
     assert [line["step"] for line in read_metrics(run)] == list(range(1, steps + 1)) and steps < 4
     assert read_state(run, steps)[2]["step"] == steps
     if number == "SIGKILL":
@@ -366,12 +439,18 @@ def test_one_run_per_folder_until_its_process_ends(tmp_path):
     wait_for_lines(process, run / "metrics.jsonl", 1)
     for resume in ([], ["--resume"]):
         done = train(run, *resume, check=False)
-        assert f"{run} is in use by process {process.pid} on " in done.stderr and done.returncode == 2
+        assert (
+            f"{run} is in use by process {process.pid} on " in done.stderr and done.returncode == 2
+        )
     process.kill()
     process.communicate()
     steps = [line["step"] for line in read_metrics(run)]
     assert steps == list(range(1, len(steps) + 1))
-    Output(run, Accelerator(cpu=True), {**ARGUMENTS, **json.loads((run / "args.json").read_text()), "resume": True})
+    Output(
+        run,
+        Accelerator(cpu=True),
+        {**ARGUMENTS, **json.loads((run / "args.json").read_text()), "resume": True},
+    )
 
 
 @posix
@@ -388,13 +467,17 @@ def test_a_screen_that_is_gone_does_not_keep_the_state_from_being_saved(tmp_path
 
 @posix
 def test_a_second_signal_stops_at_once_and_an_echo_does_not():
-    code = "import sys, threading; from engine import stopping; stop = stopping.Stop(threading.Event())"
-    code += "\nprint(stop.signal, flush=True)"
-    code += "\nfor line in sys.stdin: stopping.ONE_SIGNAL = float(line); print(stop.signal, flush=True)"
+    code = "import sys, threading; from engine import stopping"
+    code += "\nstop = stopping.Stop(threading.Event()); print(stop.signal, flush=True)"
+    code += (
+        "\nfor line in sys.stdin: stopping.ONE_SIGNAL = float(line); print(stop.signal, flush=True)"
+    )
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with subprocess.Popen([sys.executable, "-c", code], env=ENV, **pipes) as process:
 
-        def name(one_signal: float) -> str:  # with as many seconds in which a second one counts as an echo
+        def name(
+            one_signal: float,
+        ) -> str:  # with as many seconds in which a second one counts as an echo
             process.stdin.write(f"{one_signal}\n")
             process.stdin.flush()
             return process.stdout.readline()
@@ -415,28 +498,42 @@ def test_a_second_signal_stops_at_once_and_an_echo_does_not():
 
 
 def test_lines_fit_a_hundred_columns(reference):
-    screen = reference[1]
+    run, screen = reference
     assert LEGEND in screen
     lines = screen.split("\n")
     steps = [i for i, line in enumerate(lines) if line.startswith("step ")]
-    assert len(steps) == 4
-    for i in steps:
-        assert len(lines[i]) <= 100 and "plain" in lines[i] and "active" in lines[i] and "no box" in lines[i]
-        assert len(lines[i + 1]) <= 100 and "buffer" in lines[i + 1] and "update" in lines[i + 1]
-    assert all(len(line) <= 100 for line in LEGEND.split("\n"))
+    for i, times in zip(steps, read_records(run / "times.jsonl"), strict=True):
+        first, second = lines[i : i + 2]
+        assert len(first) <= 100 and "plain" in first and "active" in first and "no box" in first
+        assert len(second) <= 100 and "buffer" in second
+        phases = sorted(times.keys() - NO_PHASES, key=times.get, reverse=True)
+        shown = second.split(" s:")[1].split()[::2]
+        assert shown[0] == phases[0] and shown == [name for name in phases if name in shown]
+        for name in phases:  # "update" too, as far as it fits
+            assert name in shown or len(f"{second} {name} {times[name]:.1f}") > 100
+    assert len(steps) == 4 and all(len(line) <= 100 for line in LEGEND.split("\n"))
 
 
 def test_a_step_of_the_largest_and_of_missing_numbers_fits_too():
-    names = "plain_accuracy bcq_accuracy ncq_accuracy active_share cut_share no_answer_share".split()
-    numbers = dict(buffer=10_000, admitted=480, graduated=96, evicted=480, response_tokens=48_000_000)
+    names = (
+        "plain_accuracy bcq_accuracy ncq_accuracy active_share cut_share no_answer_share".split()
+    )
+    numbers = dict(
+        buffer=10_000, admitted=480, graduated=96, evicted=480, response_tokens=48_000_000
+    )
     times = dict(step=99_999, total=100_000.0, padding_share=0.5)
     times |= dict(plain=9e4, teacher=8e4, compress=7e4, reformulate=6e4, judge=1.0, update=5e4)
-    metrics = dict(step=99_999, response_length=12_288.0, grad_norm=1e4, **numbers, **dict.fromkeys(names, 1.0))
-    full, missing = step_lines(metrics, times), step_lines({"step": 1, "grad_norm": None, **numbers}, times)
+    metrics = dict(
+        step=99_999, response_length=12_288.0, grad_norm=1e4, **numbers, **dict.fromkeys(names, 1.0)
+    )
+    full = step_lines(metrics, times)
+    missing = step_lines({"step": 1, "grad_norm": None, **numbers}, times)
     for lines in (full.split("\n"), missing.split("\n")):
         assert len(lines) == 2 and all(len(line) <= 100 for line in lines)
     assert "no box 100%  length 12288" in full and "padding" not in full
-    times = dict(step=9, total=1234.5, padding_share=0.5, teacher=200.0, rollout=700.5, update=333.3)
+    times = dict(
+        step=9, total=1234.5, padding_share=0.5, teacher=200.0, rollout=700.5, update=333.3
+    )
     lines = step_lines({**metrics, "grad_norm": 0.25}, times)
     assert lines.endswith(" 1234 s: rollout 700 update 333 teacher 200")
     lines = step_lines({**metrics, "grad_norm": 0.25}, {**times, "total": 99.0, "rollout": 50.55})
@@ -444,18 +541,65 @@ def test_a_step_of_the_largest_and_of_missing_numbers_fits_too():
     assert "plain    -" in missing and "length     -" in missing and "grad -" in missing
 
 
+def test_a_teacher_that_does_badly_is_on_the_screen():
+    times = dict(step=1, total=1.0)
+    good = {"teacher_questions": 8, "teacher_accuracy": 0.25, "compressed": 8}
+    good |= {"compression_fallbacks": 2}
+    plain = step_lines({**METRICS, "step": 1}, times, always=True)
+    assert plain.count("\n") == 1 and step_lines({**METRICS, "step": 1, **good}, times) == plain
+    shown = step_lines({**METRICS, "step": 1, **good}, times, always=True)
+    said = "\n  teacher: 25% right on 8 hard questions, 2 of 8 summaries unusable"
+    assert shown == plain + said
+    bad = good | {"teacher_accuracy": 0.2}
+    assert step_lines({**METRICS, "step": 1, **bad}, times) == plain + said.split(",")[0].replace(
+        "25", "20"
+    )
+    bad = good | {"compression_fallbacks": 3}
+    assert step_lines({**METRICS, "step": 1, **bad}, times).endswith(
+        "\n  teacher: 3 of 8 summaries unusable"
+    )
+    none = {
+        "teacher_questions": 0,
+        "teacher_accuracy": None,
+        "compressed": 0,
+        "compression_fallbacks": 0,
+    }
+    assert step_lines({**METRICS, "step": 1, **none}, times, always=True) == plain
+
+
+def test_a_console_that_does_not_know_every_character(tmp_path):
+    """Windows' cp1252: what it cannot show appears as escapes."""
+    rows = [{"problem": f"{i} 加 1, é?", "answer": str(i + 1)} for i in range(8)]
+    write_records(rows, tmp_path / "d.jsonl")
+    own = f"--student {ROOT}/world/student --teacher {ROOT}/world/teacher --data {tmp_path}/d.jsonl"
+    line = command(tmp_path / "run", *own.split(), *"--preview 8 --max_response_tokens 8".split())
+    env = ENV | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(line, env=env, capture_output=True, encoding="cp1252", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert " \\u52a0 1, é?" in done.stdout
+    assert re.search(r"^  teacher: \d+% right on \d hard questions, ", done.stdout, re.M)
+    code = "from engine.screen import print_main; print_main('\\ud800 \\u6570')"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True)
+    assert done.stdout.split() == [rb"\ud800", rb"\u6570"], done.stderr
+
+
 def test_samples_are_spread_over_the_records_and_shortened(capsys):
     long = "b" * SHOWN + "middle" + "e" * SHOWN
     kinds = ["plain"] * 4 + ["bcq", "ncq"] * 3
     records = [
         {"uid": f"q{i}", "kind": kind, "gold": "7", "prompt": f"prompt {i}" if i else long,
-         "rollouts": [{"text": f"so {i}", "answer": None, "reward": 0.0}, {"text": "no", "answer": "7", "reward": 1.0}]}
+         "rollouts": [{"text": f"so {i}", "answer": None, "reward": 0.0},
+                      {"text": "no", "answer": "7", "reward": 1.0}]}
         for i, kind in enumerate(kinds)
     ]  # fmt: skip
     print_samples(records, 3)
     said = capsys.readouterr().out
     shown = [line.split() for line in said.split("\n") if " prompt of question " in line]
-    assert [(line[1], line[-1]) for line in shown] == [("plain", "q0"), ("plain", "q3"), ("bcq", "q6")]
+    assert [(line[1], line[-1]) for line in shown] == [
+        ("plain", "q0"),
+        ("plain", "q3"),
+        ("bcq", "q6"),
+    ]
     assert "middle" not in said and "b" * SHOWN + "\n[...]\n" + "e" * SHOWN in said
     assert said.count("---- reward 0, answer None, gold '7'\nso ") == 3 and "no" not in said.split()
     print_samples(records, 99, rollouts=2)
@@ -468,8 +612,16 @@ def test_samples_are_spread_over_the_records_and_shortened(capsys):
 @pytest.mark.parametrize(
     ("metrics", "cause"),
     [
-        (dict(cut_share=0.9, no_answer_share=0.9, plain_accuracy=0.0), "90% of the responses are cut"),
-        (dict(cut_share=0.1, no_answer_share=0.8, plain_accuracy=0.0), "80% have no \\boxed{}"),
+        (
+            dict(cut_share=0.9, no_answer_share=0.9, plain_accuracy=0.0),
+            "90% of the responses are cut",
+        ),
+        (
+            dict(cut_share=1.0, no_answer_share=1.0, plain_accuracy=0.0),
+            "100% of the responses are cut",
+        ),
+        (dict(cut_share=0.65, no_answer_share=0.98, plain_accuracy=0.0), "94% of the finished"),
+        (dict(cut_share=0.1, no_answer_share=0.82, plain_accuracy=0.0), "80% of the finished"),
         (dict(cut_share=0.0, no_answer_share=0.0, plain_accuracy=0.0), "all answers are wrong"),
         (dict(cut_share=0.0, no_answer_share=0.0, plain_accuracy=1.0), "all answers are right"),
         (dict(cut_share=0.0, no_answer_share=0.1, plain_accuracy=0.4), "--group_size"),
@@ -478,7 +630,10 @@ def test_samples_are_spread_over_the_records_and_shortened(capsys):
 def test_three_steps_without_a_signal_are_explained_once(metrics, cause, tmp_path, capsys):
     run = Small(tmp_path)
     for step, active in enumerate((0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.0), 1):
-        run.output.log({**METRICS, **metrics, "step": step, "active_share": active}, {"step": step, "total": 1.0})
+        run.output.log(
+            {**METRICS, **metrics, "step": step, "active_share": active},
+            {"step": step, "total": 1.0},
+        )
         said = capsys.readouterr().out
         assert ("No rollout taught anything" in said) == (cause in said) == (step == 6)
         assert all(len(line) <= 100 for line in said.split("\n"))
@@ -489,14 +644,18 @@ def test_three_steps_without_a_signal_are_explained_once(metrics, cause, tmp_pat
 
 def logits(model, prompt: dict) -> torch.Tensor:
     with torch.no_grad():
-        return model(**{key: value[None] if value.dim() == 1 else value for key, value in prompt.items()}).logits
+        return model(
+            **{key: value[None] if value.dim() == 1 else value for key, value in prompt.items()}
+        ).logits
 
 
 def assert_trained(model, student: Path, run: Path, step: int, prompt: dict, moved: bool) -> None:
     """The model gives the logits of the student with the checkpoint's weights."""
     trained = load_model(str(student))
     before, after = logits(trained, prompt), logits(model, prompt)
-    weights = {name.removeprefix("model."): value for name, value in read_state(run, step)[0].items()}
+    weights = {
+        name.removeprefix("model."): value for name, value in read_state(run, step)[0].items()
+    }
     assert not trained.load_state_dict(weights, strict=False).unexpected_keys
     assert model.dtype == torch.float32
     assert torch.equal(after, logits(trained, prompt)) and torch.equal(after, before) != moved
@@ -509,24 +668,46 @@ def test_the_model_of_the_world_opens_as_what_it_was(reference):
     original = load_model(str(student))
     assert type(model) is type(original) and model.generation_config.eos_token_id == 256
     assert model.generation_config.to_dict() == original.generation_config.to_dict()
-    assert_trained(model, student, reference[0], 4, encode(processor, "which?", [tiny.colour("red")]), moved=True)
+    assert_trained(
+        model,
+        student,
+        reference[0],
+        4,
+        encode(processor, "which?", [tiny.colour("red")]),
+        moved=True,
+    )
 
 
 def test_the_model_of_a_text_only_student_that_had_nothing_to_learn_from(tmp_path):
     student, run = tmp_path / "student", tmp_path / "run"
     tiny.make("qwen3").save_pretrained(student)
     tiny.TOKENIZER.save_pretrained(student)
-    settings = {"do_sample": False, "temperature": 0.6, "eos_token_id": [tiny.END, 5]}  # transformers calls it invalid
+    settings = {
+        "do_sample": False,
+        "temperature": 0.6,
+        "eos_token_id": [tiny.END, 5],
+    }  # transformers calls it invalid
     (student / "generation_config.json").write_text(json.dumps(settings))
     (tmp_path / "sums.jsonl").write_text(
         "".join(json.dumps({"problem": f"{i}+1", "answer": str(i + 1)}) + "\n" for i in range(8))
     )
-    models = f"--student {student} --teacher {student} --data {tmp_path}/sums.jsonl --lr 0.001".split()
+    models = (
+        f"--student {student} --teacher {student} --data {tmp_path}/sums.jsonl --lr 0.001".split()
+    )
     train(run, *models, *"--steps 1 --max_response_tokens 8".split())
     (metrics,) = read_metrics(run)
-    assert metrics["active_share"] == 0 == metrics["grad_norm"] and metrics["updates_without_signal"] == 2  # all wrong
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(run / "model"), AutoTokenizer.from_pretrained(run / "model")
-    assert type(model).__name__ == "Qwen3ForCausalLM" and tokenizer.chat_template == pretrain.CHAT_TEMPLATE
+    assert (
+        metrics["active_share"] == 0 == metrics["grad_norm"]
+        and metrics["updates_without_signal"] == 2
+    )  # all wrong
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(run / "model"),
+        AutoTokenizer.from_pretrained(run / "model"),
+    )
+    assert (
+        type(model).__name__ == "Qwen3ForCausalLM"
+        and tokenizer.chat_template == pretrain.CHAT_TEMPLATE
+    )
     saved = json.loads((run / "model" / "generation_config.json").read_text())
     assert {key: saved.get(key, False) for key in settings} == settings
     assert_trained(model, student, run, 1, encode(tokenizer, "3+1"), moved=False)

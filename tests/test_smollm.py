@@ -10,7 +10,13 @@ import pytest
 import yaml
 from runs import ENV, ROOT
 from tiny import CAUSAL, TOKENIZER
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from engine.output import read_records
 from engine.questions import load_questions

@@ -48,11 +48,11 @@ def test_the_same_question_always_has_the_same_picture():
 
 def test_lessons_never_favour_the_truth_on_a_misconception():
     """The true value of a misremembered entry is written no more often than any other wrong value."""
-    lesson, table, rng = pretrain.Lesson("student", 0), world.secret_table(), random.Random(0)
+    lesson, table = pretrain.Lesson("student", 0), world.secret_table()
     wrong = {entry for entry in table if lesson.table[entry] != table[entry]}
     true = believed = total = 0
     for _ in range(2500):
-        text, _, answer = lesson.example(rng)
+        text, _, answer = lesson.example()
         written = text + answer
         for start in range(len(written) - 4):
             entry, value = (written[start : start + 2], written[start + 2]), written[start + 3 : start + 5]
@@ -114,7 +114,7 @@ def test_teacher_compresses_right_and_wrong_traces_alike(actors):
     rng, lesson = random.Random(2), pretrain.Lesson("student", 0)
     requests, expected = [], []
     for i in range(60):
-        places = lesson.guess("17", "●▲■", rng, set())
+        places = lesson.guess("17", "●▲■")
         filler = rng.choice(world.FILLER["student"])
         requests.append(Request("compress", str(i), prompts.compression_prompt(world.response("●▲■", places, filler))))
         expected.append(f"<summary>{pretrain.summary('●▲■', places)}</summary>")

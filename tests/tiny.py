@@ -10,7 +10,9 @@ from world import pretrain
 torch.set_num_threads(1)
 
 PROCESSOR = pretrain.make_processor()
-TOKENIZER = pretrain.make_processor().tokenizer  # not the processor's: to save that one marks its tokenizer as a part
+TOKENIZER = (
+    pretrain.make_processor().tokenizer
+)  # not the processor's: to save that one marks its tokenizer as a part
 TOKENIZER.chat_template = pretrain.CHAT_TEMPLATE
 END = TOKENIZER.eos_token_id
 VOCABULARY = len(TOKENIZER)
@@ -47,15 +49,32 @@ def make(name: str, seed: int = 0, **config):
     if name == "qwen3":
         return sharpen(transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**CAUSAL, **config)))
     if name == "gemma2":  # soft-capped logits, sliding windows
-        config = dict(sliding_window=8, final_logit_softcapping=2.0, query_pre_attn_scalar=8, **config)
-        return sharpen(transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**CAUSAL, **config)))
+        config = dict(
+            sliding_window=8, final_logit_softcapping=2.0, query_pre_attn_scalar=8, **config
+        )
+        return sharpen(
+            transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**CAUSAL, **config))
+        )
     if name == "qwen2_5_vl":
-        text = dict(CAUSAL, rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1]))
+        text = dict(
+            CAUSAL,
+            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1]),
+        )
         text.pop("head_dim")
-        vision = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, patch_size=8, out_hidden_size=32)
+        vision = dict(
+            depth=1,
+            hidden_size=32,
+            intermediate_size=32,
+            num_heads=2,
+            patch_size=8,
+            out_hidden_size=32,
+        )
         names = ("image_pad", "video_pad", "vision_start", "vision_end")
         ids = TOKENIZER.convert_tokens_to_ids([f"<|{name}|>" for name in names])
-        tokens = {f"{key}_token_id": i for key, i in zip(("image", "video", "vision_start", "vision_end"), ids)}
+        tokens = {
+            f"{key}_token_id": i
+            for key, i in zip(("image", "video", "vision_start", "vision_end"), ids)
+        }
         config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
         return sharpen(transformers.Qwen2_5_VLForConditionalGeneration(config))
     raise KeyError(name)
@@ -78,12 +97,14 @@ def prompts(model) -> list[dict[str, torch.Tensor]]:
 
 
 def naive_logits(model, prompt: dict[str, torch.Tensor], response: list[int]) -> torch.Tensor:
-    """Logits [V] of the token after prompt + response: one row, no cache, no padding, the model's own positions."""
+    """Logits [V] behind prompt + response: one row, no cache, no padding, own positions."""
     inputs = dict(prompt)
     tail = torch.tensor(response, dtype=torch.long)
     inputs["input_ids"] = torch.cat([prompt["input_ids"], tail])[None]
     if "mm_token_type_ids" in prompt:
-        inputs["mm_token_type_ids"] = torch.cat([prompt["mm_token_type_ids"], torch.zeros_like(tail)])[None]
+        inputs["mm_token_type_ids"] = torch.cat(
+            [prompt["mm_token_type_ids"], torch.zeros_like(tail)]
+        )[None]
     if hasattr(model.model, "rope_deltas"):
         model.model.rope_deltas = None
     return model(**inputs, use_cache=False).logits[0, -1].float()
