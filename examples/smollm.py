@@ -87,6 +87,7 @@ def main(argv: list[str]) -> None:
 
     after = measure(run / "model", held_out, run / "after.jsonl")
     print(closing_tables(shares(before), shares(after), {}))
+    print("\n----", read_records(held_out)[0]["question"])
     print("\n---- before:", before[0]["response"])
     print("\n---- after:", after[0]["response"])
 
