@@ -324,8 +324,8 @@ class Actor:
         order = sorted(range(len(requests)), key=lambda i: length_of(requests[i]), reverse=True)
         groups = {}
         for place in order[state.process_index :: state.num_processes]:
-            name = (requests[place].kind, requests[place].uid)
-            groups[place] = [Draw(place, seed_of(*key, *name, j)) for j in range(n)]
+            root = (*key, requests[place].kind, requests[place].uid)
+            groups[place] = [Draw(place, seed_of(*root, sample)) for sample in range(n)]
         hidden = None if state.is_main_process else True  # None: shown on a terminal only
         bar = tqdm(total=len(requests) * n, desc=phase, leave=False, disable=hidden)
         with self.whole_weights(), bar:

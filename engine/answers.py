@@ -176,7 +176,7 @@ infinity: -oo ⟹ -∞    (?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z]) ⟹ ∞
 named point: P(-2,3) ⟹ P=(-2,3)    (?<![\w)}\\])([A-TV-Z]) ?
     (?=\( ?[-\d\\][^()]*,[^()]*\) ?(?:$|,|and)) ⟹ \1=
 # the real numbers without some
-without: \mathbb R - \{3\} ⟹ \mathbb R∖\{3\}    (\\mathbb ?\{? ?R ?\}?) ?- ?(?=\\\{) ⟹ \1∖
+without: \mathbb R - \{3\} ⟹ \mathbb R ∖\{3\}    (\\mathbb ?\{? ?R ?\}?) ?- ?(?=\\\{) ⟹ \1∖
 all reals: (-∞,∞) ⟹ \mathbb R    \( ?- ?∞ ?, ?\+? ?∞ ?\) ⟹ \\mathbb R
 real numbers: all real numbers except 3 ⟹ \mathbb R except 3    (?i)^(?:(?:the )?set of )?
     (?:(?:all|any|every) )?reals?(?: numbers?)?(?= (?:except|but)|$) ⟹ \\mathbb R

@@ -16,7 +16,8 @@ from types import FunctionType, MethodType
 
 import torch
 
-ONE_TOKEN, CHUNKED = "torch_recurrent_gated_delta_rule", "torch_chunk_gated_delta_rule"
+ONE_TOKEN = "torch_recurrent_gated_delta_rule"
+CHUNKED = "torch_chunk_gated_delta_rule"
 
 
 def lighten(model) -> None:
@@ -49,21 +50,25 @@ def one_token(query, key, value, g, beta, initial_state, use_qk_l2norm_in_kernel
     Returns (S'q [B, 1, heads, D'], S).
     """
     with torch.autocast(query.device.type, enabled=False):
-        q, k, v = (x.squeeze(1).float() for x in (query, key, value))  # [B, heads, D]
+        q = query.squeeze(1).float()  # [B, heads, D]
+        k = key.squeeze(1).float()
+        v = value.squeeze(1).float()
+        decay = g.squeeze(1).float().exp()[..., None, None]  # [B, heads, 1, 1]
+        rate = beta.squeeze(1).float().unsqueeze(-1)  # [B, heads, 1]
         if use_qk_l2norm_in_kernel:
             q = unit(q)
             k = unit(k)
         q = q * q.shape[-1] ** -0.5
-        decay = g.squeeze(1).float().exp()[..., None, None]  # [B, heads, 1, 1]
         state = initial_state
-        # The new state is not read again: what q reads follows from what it read in the old one.
-        read = torch.stack([q, k], -2) @ state * decay  # [B, heads, 2, D']
-        delta = (v - read[..., 1, :]) * beta.squeeze(1).float().unsqueeze(-1)  # [B, heads, D']
+        both = torch.stack([q, k], -2) @ state  # [B, heads, 2, D']: the one time it is read
+        from_q, from_k = (decay * both).unbind(-2)
+        delta = rate * (v - from_k)  # [B, heads, D']
         state.mul_(decay)
-        state.view(-1, *state.shape[2:]).baddbmm_(
-            k.reshape(-1, k.shape[-1], 1), delta.reshape(-1, 1, delta.shape[-1])
-        )
-        output = read[..., 0, :] + (q * k).sum(-1, keepdim=True) * delta
+        columns = k.flatten(0, 1).unsqueeze(2)  # [B * heads, D, 1]
+        rows = delta.flatten(0, 1).unsqueeze(1)  # [B * heads, 1, D']
+        state.view(-1, *state.shape[2:]).baddbmm_(columns, rows)
+        # What q reads in the new state follows from what it read in the old one.
+        output = from_q + (q * k).sum(-1, keepdim=True) * delta
     return output.unsqueeze(1).to(query.dtype), state
 
 

@@ -82,11 +82,6 @@ def load_actors(
     actors = [student]
     needs = baselines.needs_of(recipe)
     if args.teacher.startswith(("http://", "https://")):
-        if needs:
-            raise SystemExit(
-                f"--method {recipe.method} needs the teacher's {needs.pop()}; a server sends only "
-                "text: give --teacher a model folder or hub id"
-            )
         teacher = connect(args, recipe, student, seconds, stop, questions)
     else:
         # The teacher only ever writes text (or logits, in distillation).
@@ -132,6 +127,11 @@ def connect(
     questions: Sequence[Question],
 ) -> ServedActor:
     """A teacher behind a URL that has answered as training will ask."""
+    for need in baselines.needs_of(recipe):
+        raise SystemExit(
+            f"--method {recipe.method} needs the teacher's {need}; a server sends only text: give "
+            "--teacher a model folder or hub id"
+        )
     try:
         teacher = ServedActor(
             args.teacher,

@@ -9,6 +9,7 @@ import transformers
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations import sdpa_attention
 
+from bench.gpu import Waits
 from engine import decode
 from engine.decode import Decoder, KVCache, RoomyLayer, decoding, grouped_attention, prefill
 from engine.models import banned_token_ids
@@ -141,3 +142,49 @@ def test_no_keys_are_copied_for_a_new_token(monkeypatch):
     with decoding(model):
         decoder(torch.tensor([5, 6, 7]))
     assert before > 0 and len(copies) == before
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_a_4d_mask_gives_the_same_logits_and_nobody_waits_for_a_value(name):
+    """On a GPU the host would wait. Models with sliding windows keep the 2D mask."""
+    results, waits = [], []
+    for four in (False, True):
+        model = tiny.make(name)
+        decoder = started(model)
+        assert decoder.takes_4d == (name != "gemma2") and any(decoder.first)
+        decoder.takes_4d &= four
+        with decoding(model):
+            logits = [decoder(torch.arange(6))]
+            with Waits() as watched:
+                logits.append(decoder(torch.arange(6)))
+        results.append(torch.stack(logits))
+        waits.append(watched.names)
+    assert torch.equal(*results)
+    assert waits[0] and (not waits[1] or name == "gemma2")
+
+
+@torch.no_grad()
+def test_rows_that_join_go_on_as_if_they_had_been_alone():
+    """A batch that has decoded for a while, and longer and shorter prompts that join it."""
+    for name in ARCHITECTURES:
+        model = tiny.make(name)
+        prompts = tiny.prompts(model)
+        with decoding(model):
+            alone = []
+            for i, prompt in enumerate(prompts):
+                _, decoder = prefill(model, [prompt], CPU)
+                alone.append([decoder(torch.tensor([step + i])) for step in range(14)])
+            _, decoder = prefill(model, prompts[:1], CPU)
+            for step in range(9):  # more than gemma's window
+                torch.testing.assert_close(decoder(torch.tensor([step])), alone[0][step], rtol=1e-3, atol=1e-3)
+            _, others = prefill(model, prompts[1:], CPU)
+            decoder.join(others)
+            for step in range(5):
+                logits = decoder(torch.tensor([9 + step, 1 + step, 2 + step]))
+                expected = torch.cat([alone[0][9 + step], alone[1][step], alone[2][step]])
+                torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+            longest = max(range(3), key=lambda row: -decoder.first[row])
+            kept = [row for row in range(3) if row != longest]
+            decoder.keep(torch.tensor(kept))
+            assert min(decoder.first) == 0 and decoder.columns == max(decoder.columns - x for x in decoder.first)

@@ -83,6 +83,26 @@ def test_a_token_of_probability_zero_is_never_drawn(uniform):
     assert sample_tokens(logits.bfloat16(), draw.float().clamp(max=1 - 2**-24), Sampling(top_p=0.9)).item() == 2
 
 
+@pytest.mark.parametrize("vocabulary", [40, 512, 700, 1024, 5000])
+def test_a_token_picked_by_blocks_is_the_token_of_one_sum_over_all(vocabulary):
+    """Against one running sum in float64, with whole blocks and parts of blocks without any probability."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(300, vocabulary, generator=generator) * 4
+    logits[:, torch.rand(vocabulary, generator=generator) < 0.2] = -torch.inf
+    logits[: 100, : min(600, vocabulary - 20)] = -torch.inf  # the first block and more
+    logits[100:200, 20:] = -torch.inf  # all but the start
+    uniform = torch.rand(300, generator=generator, dtype=torch.float64)
+    uniform[::7] = 0.0
+    uniform[1::7] = 1 - 2**-53
+    probs = logits.softmax(-1, dtype=torch.float32)
+    cdf = probs.cumsum(-1, dtype=torch.float64)
+    target = uniform.clamp(max=1 - 1e-12).unsqueeze(-1) * cdf[:, -1:]
+    expected = torch.searchsorted(cdf, target, right=True).squeeze(-1)
+    found = sample_tokens(logits, uniform, Sampling())
+    assert (found == expected).sum() >= 299  # a sum of a block in fp32 may move one boundary
+    assert (probs.gather(1, found.unsqueeze(1)) > 0).all()
+
+
 def test_greedy_takes_the_largest_whatever_the_uniform():
     logits = torch.tensor([[0.0, 3.0, 2.9], [5.0, 3.0, 2.9]])
     assert sample_tokens(logits, torch.tensor([0.999, 0.999]), Sampling(temperature=0)).tolist() == [1, 0]

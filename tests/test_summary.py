@@ -5,7 +5,7 @@ import tiny
 from runs import read_metrics, read_state, train
 
 from engine.questions import Question
-from extras.setup import short_enough
+from extras.setup import usable
 from generate import Actor, Reply
 from prompts import plain_prompt
 from train import Arguments, new_questions
@@ -93,9 +93,10 @@ def test_a_prompt_of_exactly_the_longest_length_is_used():
     question = Question("q", "why? " * 9, (), "7")
     tokens = len(student.encoder(plain_prompt(question.text), question)["input_ids"])
     args = Arguments(new_per_step=1, max_prompt_tokens=tokens)
-    assert short_enough(args, [question], student) == [question]
+    assert usable(args, [question], {}, student, student)[0] == [question]
     args.max_prompt_tokens -= 1
-    assert short_enough(args, [question], student) == []
+    with pytest.raises(SystemExit, match="0 usable questions"):
+        usable(args, [question], {}, student, student)
 
 
 def test_a_row_without_the_dagger_has_no_buffer(tmp_path):
