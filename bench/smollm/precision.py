@@ -41,7 +41,7 @@ def update_speed(learner) -> float:
     prompt = learner.encoder(rows[0].prompt, QUESTION)["input_ids"]
     start = time.process_time()
     for micro in learner.micro_batches(rows):
-        logp, *_ = learner.forward(micro)
+        logp, *_ = learner.log_probs(micro)
         learner.backward(logp.sum())
     seconds = time.process_time() - start
     return len(rows) * (len(prompt) + len(RESPONSE)) / seconds
