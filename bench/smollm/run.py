@@ -141,7 +141,8 @@ def main() -> None:
             if not (finished or args.collect):
                 train(args.folder, method, seed)
             collect(args.folder, method, seed, args.out)
-    write_table(args.out)
+    if read_results(args.out):
+        write_table(args.out)
     draw(args.out)
 
 
