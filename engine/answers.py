@@ -301,10 +301,12 @@ OPTION = re.compile(
 # Several options: "(A), C." or "A and C", and with a text behind each "A. 5, B. 6".
 LETTER = r"(?:[A-J]|\([A-Ja-j]\)|\[[A-Ja-j]\])[.:)]?"
 BETWEEN = r"(?: ?(?:[,;&]|\band\b) ?(?:and )?| ?(?=\()|(?<=[A-J]) (?=[A-J]\b))"
-MARK = r"(?:\b[A-J][.:)]|\([A-J]\)) ?"
+MARK = r"(?:\b[A-J][.:)]|\([A-J]\))"
+BEHIND = rf"(?:(?! and {MARK})[^,;])"  # each text ends in one way alone: no search through splits
 SEVERAL = re.compile(
     rf"(?i:(?:option|choice|answer)s?:? )?({LETTER}(?:{BETWEEN}{LETTER})+)"
-    rf"|{MARK}[^,;]+(?:[,;] ?{MARK}[^,;]*| and {MARK}[^,;]+)+|{MARK}[^A-Za-z]+(?:{MARK}[^A-Za-z]+)+"
+    rf"|{MARK}{BEHIND}+(?:[,;] ?{MARK}{BEHIND}*| and {MARK}{BEHIND}+)+"
+    rf"|{MARK}[^A-Za-z]+(?:{MARK}[^A-Za-z]+)+"
 )
 NUMBERED = re.compile(r"\b([a-z])_\{\d\} ?(?==)")
 # The first name of each unit is ours. Names of three letters or more have a plural.
