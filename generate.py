@@ -46,8 +46,7 @@ from engine.questions import Question
 from engine.sampling import Sampling, UniformStreams, sample_tokens
 from rewards import JUDGE_MAX_NEW_TOKENS, JUDGE_TEMPERATURE
 
-# Ended rows leave once they are 1/8 of the batch: each time the cache is copied.
-DROP_SHARE = 8
+DROP_SHARE = 8  # rows that have ended leave once they are 1/8 of the batch
 LOOK_EVERY = {"cuda": 16}  # steps between two looks at the tokens; elsewhere 1
 
 
@@ -63,7 +62,8 @@ class Draw:
 
 def seed_of(*key) -> int:
     """A 63-bit seed from anything with a stable repr, the same on every machine and process."""
-    digest = hashlib.blake2b(repr(key).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    text = repr(key).encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -174,7 +174,8 @@ class Pool:
             if longest + len(self.recent) < limit:
                 return []
         ended = []
-        for draw, new in zip(self.draws, torch.stack(self.recent, 1).tolist(), strict=True):
+        recent = torch.stack(self.recent, 1).tolist()  # of each row; here the host waits
+        for draw, new in zip(self.draws, recent, strict=True):
             if draw.ended:
                 continue
             draw.tokens += until_end(new, self.ends)
@@ -189,7 +190,7 @@ class Pool:
         alive = [row for row, draw in enumerate(self.draws) if not draw.ended]
         ended = len(self.draws) - len(alive)
         if alive and ended * DROP_SHARE < len(self.draws):
-            return
+            return  # each time the cache is copied
         self.draws = [self.draws[row] for row in alive]
         rows = torch.tensor(alive, dtype=torch.long, device=self.device)
         self.decoder.keep(rows)
@@ -321,7 +322,8 @@ class Actor:
         """This process's share of a call, as it is drawn: {place of a request: its n replies}."""
         start = time.perf_counter()
         state = PartialState()
-        order = sorted(range(len(requests)), key=lambda i: length_of(requests[i]), reverse=True)
+        lengths = [(request.images, len(request.text)) for request in requests]
+        order = sorted(range(len(requests)), key=lengths.__getitem__, reverse=True)
         groups = {}
         for place in order[state.process_index :: state.num_processes]:
             root = (*key, requests[place].kind, requests[place].uid)
@@ -335,7 +337,8 @@ class Actor:
                 whole = [x for x in places if all(draw.ended for draw in groups[x])]
                 if whole:
                     yield {x: self.replies(requests[x], groups[x]) for x in whole}
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.seconds.setdefault(phase, 0.0)
+        self.seconds[phase] += time.perf_counter() - start
 
     def draw(
         self, requests: Sequence[Request], groups: dict[int, list[Draw]], sampling: Sampling
@@ -385,7 +388,8 @@ class Actor:
         for draw in draws:
             tokens = [*request.prefix, *draw.tokens]
             text = tokenizer.decode(tokens, skip_special_tokens=True)
-            found.append(Reply(text, draw.tokens, finished=draw.tokens[-1] in self.end_ids))
+            finished = draw.tokens[-1] in self.end_ids
+            found.append(Reply(text, draw.tokens, finished))
         return found
 
     def gather(self, drawn: dict[int, list[Reply]], phase: str) -> list[list[Reply]]:
@@ -394,8 +398,3 @@ class Actor:
         replies = dict(gather_object(list(drawn.items())))
         self.seconds[phase] += time.perf_counter() - start
         return [replies[i] for i in range(len(replies))]
-
-
-def length_of(request: Request) -> tuple[int, int]:
-    """What requests are sorted by: images, then characters."""
-    return request.images, len(request.text)

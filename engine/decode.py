@@ -201,7 +201,9 @@ class KVCache(DynamicCache):
         """Only the last columns stay. No copy: memory is free at the next one."""
         for layer in self.layers:
             if getattr(layer, "keys", None) is not None:
-                set_columns(layer, layer.keys[:, :, -columns:], layer.values[:, :, -columns:])
+                keys = layer.keys[:, :, -columns:]
+                values = layer.values[:, :, -columns:]
+                set_columns(layer, keys, values)
                 layer.cumulative_length = columns  # only sliding windows read it
 
     def join(self, other: KVCache, columns: int) -> None:
@@ -225,7 +227,11 @@ class KVCache(DynamicCache):
 def align_right(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Keys or values [B, kv heads, columns, D] of several batches as one."""
     columns = max(part.shape[2] for part in parts)
-    return torch.cat([pad(part, (0, 0, columns - part.shape[2], 0)) for part in parts])
+    aligned = []
+    for part in parts:
+        missing = columns - part.shape[2]
+        aligned.append(pad(part, (0, 0, missing, 0)))
+    return torch.cat(aligned)
 
 
 def set_columns(layer: DynamicLayer, keys: torch.Tensor, values: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 pytest.importorskip("resource", reason="the benchmarks measure memory with it; Windows has none")
-from bench import hours, update  # noqa: E402
+from bench import hours, rollouts, update  # noqa: E402
 from bench.machine import (  # noqa: E402
     Costs,
     Machine,
@@ -158,11 +158,19 @@ def test_an_update_without_trl():
 
 
 def test_rollouts_runs():
-    text = forked("bench/rollouts.py", "--models", "world", "--rounds", "1", "--group", "2")
+    text = forked("bench/rollouts.py", "--models", "world", "--pools", "--rounds", "1", "--group", "2")
     header, row = rows(text)
     assert len(row) == len(header) and row[0].startswith("world")
     shares = [float(x) for x in (row[-4], *row[-3].split(" / "))]
     assert all(0 < share < 1 for share in shares)
+
+
+def test_a_pool_beside_batches():
+    small = dict(rounds=1, group=8, prompts=2, prompt=16, length=8, mean_length=16, hidden=64, layers=2)
+    row = rollouts.compare_pool("qwen3", argparse.Namespace(**small))
+    pooled, batched = map(int, row[3].split(" / "))
+    assert row[1].startswith("192, ") and pooled < batched / 1.3
+    assert int(row[2].split(" of ")[0]) > 180
 
 
 def test_memory_runs():
