@@ -6,7 +6,7 @@ runs should take.
     python -m bench.memory --computed         nothing is measured
 
 1. Measured: forward and backward of `token_logprobs` and `token_jsd` beside the same maths on full
-   logits, a process for each: peak (getrusage; on CUDA the allocator's) minus what was there
+   logits, a process for each: peak (on CUDA the allocator's) minus what was there
    before: hidden states, heads, .grad. glibc has to map large tensors one by one, else it keeps
    freed ones. A trained head's gradient is held once, in fp32.
 2. Computed: bench/shapes.py (what fits) and bench/hours.py (hours; its options are there).
@@ -18,6 +18,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -66,11 +67,19 @@ def side(what: str, chunk: str, head: str, args) -> float:
     else:
         values, _ = ours(*inputs, chunk=int(chunk))
     values.sum().backward()
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if CUDA:
-        peak = torch.cuda.max_memory_allocated()
+    peak = torch.cuda.max_memory_allocated() if CUDA else peak_memory()
     return (peak - before) / 2**30
+
+
+def peak_memory() -> int:
+    """Bytes of this process, at most so far. On Linux getrusage would count what its parent held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        kilobytes, _ = fields["VmHWM"].split()
+        return int(kilobytes) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def print_measured(args) -> None:
