@@ -307,9 +307,8 @@ def rope_index_of(model):
 
 def position_ids(model, batch: Tensors) -> torch.Tensor:
     """Position ids [B, L], or [3, B, L] for models with multimodal rope. They count from a row's
-    first
-    token and continue through padding on the right: where a mask is left out, repeated ones would
-    say that rows are packed."""
+    first token and continue through padding on the right: where a mask is left out, repeated ones
+    would say that rows are packed."""
     rope_index = rope_index_of(model)
     mask = batch["attention_mask"]
     if rope_index and "image_grid_thw" in batch:

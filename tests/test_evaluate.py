@@ -29,22 +29,6 @@ ASKED = [entry for entry in BENCHMARKS if entry.name not in UNSCORED]
 SMALL = "--min_pixels 256 --max_pixels 1024 --frames 3 --max_new_tokens 8".split()
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
-    """evaluate.py here, in tmp_path: a function from options to (exit status, what was said)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_here(*args: str) -> tuple[int, str]:
-        status = 0
-        try:
-            evaluate.main(*parse([evaluate.Arguments], args, ""))
-        except SystemExit as stop:
-            status = stop.code
-        return status, "".join(capsys.readouterr())
-
-    return run_here
-
-
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

@@ -16,8 +16,6 @@ import pytest
 import standins
 from standins import data_uri, gif, image, parquet, write_json
 
-import evaluate
-from engine.options import parse
 from suite.rows import split_at_letters
 
 PIXEL = data_uri("red")
@@ -70,22 +68,6 @@ def serve(says: dict[str, str]):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1", server.seen
     server.shutdown()
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
-    """evaluate.py in tmp_path: a function from options to (exit status, what was said)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_here(*args: str) -> tuple[int, str]:
-        status = 0
-        try:
-            evaluate.main(*parse([evaluate.Arguments], args, ""))
-        except SystemExit as stop:
-            status = stop.code
-        return status, "".join(capsys.readouterr())
-
-    return run_here
 
 
 def summary(name: str) -> dict:
