@@ -71,7 +71,8 @@ def main(argv: list[str]) -> None:
 
     if not student.exists():
         convert_model(student)
-    write_questions(training, held_out)
+    if not held_out.exists():
+        write_questions(training, held_out)
     print("the student answers the held-out questions ...", flush=True)
     before = measure(student, held_out, folder / "before.jsonl")
 

@@ -1,6 +1,7 @@
 """examples/smollm.py from its command, on a random model of the same architecture; its parts."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from bench.smollm import warm
+from bench.smollm.run import differences
 from engine.output import read_records
 from engine.questions import load_questions
 from examples import smollm
@@ -35,11 +38,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def save_random_model(folder):
+    model = LlamaForCausalLM(LlamaConfig(**CAUSAL, tie_word_embeddings=True))
+    model.generation_config = GenerationConfig(eos_token_id=CAUSAL["eos_token_id"])
+    model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+
+
 def test_two_steps_of_the_command(tmp_path):
-    student = LlamaForCausalLM(LlamaConfig(**CAUSAL, tie_word_embeddings=True))
-    student.generation_config = GenerationConfig(eos_token_id=CAUSAL["eos_token_id"])
-    student.save_pretrained(tmp_path / "student")
-    TOKENIZER.save_pretrained(tmp_path / "student")
+    save_random_model(tmp_path / "student")
     line = [
         sys.executable,
         "-m",
@@ -118,6 +125,40 @@ def test_the_preset_is_what_the_example_measures_with():
     preset = yaml.safe_load((ROOT / "examples/smollm.yaml").read_text(encoding="utf-8"))
     assert preset["max_response_tokens"] == smollm.SAMPLING.max_new_tokens
     assert preset["reward"] == smollm.REWARD
+
+
+def test_the_warm_start_teaches_the_form_and_keeps_held_out_sums_apart(tmp_path):
+    save_random_model(tmp_path / "cold")
+    warm.prepare(tmp_path)
+    training, held_out = (
+        {tuple(re.findall(r"\d+", row["question"])) for row in read_records(tmp_path / name)}
+        for name in ("training.jsonl", "held_out.jsonl")
+    )
+    assert len(held_out) == warm.HELD_OUT and not held_out & training
+    for row in read_records(tmp_path / "held_out.jsonl"):
+        assert smollm.in_digits("", smollm.teacher_reply(row["question"]), row["answer"]) == 1.0
+
+    losses = []
+    prompt = plain_prompt("What is 2 + 3?")
+    reply = smollm.teacher_reply("What is 2 + 3?") + TOKENIZER.eos_token
+    for name in ("cold", "student"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        tokens = TOKENIZER(prompt + reply, return_tensors="pt")["input_ids"]
+        losses.append(model(input_ids=tokens, labels=tokens).loss.item())
+    assert losses[1] < losses[0]
+
+
+def test_rows_are_compared_at_equal_seeds():
+    right = {"zppo": (60, 70, 62), "grpo_replay": (0, 1, 2)}
+    results = {
+        f"{method}-{seed}": {"after": {"right": values[seed]}}
+        for method, values in right.items()
+        for seed in range(3)
+    }
+    # Differences 60, 69, 60: 63 on average; 4.303 * 5.196 / sqrt(3) = 12.9.
+    assert differences(results) == ["| ZPPO minus GRPO† | +63.0 ± 12.9 | above |"]
+    del results["grpo_replay-2"]
+    assert differences(results) == []
 
 
 @pytest.mark.skipif(

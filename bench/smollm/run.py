@@ -11,20 +11,23 @@ Decisions:
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from bench.figures import panels
+from bench.replicate import mean_interval
 from engine.output import read_records, write_whole
 from examples.smollm import ROOT, shares
 from extras.analysis import ROWS, graduation, read_runs
 
-METHODS = ("zppo", "grpo_replay", "grpo_replay_bcq")
+METHODS = ("zppo", "grpo_replay_bcq", "grpo_replay")
 SEEDS = (0, 1, 2)
 OUT = Path(__file__).parent
 CURVES = (
@@ -33,11 +36,11 @@ CURVES = (
 ).split()
 
 
-def train(folder: Path, method: str, seed: int) -> None:
+def train(folder: Path, method: str, seed: int, options: Sequence[str]) -> None:
     """One run on one core, from its checkpoint if it was interrupted; its screen goes to a file."""
     run = folder / f"{method}-{seed}"
     command = [sys.executable, "-m", "examples.smollm", "--folder", str(folder.absolute())]
-    command += ["--method", method, "--seed", str(seed)]
+    command += ["--method", method, "--seed", str(seed), *options]
     # A finished run whose held-out answers are missing trains no further step.
     if (run / "metrics.jsonl").exists():
         command.append("--resume")
@@ -82,7 +85,7 @@ def read_results(out: Path) -> dict[str, dict]:
 
 
 def write_table(out: Path) -> None:
-    """A line for each finished run. It says nothing of rows whose runs are missing."""
+    """A line for each finished run, then the differences of rows that are complete."""
     rows = []
     for line in read_results(out).values():
         graduated, admitted = line["graduation"].get("0%", (0, 0))
@@ -99,7 +102,26 @@ def write_table(out: Path) -> None:
     head = "| row | seed | held-out right (%) | with a box (%) | plain, last 4 steps (%) "
     head += "| graduated of those admitted at 0% | minutes |"
     lines = [head, "|---" * 7 + "|", *rows]
+    if compared := differences(read_results(out)):
+        lines += ["", "| held-out right, in points | mean ± 95% t-interval | |", "|---" * 3 + "|"]
+        lines += compared
     write_whole("\n".join(lines) + "\n", out / "table.md")
+
+
+def differences(results: dict[str, dict]) -> list[str]:
+    """A line for each two rows that have all seeds: their difference at equal seeds."""
+    right = {name: line["after"]["right"] for name, line in results.items()}
+    methods = [m for m in METHODS if all(f"{m}-{seed}" in right for seed in SEEDS)]
+    lines = []
+    for one, other in itertools.combinations(methods, 2):
+        gaps = [right[f"{one}-{seed}"] - right[f"{other}-{seed}"] for seed in SEEDS]
+        mean, _, half = mean_interval(pd.Series(gaps))
+        verdict = "within noise"
+        if abs(mean) > half:
+            verdict = "above" if mean > 0 else "below"
+        name = f"{ROWS[one].label} minus {ROWS[other].label}"
+        lines.append(f"| {name} | {mean:+.1f} ± {half:.1f} | {verdict} |")
+    return lines
 
 
 def draw(out: Path) -> None:
@@ -126,20 +148,35 @@ def draw(out: Path) -> None:
     figure.savefig(out / "curves.png")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/smollm"), help="of the runs")
-    parser.add_argument("--out", type=Path, default=OUT, help="of the results")
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+def compare(
+    description: str,
+    folder: Path,
+    out: Path,
+    methods: Sequence[str] = METHODS,
+    options: Sequence[str] = (),
+    prepare: Callable[[Path], None] | None = None,
+) -> None:
+    """The command: all runs that are missing, then the table and the picture.
+
+    folder, out: where runs and results go. options: of examples/smollm.py. prepare: fills the folder
+    of the runs.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--folder", type=Path, default=folder, help="of the runs")
+    parser.add_argument("--out", type=Path, default=out, help="of the results")
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--port", default="8135", help="of the teacher: another for each command")
     parser.add_argument("--collect", action="store_true", help="train nothing")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    if prepare and not args.collect:
+        prepare(args.folder)
     for seed in args.seeds:
         for method in args.methods:
             finished = f"{method}-{seed}" in read_results(args.out)
             if not (finished or args.collect):
-                train(args.folder, method, seed)
+                train(args.folder, method, seed, ["--port", args.port, *options])
             collect(args.folder, method, seed, args.out)
     if read_results(args.out):
         write_table(args.out)
@@ -147,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compare(__doc__.splitlines()[0], Path("runs/smollm"), OUT)
