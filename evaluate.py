@@ -173,8 +173,9 @@ def main(args: Arguments) -> None:
 def measure(args: Arguments) -> None:
     """Ask the questions, write the results, report."""
     set_defaults(args)
-    settings = {name: value for name, value in asdict(args).items() if name not in FREE}
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    settings = {name: value for name, value in asdict(args).items() if name not in FREE}
+    settings["precision"] = precision(accelerator)
     # The other processes find what the main one has downloaded and read.
     with accelerator.main_process_first():
         questions, exam = load_all(args)
@@ -194,6 +195,8 @@ def measure(args: Arguments) -> None:
         table = "\n".join(f"{name:<14} {value:5.1f}%" for name, value in numbers.items())
     results.finish(records, {"settings": settings, "scores": numbers})
     print_main(f"{table}\nper-question results: {args.out}")
+    if isinstance(model, Actor):
+        print_main(f"the model computed in {settings['precision']}")
 
 
 def set_defaults(args: Arguments) -> None:
@@ -249,6 +252,13 @@ def check_sight(model, questions: dict) -> None:
     if seen:
         what = f"the questions of {', '.join(seen)} have images"
         raise DataError(f"the model reads text alone, but {what}: leave them out")
+
+
+def precision(accelerator: Accelerator) -> str:
+    """What a model here computes in: on a CPU as in training under the same launcher."""
+    if accelerator.device.type != "cpu" or accelerator.mixed_precision == "bf16":
+        return "bf16"
+    return "fp32"
 
 
 def load_actor(

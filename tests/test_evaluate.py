@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import standins
-from runs import Forked
+from runs import Forked, train
 
 import evaluate
 from engine.options import parse
@@ -51,7 +51,7 @@ def test_decoding_is_the_papers():
 
 def test_the_embedded_world_is_a_record_per_question(tmp_path, here):
     status, said = here("--model", STUDENT, "--out", "out/results.jsonl")
-    assert status == 0, said
+    assert status == 0 and "the model computed in fp32" in said, said
     records = read(tmp_path / "out" / "results.jsonl")
     assert len(records) == 480 == len({record["uid"] for record in records})
     for family, accuracy in accuracies(records).items():
@@ -60,6 +60,22 @@ def test_the_embedded_world_is_a_record_per_question(tmp_path, here):
     assert json.loads((tmp_path / "out/results.summary.json").read_text())[
         "scores"
     ] == accuracies(records)
+
+
+def test_under_the_same_launcher_it_answers_as_the_run_did(tmp_path):
+    env = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    train(tmp_path / "run", "--steps", "1", "--eval_questions", "160", **env)
+    options = ["--model", str(tmp_path / "run/model"), "--out", str(tmp_path / "results.jsonl")]
+    forked = Forked("evaluate.py", options, **env)
+    said, errors = forked.communicate()
+    assert forked.returncode == 0 and "the model computed in bf16" in said, errors
+    summary = json.loads((tmp_path / "results.summary.json").read_text())
+    assert summary["settings"]["precision"] == "bf16"
+    asked_then, asked_now = (
+        {record["uid"]: record["response"] for record in read(tmp_path / file)}
+        for file in ("run/eval_after.jsonl", "results.jsonl")
+    )
+    assert len(asked_now) == 480 and asked_now == asked_then
 
 
 def scripted(*replies: str):
