@@ -48,7 +48,7 @@ from engine.stopping import Stop, exit_with
 from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.own_reward import load_reward
-from extras.preview import preview, routes
+from extras.preview import preview
 from extras.served import ServedActor, overlapped
 from extras.setup import fit_rows, load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
@@ -125,8 +125,7 @@ class Run:
             options = asdict(args) | asdict(recipe)
             self.output = Output(Path(args.output), self.accelerator, options)
         print_main("reading the questions, loading the models ...")
-        questions, held_out, self.data_report = load_data(args)
-        self.read = questions  # also those that turn out to be too long
+        questions, held_out = load_data(args)
         # Of the current step, by phase: the models add their time.
         self.seconds: dict[str, float] = {}
         self.interrupted = threading.Event()  # set by a signal
@@ -156,8 +155,6 @@ class Run:
 
     def show_preview(self) -> None:
         """--preview: nothing is written."""
-        if self.data_report:
-            print_main(str(self.data_report))
         preview(
             self.context(0),
             self.learner,
@@ -178,8 +175,6 @@ class Run:
         # --data_may_differ: questions may have left the data
         for uid in self.buffer.entries.keys() - self.by_uid.keys():
             del self.buffer.entries[uid]
-        if self.data_report:
-            print_main(f"{routes(self.read)}\n{self.data_report}")
         processes = self.accelerator.num_processes
         print_main(
             f"{self.recipe.method}: {len(self.questions)} questions, steps {self.done + 1} to "

@@ -16,6 +16,7 @@ from engine.models import render
 from engine.questions import Question
 from engine.screen import LEGEND, print_main, print_samples, step_lines
 from engine.update import Learner
+from extras.setup import routes
 from generate import Actor
 from zppo import (
     Context,
@@ -62,16 +63,6 @@ def preview(
     show_step(metrics, student.seconds)
     show_hours(student.seconds, len(asked), len(questions), steps)
     show_memory()
-
-
-def routes(questions: Sequence[Question]) -> str:
-    """Which gold answers the rule grades and which go to the judge, with examples."""
-    lines = []
-    for name, free_form in (("the rule", False), ("the judge, which is the teacher", True)):
-        golds = [question.answer for question in questions if question.free_form == free_form]
-        examples = ", ".join(repr(gold[:40]) for gold in golds[:5])
-        lines.append(f"{len(golds)} of {len(questions)} gold answers go to {name}: {examples}")
-    return "\n".join(lines)
 
 
 def draw(ctx: Context, questions: Sequence[Question]) -> list[Group]:

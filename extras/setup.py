@@ -34,13 +34,13 @@ def quieten_libraries() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def load_data(args) -> tuple[list[Question], dict[str, list[Question]], dict]:
-    """(training questions, held-out ones by family, report: what was skipped, where golds are)."""
+def load_data(args) -> tuple[list[Question], dict[str, list[Question]]]:
+    """(training questions, held-out ones by family). Prints what was skipped, and the golds."""
     if not args.data:
         questions, families = world.questions()
         count = args.eval_questions
         held_out = {family: asked[:count] for family, asked in families.items() if count}
-        return questions, held_out, {}
+        return questions, held_out
     place = args.split, args.columns or None, args.config or None
     held_out, parts = {}, {}
     try:
@@ -52,8 +52,24 @@ def load_data(args) -> tuple[list[Question], dict[str, list[Question]], dict]:
         raise SystemExit(str(error)) from error
     default = args.system_prompt
     questions = [replace(question, system=question.system or default) for question in questions]
-    parts |= {"skipped": report["skipped"], "gold_from": report["gold_from"]}
-    return questions, held_out, {name: part for name, part in parts.items() if part}
+    parts |= {"skipped": report["skipped"], "gold answers taken from": report["gold_from"]}
+    for name, counts in parts.items():
+        found = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+        print_main(f"{name}: {found or 0}")
+    print_main(routes(questions))
+    return questions, held_out
+
+
+def routes(questions: Sequence[Question]) -> str:
+    """Which gold answers the rule grades and which go to the judge, with examples."""
+    lines = []
+    for name, free_form in (("the rule", False), ("the judge, which is the teacher", True)):
+        golds = [question.answer for question in questions if question.free_form == free_form]
+        line = f"{len(golds)} of {len(questions)} gold answers go to {name}"
+        if golds:
+            line += ": " + ", ".join(repr(gold[:40]) for gold in golds[:5])
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def load_actors(

@@ -43,13 +43,19 @@ def write(folder, *rows: dict) -> str:
     return str(folder / "set.jsonl")
 
 
-def test_what_eval_data_lose_is_reported(tmp_path):
+def test_what_eval_data_lose_is_reported(tmp_path, capsys):
     good, bad = {"question": "a?", "answer": "1"}, {"question": "b?", "answer": ""}
     place = write(tmp_path, good, bad)
     args = Arguments(data=place, eval_data=place)
-    questions, held_out, report = load_data(args)
+    questions, held_out = load_data(args)
     assert len(questions) == len(held_out["eval_data"]) == 1
-    assert report["skipped of --eval_data"] == report["skipped"] == {"answer_missing": 1}
+    assert capsys.readouterr().out.splitlines() == [
+        "skipped of --eval_data: answer_missing 1",
+        "skipped: answer_missing 1",
+        "gold answers taken from: column 1",
+        "1 of 1 gold answers go to the rule: '1'",
+        "0 of 1 gold answers go to the judge, which is the teacher",
+    ]
 
 
 def test_held_out_questions_are_held_to_the_same_bounds(tmp_path, capsys):
@@ -59,7 +65,7 @@ def test_held_out_questions_are_held_to_the_same_bounds(tmp_path, capsys):
     long = {"question": "why? " * 5000, "answer": "1", "image": "good.png"}
     args = Arguments(eval_data=write(tmp_path, *rows, long), new_per_step=1)
     args.data = args.eval_data
-    questions, held_out, _ = load_data(args)
+    questions, held_out = load_data(args)
     student = Actor(tiny.make("qwen3_5"), tiny.PROCESSOR)
     questions, held_out = usable(args, questions, held_out, student, student)
     assert [question.text for question in held_out["eval_data"]] == ["good?"]
