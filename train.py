@@ -49,7 +49,7 @@ from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.own_reward import load_reward
 from extras.preview import preview
-from extras.served import ServedActor, overlapped
+from extras.served import ServedActor, roll_out_beside_teacher
 from extras.setup import fit_rows, load_actors, load_data, quieten_libraries, usable
 from generate import seed_of
 from zppo import (
@@ -216,9 +216,9 @@ class Run:
         else:
             self.teacher.encoder.clear()
         key = (self.args.seed, step)
-        return Context(self.student_call(), self.teacher, self.recipe, key, self.reward)
+        return Context(self.student_beside_teacher(), self.teacher, self.recipe, key, self.reward)
 
-    def student_call(self) -> Callable:
+    def student_beside_teacher(self) -> Callable:
         """How the stages call the student. A served teacher works beside its plain rollouts."""
         recipe, new = self.recipe, self.args.new_per_step
         asks_teacher = set(recipe.branches) - {"ncq"}
@@ -231,7 +231,7 @@ class Run:
         if recipe.teacher_on_all_hard:
             first_round = quota(1 + recipe.rho_replay, new)
         teacher_n = recipe.teacher_group_size
-        return partial(overlapped, self.student, self.server, first_round, teacher_n)
+        return partial(roll_out_beside_teacher, self.student, self.server, first_round, teacher_n)
 
     def draw_questions(self, ctx: Context) -> tuple[list[Question], list[Question]]:
         """X_new and X_replay [Z3], without those whose images cannot be read."""

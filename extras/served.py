@@ -498,7 +498,7 @@ def image_part(image) -> dict:
 # ---------------------------------------------------------------- beside the student's rollouts
 
 
-def overlapped(
+def roll_out_beside_teacher(
     student: Actor,
     teacher: ServedActor,
     first_round: int,

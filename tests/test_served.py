@@ -30,7 +30,7 @@ import baselines
 from engine.models import encode, load_model, load_processor
 from engine.questions import Question, load_questions, open_images
 from extras import served
-from extras.served import ServedActor, overlapped
+from extras.served import ServedActor, roll_out_beside_teacher
 from extras.setup import load_actors
 from generate import Actor, Reply, Request, Sampling, generate, seed_of
 from prompts import plain_prompt
@@ -315,7 +315,7 @@ def test_what_was_begun_for_nothing_is_cancelled_by_the_next_step_and_is_no_fail
         student = Actor(
             load_model(str(world.WORLD / "student")), load_processor(str(world.WORLD / "student"))
         )
-        overlapped(student, actor, 0, 4, [], 1, SHORT, (0, 8), "rollout")
+        roll_out_beside_teacher(student, actor, 0, 4, [], 1, SHORT, (0, 8), "rollout")
         assert not actor.memo and all(future.cancelled() for future in begun)
         assert (
             actor(rollouts_of("wanted"), 4, SHORT, (0, 8), "teacher")[0][3].finished
@@ -401,7 +401,7 @@ def test_a_step_with_overlap_is_the_step_without(method):
     for overlaps in (False, True):
         with serve(answer=say) as server:
             teacher = actor_of(server, timeout=30.0, concurrency=4)
-            roller = partial(overlapped, Watched(), teacher, limit, 3) if overlaps else local
+            roller = partial(roll_out_beside_teacher, Watched(), teacher, limit, 3) if overlaps else local
             ctx = Context(roller, teacher, recipe, KEY)
             results.append((gather(ctx, questions, []), ctx.counts))
             assert teacher.failures == 0
@@ -438,7 +438,7 @@ def test_early_questions_are_those_of_the_first_round(wrong_share, processes):
         begun, half = set(), 0
         for process in range(processes):
             teacher, after = actor_of(server), []
-            overlapped(Student(process), teacher, 48, 1, requests, 2, SHORT, KEY, "rollout")
+            roll_out_beside_teacher(Student(process), teacher, 48, 1, requests, 2, SHORT, KEY, "rollout")
             seeds = {seed_of(*KEY, "teacher", uid, 0): uid for uid in all_wrong}
             begun |= {seeds[seed] for seed in teacher.memo}
             half += after[len(after) // 2]
