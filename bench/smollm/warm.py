@@ -24,7 +24,7 @@ from examples.smollm import convert_model, teacher_reply, write_questions
 from prompts import plain_prompt
 
 METHODS = ("zppo", "grpo_replay")
-OPTIONS = ["--steps", "12", "--rho_aug", "0.25"]
+OPTIONS = ["--steps", "10", "--rho_aug", "0.25"]
 HELD_OUT = 480
 EXAMPLES, BATCH, LR = 64, 8, 2e-5  # of supervised training: one pass
 NAMES = "Ana Ben Carla David Emma Farid Grace Hugo Ines Jon".split()
