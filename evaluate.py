@@ -194,9 +194,9 @@ def measure(args: Arguments) -> None:
         numbers = accuracies(records)
         table = "\n".join(f"{name:<14} {value:5.1f}%" for name, value in numbers.items())
     results.finish(records, {"settings": settings, "scores": numbers})
-    print_main(f"{table}\nper-question results: {args.out}")
     if isinstance(model, Actor):
         print_main(f"the model computed in {settings['precision']}")
+    print_main(f"{table}\nper-question results: {args.out}")
 
 
 def set_defaults(args: Arguments) -> None:
