@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.figures import panels
-from bench.replicate import mean_interval
+from bench.replicate import mean_interval, plus_minus
 from engine.output import read_records, write_whole
 from examples.smollm import ROOT, shares
 from extras.analysis import ROWS, graduation, read_runs
@@ -86,8 +86,9 @@ def read_results(out: Path) -> dict[str, dict]:
 
 def write_table(out: Path) -> None:
     """A line for each finished run, then the differences of rows that are complete."""
+    results = read_results(out)
     rows = []
-    for line in read_results(out).values():
+    for line in results.values():
         graduated, admitted = line["graduation"].get("0%", (0, 0))
         cells = [
             ROWS[line["method"]].label,
@@ -102,7 +103,7 @@ def write_table(out: Path) -> None:
     head = "| row | seed | held-out right (%) | with a box (%) | plain, last 4 steps (%) "
     head += "| graduated of those admitted at 0% | minutes |"
     lines = [head, "|---" * 7 + "|", *rows]
-    if compared := differences(read_results(out)):
+    if compared := differences(results):
         lines += ["", "| held-out right, in points | mean ± 95% t-interval | |", "|---" * 3 + "|"]
         lines += compared
     write_whole("\n".join(lines) + "\n", out / "table.md")
@@ -120,7 +121,8 @@ def differences(results: dict[str, dict]) -> list[str]:
         if abs(mean) > half:
             verdict = "above" if mean > 0 else "below"
         name = f"{ROWS[one].label} minus {ROWS[other].label}"
-        lines.append(f"| {name} | {mean:+.1f} ± {half:.1f} | {verdict} |")
+        gap = plus_minus(mean, half, "+")
+        lines.append(f"| {name} | {gap} | {verdict} |")
     return lines
 
 

@@ -7,8 +7,8 @@ The second comparison beside run.py, which starts cold. warm/preregistration.md 
 before the runs.
 
 Decisions:
-1. Supervised training shows sums of two digits alone, so what it teaches is the form: a line of
-   work and a box. What is asked afterwards are sums of two-digit numbers.
+1. Supervised training shows sums of one-digit numbers alone, so what it teaches is the form: a line
+   of work and a box. What is asked afterwards are sums of two-digit numbers.
 """
 
 import random
@@ -58,7 +58,7 @@ def story(first: int | str, second: int | str, rng: random.Random) -> str:
 
 
 def examples(rng: random.Random) -> list[str]:
-    """Questions about sums of two digits; every second one is a story."""
+    """Sums of one-digit numbers; every second one is a story."""
     questions = []
     for place in range(EXAMPLES):
         first, second = rng.randint(1, 9), rng.randint(1, 9)
