@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 import prompts
 import rewards
+from engine.checks import check_sight
 from engine.images import MAX_PIXELS, MIN_PIXELS
 from engine.options import JsonObject, option, parse
-from engine.questions import DataError, Question, load_questions
+from engine.questions import DataError, Question, counted, load_questions
 from engine.results import Results, accuracies
 from engine.screen import print_main
 from engine.stopping import exit_with
@@ -70,7 +71,12 @@ def evaluate(
     records = []
     for (family, question), reply, scored in zip(asked, replies, scores, strict=True):
         record = dict(
-            family=family, uid=question.uid, response=reply.text, gold=question.answer
+            family=family,
+            uid=question.uid,
+            response=reply.text,
+            gold=question.answer,
+            finished=reply.finished,
+            tokens=len(reply.tokens),
         )
         records.append(record | scored)
     return records
@@ -84,13 +90,9 @@ def in_order(questions: dict) -> list[tuple[str, Question]]:
 def score_own(
     pairs: Sequence[tuple], ask: Callable | None, reward: Callable | None
 ) -> list[dict]:
-    """Reward and end of each (question, reply)."""
+    """The reward of each (question, reply)."""
     items = [(q.text, reply.text, q.answer, q.free_form, None, q.row) for q, reply in pairs]
-    values = rewards.score(items, ask, reward)
-    return [
-        dict(reward=value, finished=reply.finished)
-        for value, (_, reply) in zip(values, pairs, strict=True)
-    ]
+    return [dict(reward=value) for value in rewards.score(items, ask, reward)]
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -113,8 +115,12 @@ class Arguments:
     benchmarks: str = option("", "some of them, separated by commas (see --list)")
     data: str = option("", "own questions: hub id, folder, parquet, CSV or JSON lines file")
     split: str = option("train", "split of --data")
+    config: str = option("", "config of --data, where it has several")
     columns: list[str] = option(
         list, "of --data, ours=theirs: question=prompt answer=gold images=picture"
+    )
+    system_prompt: str = option(
+        "", "of --data, the system turn of questions that have none of their own"
     )
     root: str = option(
         "", "folder that holds every benchmark as owner/name; empty: the hub"
@@ -168,6 +174,10 @@ def main(args: Arguments) -> None:
             measure(args)
     except (ValueError, OSError) as error:  # DataError and ConnectionError too
         exit_with(f"evaluate.py: {error}", 2)
+    except SystemExit as stop:
+        if not isinstance(stop.code, str):
+            raise
+        exit_with(f"evaluate.py: {stop}", 2)
 
 
 def measure(args: Arguments) -> None:
@@ -182,7 +192,10 @@ def measure(args: Arguments) -> None:
     # A file of another command is refused before models are loaded, and begun only afterwards.
     results = Results(Path(args.out), settings)
     model = load_actor(args.model, args.model_name, args, accelerator)
-    check_sight(model, questions)
+    # A server tells itself what it cannot read.
+    if isinstance(model, Actor):
+        for family, asked in questions.items():
+            check_sight(f"{family}: --model {args.model}", model.processor, asked)
     judge = None
     if args.judge:
         judge = load_actor(args.judge, args.judge_name, args, accelerator)
@@ -216,11 +229,13 @@ def load_all(args: Arguments) -> tuple:
         f"--{name}" for name in ("suite", "benchmarks", "paper") if getattr(args, name)
     ]
     if args.data:
-        questions, counted = load_questions(args.data, args.split, args.columns or None)
+        place = args.split, args.columns, args.config, args.system_prompt
+        questions, report = load_questions(args.data, *place)
+        print_main(counted("skipped", report["skipped"]))
         # Without a judge they would count as wrong.
-        if counted["free_form"] and not args.judge:
-            problem = f"{counted['free_form']} golds are no short answers: give --judge"
-            raise DataError(f"{args.data}: {problem}")
+        free_form = report["free_form"]
+        if free_form and not args.judge:
+            raise DataError(f"{args.data}: {free_form} golds are no short answers: give --judge")
         found = {"data": questions}
     elif args.suite or args.benchmarks:
         # Only here: see main.
@@ -243,17 +258,6 @@ def evenly(questions: Sequence[Question], n: int) -> list[Question]:
     return [questions[i * len(questions) // n] for i in range(n)]
 
 
-def check_sight(model, questions: dict) -> None:
-    """Raises DataError where a model of texts alone would be asked about images."""
-    # A server tells itself what it cannot read.
-    if isinstance(model, ServedActor) or hasattr(model.processor, "image_processor"):
-        return
-    seen = [family for family in questions if any(q.images for q in questions[family])]
-    if seen:
-        what = f"the questions of {', '.join(seen)} have images"
-        raise DataError(f"the model reads text alone, but {what}: leave them out")
-
-
 def precision(accelerator: Accelerator) -> str:
     """What a model here computes in: on a CPU as in training under the same launcher."""
     if accelerator.device.type != "cpu" or accelerator.mixed_precision == "bf16":
@@ -274,11 +278,7 @@ def load_actor(
         return actor
     # Half the memory on an accelerator; a CPU is slower in bf16.
     dtype = torch.float32 if accelerator.device.type == "cpu" else torch.bfloat16
-    try:
-        actor = Actor.load(name, accelerator, dtype, rows=args.rows, **settings)
-    except SystemExit as error:
-        # Its one sentence, under the status of a wrong option.
-        raise DataError(str(error)) from error
+    actor = Actor.load(name, accelerator, dtype, rows=args.rows, **settings)
     actor.encoder.bytes_left = 0  # a prompt is asked once: none is kept
     return actor
 
@@ -312,9 +312,9 @@ def run(
             problem = "some requests got no answer"
             raise ConnectionError(f"{problem}: the same command goes on from here")
         results.add(records)
-        done = list(results.done.values())
+        done = results.done.values()
         family = records[-1]["family"]
-        tokens = sum(record.get("tokens", 0) for record in done)
+        tokens = sum(record["tokens"] for record in done)
         bar.set_postfix({family: f"{accuracies(done)[family]:.1f}%", "tokens": tokens})
         bar.update(len(records))
     bar.close()

@@ -37,7 +37,7 @@ def check_sight(option: str, processor, questions: Sequence[Question]) -> None:
     if pictured and not hasattr(processor, "image_processor"):
         raise SystemExit(
             f"{option} reads no images, and {pictured} questions have some: name a VLM, or leave "
-            "the images out (--columns images=)"
+            "the images out (own data: --columns images=)"
         )
 
 

@@ -96,13 +96,16 @@ class LazyImage:
 # ---------------------------------------------------------------- a source becomes questions
 
 
-def load_questions(source, split="train", columns=None, config=None) -> tuple[list[Question], dict]:
+def load_questions(
+    source, split="train", columns=(), config: str = "", system: str = ""
+) -> tuple[list[Question], dict]:
     """Questions of any `datasets` source, in its order, images left on disk, and a report.
 
     source: hub id, folder (parquet, images, ...), .parquet/.jsonl/.json/.csv file, or Dataset.
     columns: our names (COLUMNS) = the set's: ["question=problem"]. "question=a.b" reads a nested
         field, "answer=a,b" the first that holds something, "images=a,b" takes both, "images=" makes
         a text set.
+    system: the system turn of questions that have none of their own.
     Report: {"rows", "columns", "skipped": {reason: rows}, "free_form": questions, "gold_from":
     {"column", "####", "boxed", "class name", "float32", "boolean": questions}}. Raises DataError if
     names do not fit or no question is left.
@@ -113,11 +116,7 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
     names = map_columns(source, features, columns)
     others = rows
     if not isinstance(rows, list):
-        rows = undecoded(rows)
-        pictures = {name.split(".")[0] for name in features if is_kind("Image", features[name])}
-        others = rows.remove_columns(sorted(pictures))
-        roots = {name.split(".")[0] for group in names.values() for name in group}
-        rows = rows.select_columns(sorted(roots))
+        rows, others = narrow(rows, features, names)
     questions, skipped, gold_from = {}, Counter(), Counter()
     hide_bar = len(rows) < 10_000 or None  # None: hidden where the screen is a file
     for index, row in enumerate(tqdm(rows, "questions", disable=hide_bar)):
@@ -130,7 +129,8 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
             skipped[reason] += 1
             continue
         gold_from[kind] += 1
-        questions[question.uid] = replace(question, row=partial(getitem, others, index))
+        row = partial(getitem, others, index)
+        questions[question.uid] = replace(question, row=row, system=question.system or system)
     if not questions:
         what = f"no question left of {len(rows)} rows; skipped: {dict(skipped)}; columns: {names}"
         fix = f"the set has {list(features)}. If one is the wrong column: --columns question=<name>"
@@ -141,7 +141,21 @@ def load_questions(source, split="train", columns=None, config=None) -> tuple[li
     return list(questions.values()), report
 
 
-def open_source(source, split: str, config: str | None) -> tuple[Rows, str]:
+def narrow(rows, features: dict, names: dict[str, list[str]]) -> tuple:
+    """(the columns of `names`, all columns but pictures) of a data set, nothing decoded."""
+    rows = undecoded(rows)
+    pictures = {name.split(".")[0] for name in features if is_kind("Image", features[name])}
+    roots = {name.split(".")[0] for group in names.values() for name in group}
+    return rows.select_columns(sorted(roots)), rows.remove_columns(sorted(pictures))
+
+
+def counted(what: str, counts: dict[str, int]) -> str:
+    """A line of a report, as "skipped: question_empty 1, answer_missing 2"."""
+    found = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+    return f"{what}: {found or 0}"
+
+
+def open_source(source, split: str, config: str) -> tuple[Rows, str]:
     """(rows, folder where relative image names start) of a source. Raises DataError."""
     if not isinstance(source, str | Path):
         return source, ""
@@ -155,7 +169,7 @@ def open_source(source, split: str, config: str | None) -> tuple[Rows, str]:
 
         if kind == ".parquet":
             return datasets.load_dataset("parquet", data_files=source, split=split), folder
-        return datasets.load_dataset(source, config, split=split), folder
+        return datasets.load_dataset(source, config or None, split=split), folder
     except DataError:
         raise
     except ModuleNotFoundError as error:
@@ -224,7 +238,7 @@ def features_of(rows: Rows) -> dict:
 def map_columns(source: str, features: dict, columns) -> dict[str, list[str]]:
     """{"question": [names], "answer": [names], "images": [names], "uid": [names]} of the set.
     Raises DataError."""
-    wished = dict(item.partition("=")[::2] for item in columns or ())
+    wished = dict(item.partition("=")[::2] for item in columns)
     if unknown := sorted(wished.keys() - COLUMNS.keys()):
         ours = f"ours are {list(COLUMNS)} (ours=theirs)"
         raise DataError(f"column map: {unknown} are not our names; {ours}")

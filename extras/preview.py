@@ -1,8 +1,8 @@
 """A look before GPU hours are spent: `python train.py ... --preview 8`. It saves nothing.
 
-One sees how the gold answers are graded, one prompt of each kind with its rollouts and rewards, a
-step as the run will show it, the seconds of each phase scaled up to the whole run, and the memory
-that was needed. The look makes one update.
+How own data was read stands above it: what was skipped, how gold answers are graded. One sees one
+prompt of each kind with its rollouts and rewards, a step as the run will show it, the seconds of
+each phase scaled up to the whole run, and the memory that was needed. The look makes one update.
 """
 
 import time
@@ -16,7 +16,6 @@ from engine.models import render
 from engine.questions import Question
 from engine.screen import LEGEND, print_main, print_samples, step_lines
 from engine.update import Learner
-from extras.setup import routes
 from generate import Actor
 from zppo import (
     Context,
@@ -50,7 +49,6 @@ def preview(
     extrapolation.
     """
     asked = questions[:count]
-    print_main(routes(questions))
     groups = draw(ctx, asked)
     start = time.perf_counter()
     if "logits" in baselines.needs_of(ctx.recipe):

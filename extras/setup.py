@@ -7,7 +7,6 @@ the type train.Arguments.
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,7 +18,7 @@ import baselines
 from engine.checks import check_model, check_sight, check_student
 from engine.memory import rows_that_fit
 from engine.models import Encoder, encode, render, tokenizer_of
-from engine.questions import DataError, Question, intact, load_questions, open_images
+from engine.questions import DataError, Question, counted, intact, load_questions, open_images
 from engine.screen import print_main
 from extras.served import ServedActor
 from generate import Actor
@@ -41,22 +40,18 @@ def load_data(args) -> tuple[list[Question], dict[str, list[Question]]]:
         count = args.eval_questions
         held_out = {family: asked[:count] for family, asked in families.items() if count}
         return questions, held_out
-    place = args.split, args.columns or None, args.config or None
-    held_out, parts = {}, {}
+    place = args.split, args.columns, args.config, args.system_prompt
+    held_out = {}
     try:
         questions, report = load_questions(args.data, *place)
+        print_main(counted("skipped", report["skipped"]))
+        print_main(counted("gold answers taken from", report["gold_from"]))
+        print_main(routes(questions))
         if args.eval_data:
-            held_out["eval_data"], eval_report = load_questions(args.eval_data, *place)
-            parts["skipped of --eval_data"] = eval_report["skipped"]
+            held_out["eval_data"], report = load_questions(args.eval_data, *place)
+            print_main(counted("skipped of --eval_data", report["skipped"]))
     except DataError as error:
         raise SystemExit(str(error)) from error
-    default = args.system_prompt
-    questions = [replace(question, system=question.system or default) for question in questions]
-    parts |= {"skipped": report["skipped"], "gold answers taken from": report["gold_from"]}
-    for name, counts in parts.items():
-        found = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-        print_main(f"{name}: {found or 0}")
-    print_main(routes(questions))
     return questions, held_out
 
 

@@ -47,16 +47,10 @@ class Exam:
         """What a record says of each (item, reply) beside them. ask: see scorers.score."""
         pairs = [(item, reply.text) for item, reply in asked]
         scores = score(pairs, ask, self.prompts)
-        said = []
-        for (item, reply), scored in zip(asked, scores, strict=True):
-            more = dict(
-                finished=reply.finished,
-                tokens=len(reply.tokens),
-                scored_with=item.scored_with,
-                groups=item.groups,
-            )
-            said.append(vars(scored) | more)
-        return said
+        return [
+            vars(scored) | dict(scored_with=item.scored_with, groups=item.groups)
+            for (item, _), scored in zip(asked, scores, strict=True)
+        ]
 
     def report(self, records: Sequence[dict]) -> tuple[dict, str]:
         """(every number, the table)."""

@@ -102,7 +102,8 @@ def test_free_form_golds_go_to_the_judge_and_no_others():
 
     records = evaluate.evaluate(scripted("\\boxed{2}", "\\boxed{2}"), questions, judge=judge)
     assert accuracies(records) == {"essay": 100.0, "sum": 100.0}
-    assert set(records[0]) == {"family", "uid", "response", "gold", "reward", "finished"}
+    kept = "family uid response gold finished tokens reward"
+    assert set(records[0]) == set(kept.split())
     with pytest.raises(ValueError, match="need a judge"):
         evaluate.evaluate(scripted("\\boxed{2}"), {"essay": [essay]})
 
@@ -301,6 +302,19 @@ def test_own_data(tmp_path, here):
     assert status == 2 and "1 golds are no short answers: give --judge" in said
     status, said = here("--data", "mine.jsonl", "--judge", STUDENT, *SMALL)
     assert status == 0 and "data " in said and len(read(tmp_path / "results.jsonl")) == 2
+
+
+def test_own_data_with_a_system_turn_and_rows_that_cannot_be_asked(server, tmp_path, here):
+    with_own = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "b?"}]
+    rows = [{"question": "a?", "answer": "B"}, {"question": "c?", "answer": ""}]
+    rows = [dict(row, question=[{"role": "user", "content": row["question"]}]) for row in rows]
+    standins.write_json([*rows, {"question": with_own, "answer": "B"}], tmp_path / "mine.jsonl")
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    args = ["--data", "mine.jsonl", "--model", url, "--system_prompt", "Be brief.", *SMALL]
+    status, said = here(*args)
+    assert status == 0 and "skipped: answer_missing 1" in said, said
+    asked = [[turn["content"][:9] for turn in body["messages"]] for body in server.seen]
+    assert ["Be brief.", "a?\n\nYou F"] in asked and ["Be long.", "b?\n\nYou F"] in asked
 
 
 def test_a_served_model_and_judge(root, server, tmp_path, here):

@@ -382,7 +382,7 @@ def test_a_model_of_texts_alone_is_asked_nothing_about_images(tmp_path, here):
     status, said = here(*args)
     assert status == 0, said
     status, said = here(*args, "--benchmarks", "aime26,visualpuzzles", "--out", "both.jsonl")
-    assert status == 2 and "reads text alone, but the questions of visualpuzzles have images" in said
+    assert status == 2 and "visualpuzzles: --model blind reads no images" in said
 
 
 def test_what_is_wrong_is_named(tmp_path, here):

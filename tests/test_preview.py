@@ -14,8 +14,6 @@ PHASES = {"zppo": "rollout teacher compress reformulate update", "off_distill": 
 @pytest.mark.parametrize(("method", "kinds"), [("zppo", {"plain", "bcq", "ncq"}), ("off_distill", {"teacher"})])
 def test_a_look_at_the_embedded_world(method, kinds, tmp_path):
     screen = train(tmp_path / "run", "--preview", "4", "--method", method).stdout
-    assert re.search(r"^8 of 8 gold answers go to the rule: '\d+', ", screen, re.M)
-    assert re.search(r"^0 of 8 gold answers go to the judge", screen, re.M)
     shown = re.findall(r"^---- (.+) prompt of question image/", screen, re.M)
     missing = re.findall(r"^---- no (\w+) prompt: (?:the cap was full|the teacher was asked \d+ hard questions)", screen, re.M)
     assert {*shown, *missing} == kinds and len(shown) + len(missing) == len(kinds) and "plain" not in missing
@@ -40,7 +38,7 @@ def test_golds_for_the_judge_and_why_a_prompt_is_missing(tmp_path):
     write_records(rows, tmp_path / "data.jsonl")
     models = f"--student {ROOT}/world/student --teacher {ROOT}/world/teacher --data {tmp_path}/data.jsonl".split()
     screen = train(tmp_path / "run", *models, "--max_response_tokens", "8", "--preview", "20").stdout  # more than 8
-    assert "6 of 8 gold answers go to the rule: " in screen
+    assert screen.count("6 of 8 gold answers go to the rule: ") == 1
     assert re.search(rf"^2 of 8 gold answers go to the judge, which is the teacher: '{gold[:38]}", screen, re.M)
     assert {"plain", "ncq"} == {*re.findall(r"^---- (.+) prompt of question ", screen, re.M)}
     asked = re.search(r"^---- no bcq prompt: the teacher was asked (\d+) hard questions and was right on none$", screen, re.M)

@@ -50,12 +50,22 @@ def test_what_eval_data_lose_is_reported(tmp_path, capsys):
     questions, held_out = load_data(args)
     assert len(questions) == len(held_out["eval_data"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "skipped of --eval_data: answer_missing 1",
         "skipped: answer_missing 1",
         "gold answers taken from: column 1",
         "1 of 1 gold answers go to the rule: '1'",
         "0 of 1 gold answers go to the judge, which is the teacher",
+        "skipped of --eval_data: answer_missing 1",
     ]
+
+
+def test_one_system_prompt_for_training_and_held_out_questions(tmp_path):
+    own = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "a?"}]
+    bare = [{"role": "user", "content": "b?"}]
+    place = write(tmp_path, *({"question": asked, "answer": "1"} for asked in (own, bare)))
+    args = Arguments(data=place, eval_data=place, system_prompt="Be brief.")
+    questions, held_out = load_data(args)
+    for asked in (questions, held_out["eval_data"]):
+        assert [question.system for question in asked] == ["Be long.", "Be brief."]
 
 
 def test_held_out_questions_are_held_to_the_same_bounds(tmp_path, capsys):
