@@ -103,7 +103,8 @@ def test_two_processes_learn_from_one_and_the_same_reward(tmp_path):
         "one = Response('q', '0', 'g', False)\n"
         "reward = load_reward(sys.argv[1], Question('u', 'q', (), 'g'))\n"
         "rewards = score([one, one._replace(text='1')], reward=reward)\n"
-        "print(state.process_index, rewards, flush=True)\n"
+        # One write, which the other process's cannot split.
+        "print(f'{state.process_index} {rewards}\\n', end='', flush=True)\n"
         "state.destroy_process_group()\n"
     )
     (tmp_path / "script.py").write_text(script)

@@ -189,7 +189,7 @@ def test_an_image_behind_an_empty_cell_keeps_its_place(tmp_path):
 def test_a_column_of_videos_or_sounds_is_refused_by_name(tmp_path, feature):
     features = {"question": TEXT, "answer": TEXT, "clip": feature}
     with pytest.raises(DataError, match="column 'clip' is no text and no image"):
-        data.map_columns("set", features, None)
+        data.map_columns("set", features, ())
     with pytest.raises(DataError, match="column 'videos' is no text and no image"):
         from_file(tmp_path, {"question": "What?", "answer": "rain", "videos": ["v.mp4"]})
 
