@@ -30,7 +30,8 @@ from engine.options import JsonObject, option, parse
 from engine.questions import DataError, Question, counted, load_questions
 from engine.results import Results, accuracies
 from engine.screen import print_main
-from engine.stopping import exit_with
+from engine.stopping import sentences
+from extras.own_reward import load_reward
 from extras.served import ServedActor
 from generate import Actor, Request, Sampling, ask
 from world import table as world
@@ -122,6 +123,9 @@ class Arguments:
     system_prompt: str = option(
         "", "of --data, the system turn of questions that have none of their own"
     )
+    reward: str = option(
+        "", "own reward in place of grader and judge, file.py:function, as in training"
+    )
     root: str = option(
         "", "folder that holds every benchmark as owner/name; empty: the hub"
     )
@@ -164,7 +168,7 @@ FREE = {"out", "root", "rows", "paper", "list_suite", "compare"}
 
 
 def main(args: Arguments) -> None:
-    try:
+    with sentences(ValueError, OSError):  # DataError and ConnectionError too
         if args.compare or args.list_suite:
             # The suite is read where it is asked for: training, which evaluates too, needs none.
             from suite import exam
@@ -172,12 +176,6 @@ def main(args: Arguments) -> None:
             print(exam.compare(args.compare) if args.compare else exam.listing())
         else:
             measure(args)
-    except (ValueError, OSError) as error:  # DataError and ConnectionError too
-        exit_with(f"evaluate.py: {error}", 2)
-    except SystemExit as stop:
-        if not isinstance(stop.code, str):
-            raise
-        exit_with(f"evaluate.py: {stop}", 2)
 
 
 def measure(args: Arguments) -> None:
@@ -189,6 +187,9 @@ def measure(args: Arguments) -> None:
     # The other processes find what the main one has downloaded and read.
     with accelerator.main_process_first():
         questions, exam = load_all(args)
+    _, first = in_order(questions)[0]
+    reward = load_reward(args.reward, first)
+    score = exam.score if exam else partial(score_own, reward=reward)
     # A file of another command is refused before models are loaded, and begun only afterwards.
     results = Results(Path(args.out), settings)
     model = load_actor(args.model, args.model_name, args, accelerator)
@@ -200,7 +201,7 @@ def measure(args: Arguments) -> None:
     if args.judge:
         judge = load_actor(args.judge, args.judge_name, args, accelerator)
     results.start()
-    records = run(questions, model, judge, args, results, exam)
+    records = run(questions, model, judge, args, results, score)
     if exam:
         numbers, table = exam.report(records)
     else:
@@ -234,7 +235,7 @@ def load_all(args: Arguments) -> tuple:
         print_main(counted("skipped", report["skipped"]))
         # Without a judge they would count as wrong.
         free_form = report["free_form"]
-        if free_form and not args.judge:
+        if free_form and not (args.judge or args.reward):
             raise DataError(f"{args.data}: {free_form} golds are no short answers: give --judge")
         found = {"data": questions}
     elif args.suite or args.benchmarks:
@@ -284,7 +285,7 @@ def load_actor(
 
 
 def run(
-    questions: dict, model, judge, args: Arguments, results: Results, exam
+    questions: dict, model, judge, args: Arguments, results: Results, score: Callable
 ) -> list[dict]:
     """Ask what `results` does not hold yet; return all records in order.
 
@@ -294,7 +295,6 @@ def run(
     sampling = replace(DECODING, max_new_tokens=args.max_new_tokens)
     # A kill loses one round at most. Four batches a process, so that long ones are shared out.
     size = 4 * args.rows * PartialState().num_processes
-    score = exam.score if exam else None
     asked = in_order(questions)
     pending = [
         (family, question) for family, question in asked if question.uid not in results.done

@@ -44,7 +44,7 @@ from engine.options import JsonObject, option, parse
 from engine.output import Output, read_records
 from engine.questions import Question, fingerprint, intact
 from engine.screen import LEGEND, closing_tables, print_main, print_samples
-from engine.stopping import Stop, exit_with
+from engine.stopping import Stop, exit_with, sentences
 from engine.update import make_accelerator, make_learner
 from evaluate import DECODING, accuracies, evaluate
 from extras.own_reward import load_reward
@@ -147,7 +147,7 @@ class Run:
         self.by_uid = {question.uid: question for question in self.questions}
         self.data = fingerprint(self.questions)
         self.broken: set[str] = set()  # questions whose images could not be read
-        self.reward = load_reward(args.reward, self.questions[0]) if args.reward else None
+        self.reward = load_reward(args.reward, self.questions[0])
         self.buffer = ReplayBuffer(recipe.buffer_capacity)
         self.done = 0  # steps
         self.bad_updates = 0  # decision 4
@@ -477,9 +477,5 @@ def read_options(argv: list[str]) -> tuple[Arguments, Recipe]:
 
 
 if __name__ == "__main__":
-    try:
+    with sentences():
         main(sys.argv[1:])
-    except SystemExit as stop:
-        if not isinstance(stop.code, str):
-            raise
-        exit_with(stop.code, 2)  # a sentence: what was asked for cannot be done

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import psutil
 from accelerate import PartialState
@@ -25,6 +25,18 @@ def exit_with(sentence: str, status: int) -> None:
     status 2: what was asked for cannot be done; 1: anything else."""
     print_main(sentence, "stderr")
     raise SystemExit(status)
+
+
+@contextmanager
+def sentences(*errors: type[Exception]):
+    """A SystemExit with a sentence, or one of these errors, ends the command with status 2."""
+    try:
+        yield
+    except (SystemExit, *errors) as error:
+        # One with a status has said its sentence.
+        if isinstance(error, SystemExit) and not isinstance(error.code, str):
+            raise
+        exit_with(str(error), 2)
 
 
 class Stop:

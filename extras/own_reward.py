@@ -18,11 +18,14 @@ from engine.screen import print_main
 from rewards import Response
 
 
-def load_reward(place: str, question: Question) -> "OwnReward":
-    """The function at "file.py:function", called once with a right response to this question.
+def load_reward(place: str, question: Question) -> "OwnReward | None":
+    """The function at "file.py:function", called once with a right response to this question; None
+    for an empty place.
 
     Raises SystemExit: what is wrong. A function that fails should fail before training.
     """
+    if not place:
+        return None
     response = f"\\boxed{{{question.answer}}}"
     try:
         reward = OwnReward(place)

@@ -26,6 +26,8 @@ class Exam:
     """
 
     def __init__(self, args):
+        if args.reward:
+            raise DataError("--reward is for own data: a benchmark has its scorer")
         self.prompts = read_prompts(args.judge_prompts)
         self.theirs = {args.paper: paper(args.paper)} if args.paper else {}
         self.questions = {}

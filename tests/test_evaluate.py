@@ -304,6 +304,24 @@ def test_own_data(tmp_path, here):
     assert status == 0 and "data " in said and len(read(tmp_path / "results.jsonl")) == 2
 
 
+def test_own_reward(tmp_path, here):
+    """It takes the place of the grader and of the judge, and sees the other columns of a row."""
+    rows = [
+        {"question": "Start at 10. Where are you?", "answer": "10", "marks": 1},
+        {"question": "Why so?", "answer": "since it rains a lot", "marks": 0},
+    ]
+    standins.write_json(rows, tmp_path / "mine.jsonl")
+    (tmp_path / "own.py").write_text("def f(question, response, gold, marks): return int(marks)\n")
+    args = ["--data", "mine.jsonl", *SMALL]
+    status, said = here(*args, "--reward", "own.py:f")
+    assert status == 0, said
+    assert [record["reward"] for record in read(tmp_path / "results.jsonl")] == [1.0, 0.0]
+    status, said = here(*args, "--reward", "own.py:g")
+    assert status == 2 and "--reward own.py:g: expected file.py:function" in said
+    status, said = here("--benchmarks", "aime26", "--reward", "own.py:f")
+    assert status == 2 and "--reward is for own data" in said
+
+
 def test_own_data_with_a_system_turn_and_rows_that_cannot_be_asked(server, tmp_path, here):
     with_own = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "b?"}]
     rows = [{"question": "a?", "answer": "B"}, {"question": "c?", "answer": ""}]

@@ -302,7 +302,7 @@ def test_a_file_that_is_none_is_named(tmp_path, here):
     file.parent.mkdir(parents=True)
     file.write_bytes(b"no parquet")
     status, said = here("--benchmarks", "ai2d", "--root", "root")
-    assert status == 2 and said.startswith("evaluate.py: ai2d: ")
+    assert status == 2 and said.startswith("ai2d: ")
 
 
 @pytest.mark.parametrize(("text", "options"), [
