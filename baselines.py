@@ -156,9 +156,7 @@ def teacher_groups(ctx: Context, questions: Sequence[Question]) -> list[Group]:
     return groups
 
 
-def distill(
-    learner: Learner, teacher_model, groups: Sequence[Group], recipe: Recipe
-) -> Metrics:
+def distill(learner: Learner, teacher_model, groups: Sequence[Group], recipe: Recipe) -> Metrics:
     """One update per step on the mean per-token JSD to the teacher (Algorithms 2 and 3).
 
     Off-Distill trains on the groups of kind "teacher", On-Distill on the plain ones. teacher_model:

@@ -60,9 +60,7 @@ def evaluate(
     # A response depends on its question and the seed, not on what else is asked.
     key = (seed, "evaluate")
     asked = in_order(questions)
-    requests = [
-        Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked
-    ]
+    requests = [Request("evaluate", q.uid, prompts.plain_prompt(q.text), q) for _, q in asked]
     replies = [reply for (reply,) in actor(requests, 1, sampling, key, "evaluate")]
     pairs = [(question, reply) for (_, question), reply in zip(asked, replies, strict=True)]
     # Without benchmarks: the reward of training.
@@ -88,9 +86,7 @@ def in_order(questions: dict) -> list[tuple[str, Question]]:
     return [(family, question) for family in questions for question in questions[family]]
 
 
-def score_own(
-    pairs: Sequence[tuple], ask: Callable | None, reward: Callable | None
-) -> list[dict]:
+def score_own(pairs: Sequence[tuple], ask: Callable | None, reward: Callable | None) -> list[dict]:
     """The reward of each (question, reply)."""
     items = [(q.text, reply.text, q.answer, q.free_form, None, q.row) for q, reply in pairs]
     return [dict(reward=value) for value in rewards.score(items, ask, reward)]
@@ -101,12 +97,8 @@ def score_own(
 
 @dataclass
 class Arguments:
-    model: str = option(
-        str(world.WORLD / "student"), "model folder, hub id or http://host:port/v1"
-    )
-    model_name: str = option(
-        "", "a served model's name on its server; empty: the server is asked"
-    )
+    model: str = option(str(world.WORLD / "student"), "model folder, hub id or http://host:port/v1")
+    model_name: str = option("", "a served model's name on its server; empty: the server is asked")
     chat_template_kwargs: JsonObject = option(
         JsonObject, "for chat templates: '{\"enable_thinking\": true}'"
     )
@@ -126,9 +118,7 @@ class Arguments:
     reward: str = option(
         "", "own reward in place of grader and judge, file.py:function, as in training"
     )
-    root: str = option(
-        "", "folder that holds every benchmark as owner/name; empty: the hub"
-    )
+    root: str = option("", "folder that holds every benchmark as owner/name; empty: the hub")
     ids: list[str] = option(list, "benchmarks elsewhere: ai2d=owner/name")
     judge: str = option("", "the judge: model folder, hub id or http://host:port/v1")
     judge_name: str = option("", "a served judge's name on its server")
@@ -137,9 +127,7 @@ class Arguments:
     )
     out: str = option("results.jsonl", "where the per-question results go")
     seed: int = option(0, "seed of the sampled responses")
-    max_new_tokens: int = option(
-        0, "response length; 0: 12288, for the embedded world 64", 0
-    )
+    max_new_tokens: int = option(0, "response length; 0: 12288, for the embedded world 64", 0)
     limit: int = option(0, "about so many rows of each benchmark or family; 0: all", 0)
     frames: int = option(32, "frames of a video", 1)
     rows: int = option(128, "responses generated at a time on each process", 1)
@@ -148,12 +136,8 @@ class Arguments:
         "images are scaled up to this many pixels; 0: Table 8's, or the embedded world's",
         0,
     )
-    max_pixels: int = option(
-        0, "images are scaled down to this many pixels; 0: the same", 0
-    )
-    paper: str = option(
-        "", "row of the paper's tables beside ours: 0.8B/base, 2B/zppo, ..."
-    )
+    max_pixels: int = option(0, "images are scaled down to this many pixels; 0: the same", 0)
+    paper: str = option("", "row of the paper's tables beside ours: 0.8B/base, 2B/zppo, ...")
     compare: list[str] = option(
         list, "results to compare with the first: files, or paper:0.8B/base"
     )
@@ -226,9 +210,7 @@ def set_defaults(args: Arguments) -> None:
 
 def load_all(args: Arguments) -> tuple:
     """(the questions to ask by benchmark or family, the exam if they are benchmarks')."""
-    unused = [
-        f"--{name}" for name in ("suite", "benchmarks", "paper") if getattr(args, name)
-    ]
+    unused = [f"--{name}" for name in ("suite", "benchmarks", "paper") if getattr(args, name)]
     if args.data:
         place = args.split, args.columns, args.config, args.system_prompt
         questions, report = load_questions(args.data, *place)
@@ -270,9 +252,7 @@ def load_actor(
     name: str, served_name: str, args: Arguments, accelerator: Accelerator
 ) -> Actor | ServedActor:
     """A model here, in bf16 on an accelerator, or one behind a URL. Raises OSError without one."""
-    settings = dict(
-        pixels=(args.min_pixels, args.max_pixels), template=args.chat_template_kwargs
-    )
+    settings = dict(pixels=(args.min_pixels, args.max_pixels), template=args.chat_template_kwargs)
     if name.startswith(("http://", "https://")):
         actor = ServedActor(name, served_name or None, **settings)
         actor.check()
@@ -296,9 +276,7 @@ def run(
     # A kill loses one round at most. Four batches a process, so that long ones are shared out.
     size = 4 * args.rows * PartialState().num_processes
     asked = in_order(questions)
-    pending = [
-        (family, question) for family, question in asked if question.uid not in results.done
-    ]
+    pending = [(family, question) for family, question in asked if question.uid not in results.done]
     before = len(asked) - len(pending)
     bar = tqdm(total=len(asked), initial=before, disable=not results.main or None)
     for start in range(0, len(pending), size):

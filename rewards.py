@@ -60,7 +60,7 @@ def same_but_marks(answer: str, gold: str) -> bool:
 
 
 def mark_or_unit(text: str) -> str:
-    """"percent" or "degree" for an answer with such a mark, else its unit; "" without a unit."""
+    """What an answer counts in: "percent" or "degree" by its mark, else its unit, "" without one."""
     mark = MARKS.search(text)
     if mark:
         return "percent" if mark[0][-1] in "%t" else "degree"

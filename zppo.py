@@ -181,10 +181,7 @@ class Context:
 
 def plain_groups(questions: Iterable[Question]) -> list[Group]:
     """The plain prompt of each question, its rollouts still to come."""
-    return [
-        Group(question, "plain", prompts.plain_prompt(question.text))
-        for question in questions
-    ]
+    return [Group(question, "plain", prompts.plain_prompt(question.text)) for question in questions]
 
 
 def roll_out(ctx: Context, groups: Sequence[Group], phase: str) -> list[Group]:

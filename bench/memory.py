@@ -72,7 +72,7 @@ def side(what: str, chunk: str, head: str, args) -> float:
 
 
 def peak_memory() -> int:
-    """Bytes of this process, at most so far. On Linux getrusage would count what its parent held."""
+    """Bytes of this process, at most so far. On Linux getrusage counts what its parent held."""
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())

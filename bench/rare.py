@@ -2,9 +2,9 @@
 
     python -m bench.rare --steps 180 --method zppo        options as train.py
 
-Of the world's training questions all stay that the base student knows. Of the others so many stay that they are 1 in
-RARE of all, by a seeded draw; as long as some misremembered fact is in none of them, only questions with such a fact
-are drawn. The held-out questions are the world's own.
+Of the world's training questions all stay that the base student knows. Of the others so many stay
+that they are 1 in RARE of all, by a seeded draw; as long as some misremembered fact is in none of
+them, only questions with such a fact are drawn. The held-out questions are the world's own.
 """
 
 import random
@@ -19,30 +19,53 @@ from world import table as world  # noqa: E402
 
 RARE = 16
 
+Facts = dict[str, set[tuple[str, str]]]
 
-def facts_of(questions: list[Question]) -> dict[str, set[tuple[str, str]]]:
+
+def facts_of(questions: list[Question]) -> Facts:
     """{uid: the table entries on the question's way that the student misremembers}."""
-    table, student = world.secret_table(), world.beliefs("student")
-    return {question.uid: world.misremembered(table, student, *world.asked(question)) for question in questions}
+    table = world.secret_table()
+    student = world.beliefs("student")
+    facts = {}
+    for question in questions:
+        start, signs = world.asked(question)
+        facts[question.uid] = world.misremembered(table, student, start, signs)
+    return facts
 
 
 def rare(questions: list[Question]) -> list[Question]:
     """The questions without most of the hard ones, in their order."""
     facts = facts_of(questions)
     hard = [question for question in questions if facts[question.uid]]
+    known = len(questions) - len(hard)
     random.Random("rare").shuffle(hard)
-    size, kept = (len(questions) - len(hard)) // (RARE - 1), []
     missing = set().union(*facts.values())
-    while len(kept) < size:
-        place = next((i for i, question in enumerate(hard) if facts[question.uid] & missing), 0)
-        kept.append(hard.pop(place))
-        missing -= facts[kept[-1].uid]
+    for _ in range(known // (RARE - 1)):
+        place = next_place(hard, facts, missing)
+        kept = hard.pop(place)
+        missing -= facts[kept.uid]
     dropped = {question.uid for question in hard}
     return [question for question in questions if question.uid not in dropped]
 
 
-if __name__ == "__main__":
+def next_place(hard: list[Question], facts: Facts, missing: set[tuple[str, str]]) -> int:
+    """Where the first question with a missing fact stands; 0 if there is none."""
+    for place, question in enumerate(hard):
+        if facts[question.uid] & missing:
+            return place
+    return 0
+
+
+def main() -> None:
     everything, held_out = world.questions()
     chosen = rare(everything)
-    world.questions = lambda: (chosen, held_out)
+
+    def questions() -> tuple[list[Question], dict]:
+        return chosen, held_out
+
+    world.questions = questions
     train.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -31,6 +31,9 @@ import logging
 import platform
 import random
 import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -68,6 +71,8 @@ from generate import Sampling, generate, seed_of
 from prompts import plain_prompt
 from world import table as world
 
+MODELS = ("world", "qwen3_5", "qwen3")
+SAMPLERS = ("ours", "generate", "batching")
 VOCAB = 32_768
 POOL = 32  # rows
 COLUMNS = (
@@ -104,15 +109,19 @@ OPTIONS = {
 }
 
 
-def setting(name: str, args) -> tuple:
-    """(model, encoded prompts, end ids, banned ids, longest response)."""
+class Setting(NamedTuple):
+    """What is sampled from."""
+
+    model: torch.nn.Module
+    asked: list  # encoded prompts
+    end_ids: list[int]
+    banned_ids: list[int]
+    limit: int  # longest response
+
+
+def setting(name: str, args) -> Setting:
     if name == "world":
-        folder = str(world.WORLD / "student")
-        model = load_model(folder, DTYPE)
-        processor = load_processor(folder)
-        questions = world.questions()[0][: max(16, args.prompts)]
-        asked = [encode(processor, plain_prompt(x.text), x.images) for x in questions]
-        return model, asked, end_token_ids(model, processor), banned_token_ids(model, processor), 64
+        return world_setting(args)
     model = random_model(name, args)
     rng = random.Random(0)
     asked = []
@@ -121,7 +130,21 @@ def setting(name: str, args) -> tuple:
         tokens = [rng.randrange(1, VOCAB) for _ in range(length)]
         asked.append({"input_ids": torch.tensor(tokens)})
     ends = rng.sample(range(1, VOCAB), VOCAB // args.mean_length)
-    return model, asked, ends, [], args.length
+    return Setting(model, asked, ends, [], args.length)
+
+
+def world_setting(args) -> Setting:
+    folder = str(world.WORLD / "student")
+    model = load_model(folder, DTYPE)
+    processor = load_processor(folder)
+    questions, _ = world.questions()
+    asked = []
+    for question in questions[: max(16, args.prompts)]:
+        prompt = plain_prompt(question.text)
+        asked.append(encode(processor, prompt, question.images))
+    ends = end_token_ids(model, processor)
+    banned = banned_token_ids(model, processor)
+    return Setting(model, asked, ends, banned, 64)
 
 
 def random_model(name: str, args):
@@ -138,56 +161,68 @@ def random_model(name: str, args):
     )
     if name == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**shape))
-    linear = dict(linear_num_key_heads=8, linear_num_value_heads=8)
-    linear |= dict(linear_key_head_dim=64, linear_value_head_dim=64)
+    linear = dict(
+        linear_num_key_heads=8,
+        linear_num_value_heads=8,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
+    )
     model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**shape, **linear))
     lighten(model)
     return model
 
 
-def samplers(name: str, args) -> tuple:
-    """(model, prompts, {sampler: seed -> lengths of all responses})."""
-    model, asked, ends, banned, limit = setting(name, args)
-    model.to(DEVICE, DTYPE).eval()
+def seeds_of(seed: int, prompts: int, group: int) -> list[list[int]]:
+    """A seed for each rollout of each prompt."""
+    return [[seed_of(seed, i, j) for j in range(group)] for i in range(prompts)]
+
+
+def samplers(name: str, given: Setting, group: int) -> dict[str, Callable]:
+    """{sampler: seed -> lengths of all responses}."""
     config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=limit,
+        max_new_tokens=given.limit,
         pad_token_id=0,
-        num_return_sequences=args.group,
-        eos_token_id=ends,
-        suppress_tokens=banned or None,
+        num_return_sequences=group,
+        eos_token_id=given.end_ids,
+        suppress_tokens=given.banned_ids or None,
     )
-    batch = collate(asked, device=DEVICE)
-    stop = torch.tensor(ends, device=DEVICE)
+    batch = collate(given.asked, device=DEVICE)
+    stop = torch.tensor(given.end_ids, device=DEVICE)
+    sampling = Sampling(max_new_tokens=given.limit)
 
     def ours(seed: int) -> list[int]:
-        seeds = [[seed_of(seed, i, j) for j in range(args.group)] for i in range(len(asked))]
-        drawn = generate(model, asked, seeds, Sampling(max_new_tokens=limit), ends, banned)
-        return [len(tokens) for group in drawn for tokens in group]
+        seeds = seeds_of(seed, len(given.asked), group)
+        drawn = generate(given.model, given.asked, seeds, sampling, given.end_ids, given.banned_ids)
+        return [len(tokens) for row in drawn for tokens in row]
 
     def theirs(seed: int) -> list[int]:
         torch.manual_seed(seed)
         prompt = batch["input_ids"].shape[1]
-        rows = model.generate(**batch, generation_config=config)[:, prompt:]
+        rows = given.model.generate(**batch, generation_config=config)[:, prompt:]
         before_end = (torch.isin(rows, stop).cumsum(-1) == 0).sum(-1)
         return (before_end + 1).clamp(max=rows.shape[1]).tolist()
 
     found = {"ours": ours, "generate": theirs}
     if name == "qwen3":
-        found["batching"] = continuous_batching(model, asked, config, args.group, limit)
-    return model, asked, found
+        found["batching"] = continuous_batching(given, config, group)
+    return found
 
 
-def continuous_batching(model, asked: list, config: GenerationConfig, group: int, limit: int):
+def continuous_batching(given: Setting, config: GenerationConfig, group: int) -> Callable:
     """transformers' own, as a sampler of `samplers`."""
-    paged = copy.deepcopy(model)  # it changes its model's attention
-    ids = [prompt["input_ids"].tolist() for prompt in asked]
-    blocks = group * sum((len(x) + limit) // 256 + 2 for x in ids)
-    size = dict(block_size=256, num_blocks=blocks, max_batch_tokens=2048)
-    pool = ContinuousBatchingConfig(**size)
+    # It changes its model's attention.
+    paged = copy.deepcopy(given.model)
+    ids = [prompt["input_ids"].tolist() for prompt in given.asked]
+    blocks = group * sum((len(tokens) + given.limit) // 256 + 2 for tokens in ids)
+    pool = ContinuousBatchingConfig(
+        block_size=256,
+        num_blocks=blocks,
+        max_batch_tokens=2048,
+    )
 
     def batching(seed: int) -> list[int]:
         torch.manual_seed(seed)
@@ -199,34 +234,52 @@ def continuous_batching(model, asked: list, config: GenerationConfig, group: int
     return batching
 
 
-def compare(name: str, args) -> list[str]:
-    """One row of the table."""
-    model, asked, found = samplers(name, args)
-    speeds: dict[str, list[float]] = {"ours": [], "generate": [], "batching": []}
-    shares = []
-    costs = costs_of(model)
-    prompts = [len(prompt["input_ids"]) for prompt in asked]
-    machine = measure(DTYPE.itemsize * costs.parameters)
-    with torch.no_grad():
-        reading = fastest(lambda: prefill(model, asked, DEVICE), 3)
-    for i in range(args.rounds + 1):
+Timed = tuple[list[int], float]  # (lengths of all responses, seconds)
+
+
+def timed(found: dict[str, Callable], rounds: int) -> dict[str, list[Timed]]:
+    """Each sampler's rounds that count."""
+    measured: dict[str, list[Timed]] = {label: [] for label in SAMPLERS}
+    for i in range(rounds + 1):
         for label in sorted(found, reverse=bool(i % 2)):
             start = clock()
             lengths = found[label](i)
             seconds = clock() - start
-            if i:  # 3.: the round before does not count
-                speeds[label].append(sum(lengths) / seconds)
-            if i and label == "ours":
-                least, by_bytes = decoding(costs, prompts, lengths, machine)
-                shares.append(least / (seconds - reading))
+            # 3.: the round before does not count
+            if i:
+                measured[label].append((lengths, seconds))
+    return measured
+
+
+def compare(name: str, args) -> list[str]:
+    """One row of the table."""
+    given = setting(name, args)
+    given.model.to(DEVICE, DTYPE).eval()
+    found = samplers(name, given, args.group)
+    costs = costs_of(given.model)
+    prompts = [len(prompt["input_ids"]) for prompt in given.asked]
+    machine = measure(DTYPE.itemsize * costs.parameters)
+    with torch.no_grad():
+        reading = fastest(lambda: prefill(given.model, given.asked, DEVICE), 3)
+    measured = timed(found, args.rounds)
+    speeds = {}
+    for label, rounds in measured.items():
+        speeds[label] = [sum(lengths) / seconds for lengths, seconds in rounds]
+    shares = []
+    for lengths, seconds in measured["ours"]:
+        least, by_bytes = decoding(costs, prompts, lengths, machine)
+        shares.append(least / (seconds - reading))
     lengths = found["ours"](1)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    millions = sum(parameter.numel() for parameter in given.model.parameters()) / 1e6
+    shortest = min(lengths)
     mean = statistics.mean(lengths)
+    longest = max(lengths)
+    medians = [median_of(values) for values in speeds.values()]
     return [
         f"{name}, {millions:.1f}M",
-        f"{len(asked)} x {args.group}",
-        f"{statistics.mean(prompts):.0f}, {min(lengths)} / {mean:.0f} / {max(lengths)}",
-        *(f"{statistics.median(x):.0f}" if x else "-" for x in speeds.values()),
+        f"{len(prompts)} x {args.group}",
+        f"{statistics.mean(prompts):.0f}, {shortest} / {mean:.0f} / {longest}",
+        *medians,
         ratios(speeds["ours"], speeds["generate"]),
         ratios(speeds["ours"], speeds["batching"]),
         f"{machine.seconds(prompts_flops(costs, prompts)) / reading:.2f}",
@@ -236,93 +289,143 @@ def compare(name: str, args) -> list[str]:
     ]
 
 
+def median_of(speeds: list[float]) -> str:
+    return f"{statistics.median(speeds):.0f}" if speeds else "-"
+
+
 def spread(values: list[float]) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
+    low = min(values)
+    middle = statistics.median(values)
+    high = max(values)
     return f"{low:.2f} / {middle:.2f} / {high:.2f}"
 
 
 def ratios(ours: list[float], theirs: list[float]) -> str:
     """Of each round."""
-    return spread([a / b for a, b in zip(ours, theirs)]) if theirs else "-"
+    if not theirs:
+        return "-"
+    return spread([a / b for a, b in zip(ours, theirs)])
+
+
+class Drawn(NamedTuple):
+    """What one way to draw all rollouts gave and took."""
+
+    rollouts: list[list[int]]  # tokens
+    seconds: float
+    steps: int  # decoding steps
+
+
+def in_a_pool(given: Setting, seeds: list) -> list:
+    sampling = Sampling(max_new_tokens=given.limit)
+    return generate(
+        given.model, given.asked, seeds, sampling, given.end_ids, given.banned_ids, rows=POOL
+    )
+
+
+def in_batches(given: Setting, seeds: list) -> list:
+    sampling = Sampling(max_new_tokens=given.limit)
+    group = len(seeds[0])
+    size = POOL // group
+    drawn = []
+    for i in range(0, len(given.asked), size):
+        asked = given.asked[i : i + size]
+        drawn += generate(
+            given.model, asked, seeds[i : i + size], sampling, given.end_ids, given.banned_ids
+        )
+    return drawn
+
+
+@contextmanager
+def noted_steps(model) -> Iterator[list[bool]]:
+    """A list that gets a value from each forward pass: True from a decoding step."""
+    steps = []
+
+    def note(module, given, options) -> None:
+        # not a prefill
+        steps.append(options["input_ids"].shape[1] == 1)
+
+    count = model.register_forward_pre_hook(note, with_kwargs=True)
+    yield steps
+    count.remove()
 
 
 def compare_pool(name: str, args) -> list[str]:
     """Six prompts' worth of batches, one after another and as one pool of the size of a batch."""
     longer = {"prompts": 6 * POOL // args.group, "length": 4 * args.length}
-    args = argparse.Namespace(**vars(args) | longer)
-    model, asked, ends, banned, limit = setting(name, args)
-    asked = asked[: args.prompts]
-    model.to(DEVICE, DTYPE).eval()
-    sampling = Sampling(max_new_tokens=limit)
-    steps = []
+    settings = vars(args) | longer
+    args = argparse.Namespace(**settings)
+    given = setting(name, args)
+    given = given._replace(asked=given.asked[: args.prompts])
+    given.model.to(DEVICE, DTYPE).eval()
+    pools: list[Drawn] = []
+    batches: list[Drawn] = []
+    with noted_steps(given.model) as steps:
+        for i in range(args.rounds):
+            seeds = seeds_of(i, len(given.asked), args.group)
+            for found, draw in ((pools, in_a_pool), (batches, in_batches)):
+                steps.clear()
+                start = clock()
+                rollouts = sum(draw(given, seeds), [])
+                seconds = clock() - start
+                found.append(Drawn(rollouts, seconds, sum(steps)))
+    return pool_row(name, pools, batches)
 
-    def note(module, given, options) -> None:
-        steps.append(options["input_ids"].shape[1] == 1)  # not a prefill
 
-    count = model.register_forward_pre_hook(note, with_kwargs=True)
-
-    def pool(seeds: list) -> list:
-        return generate(model, asked, seeds, sampling, ends, banned, rows=POOL)
-
-    def batches(seeds: list) -> list:
-        size = POOL // args.group
-        drawn = []
-        for i in range(0, len(asked), size):
-            part = slice(i, i + size)
-            drawn += generate(model, asked[part], seeds[part], sampling, ends, banned)
-        return drawn
-
-    taken: dict[str, list[int]] = {"pool": [], "batches": []}
-    seconds: dict[str, list[float]] = {"pool": [], "batches": []}
-    for i in range(args.rounds):
-        seeds = [[seed_of(i, j, k) for k in range(args.group)] for j in range(len(asked))]
-        drawn = {}
-        for label, run in (("pool", pool), ("batches", batches)):
-            steps.clear()
-            start = clock()
-            drawn[label] = sum(run(seeds), [])
-            seconds[label].append(clock() - start)
-            taken[label].append(sum(steps))
-    count.remove()
-    lengths = [len(tokens) for tokens in drawn["pool"]]
-    equal = sum(a == b for a, b in zip(drawn["pool"], drawn["batches"]))
+def pool_row(name: str, pools: list[Drawn], batches: list[Drawn]) -> list[str]:
+    """One row of the table of pools. The last round's rollouts are compared."""
+    rollouts = pools[-1].rollouts
+    lengths = [len(tokens) for tokens in rollouts]
+    equal = sum(a == b for a, b in zip(rollouts, batches[-1].rollouts))
+    pool_steps = [drawn.steps for drawn in pools]
+    batch_steps = [drawn.steps for drawn in batches]
+    pool_seconds = [drawn.seconds for drawn in pools]
+    batch_seconds = [drawn.seconds for drawn in batches]
     return [
         name,
         f"{len(lengths)}, {statistics.mean(lengths):.0f} / {max(lengths)}",
         f"{equal} of {len(lengths)}",
-        f"{statistics.median(taken['pool']):.0f} / {statistics.median(taken['batches']):.0f}",
-        f"{statistics.median(seconds['pool']):.1f} / {statistics.median(seconds['batches']):.1f}",
-        ratios(seconds["batches"], seconds["pool"]),
+        f"{statistics.median(pool_steps):.0f} / {statistics.median(batch_steps):.0f}",
+        f"{statistics.median(pool_seconds):.1f} / {statistics.median(batch_seconds):.1f}",
+        ratios(batch_seconds, pool_seconds),
     ]
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    models = ["world", "qwen3_5", "qwen3"]
-    parser.add_argument("--models", nargs="*", default=models, help="of 1.; default all")
-    parser.add_argument("--pools", nargs="*", default=models[1:], help="of 6.; default both")
+    parser.add_argument("--models", nargs="*", default=MODELS, help="of 1.; default all")
+    parser.add_argument("--pools", nargs="*", default=MODELS[1:], help="of 6.; default both")
     for name, (default, text) in OPTIONS.items():
-        parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{text} (default {default})"
-        )
-    args = parser.parse_args()
-    logging.disable(logging.WARNING)
-    transformers.logging.disable_progress_bar()
+        help_text = f"{text} (default {default})"
+        parser.add_argument(f"--{name}", type=int, default=default, help=help_text)
+    return parser.parse_args()
+
+
+def print_machine() -> None:
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if CUDA:
         machine = torch.cuda.get_device_name()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{machine}, {DTYPE}, {versions}")
-    if args.models:
-        print(f"\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    for name in args.models:
-        print(f"| {' | '.join(compare(name, args))} |", flush=True)
-    if args.pools:
-        print(f"\n| {' | '.join(POOL_COLUMNS)} |\n{'|---' * len(POOL_COLUMNS)}|")
-    for name in args.pools:
-        print(f"| {' | '.join(compare_pool(name, args))} |", flush=True)
+
+
+def print_table(columns: tuple[str, ...], names: list[str], row_of: Callable, args) -> None:
+    """A row for each model; nothing where there are none."""
+    if names:
+        print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for name in names:
+        cells = row_of(name, args)
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    args = options()
+    logging.disable(logging.WARNING)
+    transformers.logging.disable_progress_bar()
+    print_machine()
+    print_table(COLUMNS, args.models, compare, args)
+    print_table(POOL_COLUMNS, args.pools, compare_pool, args)
 
 
 if __name__ == "__main__":

@@ -64,11 +64,7 @@ class Results:
         if not self.main:
             return
         write_records(records, self.path)
-        judged = [
-            record
-            for record in records
-            if record.get("method", "rule") != "rule"
-        ]
+        judged = [record for record in records if record.get("method", "rule") != "rule"]
         if judged:
             write_records(judged, self.path.with_suffix(".judged.jsonl"))
         write_whole(json.dumps(summary, indent=1), self.summary)
@@ -90,6 +86,4 @@ def means(rewards: Sequence[tuple]) -> dict[str, float]:
     table = pd.DataFrame(rewards, columns=["value", "reward"], dtype=object)
     table = table.explode("value").dropna(subset="value")
     percent = 100 * table.reward.astype(float)
-    return (
-        percent.groupby(table.value.astype(str), sort=False).mean().to_dict()
-    )
+    return percent.groupby(table.value.astype(str), sort=False).mean().to_dict()

@@ -20,9 +20,7 @@ def summarise(records: Sequence[dict]) -> dict:
     """{benchmark: its score in percent, counts, what stands beside the score, groups}."""
     result = {}
     for entry in BENCHMARKS:
-        mine = [
-            record for record in records if record["family"] == entry.name
-        ]
+        mine = [record for record in records if record["family"] == entry.name]
         if mine:
             result[entry.name] = summary_of(entry, mine)
     return result
@@ -37,15 +35,11 @@ def summary_of(entry: Benchmark, records: Sequence[dict]) -> dict:
     if any(record["reward"] is None for record in records):
         return summary
     summary["score"] = score_of(entry, records)
-    settled = [
-        record for record in records if record["method"] != "unsettled"
-    ]
+    settled = [record for record in records if record["method"] != "unsettled"]
     if settled and len(settled) < len(records):
         summary["settled"] = score_of(entry, settled)
     summary["beside"] = beside(entry.name, records)
-    summary["groups"] = {
-        group: by_group(records, group) for group in entry.groups
-    }
+    summary["groups"] = {group: by_group(records, group) for group in entry.groups}
     return summary
 
 
@@ -59,12 +53,7 @@ def score_of(entry: Benchmark, records: Sequence[dict]) -> float:
 
 def by_group(records: Sequence[dict], group: str) -> dict:
     """Accuracy in percent by value of a group; several values of a record count each."""
-    return means(
-        [
-            (record["groups"].get(group), record["reward"])
-            for record in records
-        ]
-    )
+    return means([(record["groups"].get(group), record["reward"]) for record in records])
 
 
 def beside(name: str, records: Sequence[dict]) -> dict:
@@ -95,9 +84,7 @@ def four_way(records: Sequence[dict]) -> dict:
     table = table.set_index("scored_with")[["key", "right"]]
     several = table.key.str.endswith("_multi")
     steps = table[~several].groupby("scored_with").right
-    table = table[several].join(
-        steps.agg(["size", "all", "any"]), how="inner"
-    )
+    table = table[several].join(steps.agg(["size", "all", "any"]), how="inner")
     table = table[table["size"] == table.key.str[0].astype(int)]
     right = table.right
     every = table["all"]
@@ -114,9 +101,7 @@ def four_way(records: Sequence[dict]) -> dict:
     for kind in ("strict", "loose"):
         mastered = shares[f"CM {kind}"]
         rote = shares[f"RM {kind}"]
-        shares[f"RM rate {kind}"] = (
-            100 * rote / (mastered + rote) if rote else 0.0
-        )
+        shares[f"RM rate {kind}"] = 100 * rote / (mastered + rote) if rote else 0.0
         # The published 100 - IG / 2 - RM - IK.
         shares[f"score {kind}"] = mastered + shares["IG"] / 2
     return shares
@@ -127,9 +112,7 @@ def macro(scores: dict) -> dict:
     result = {}
     for family in FAMILIES:
         names = [entry.name for entry in BENCHMARKS if entry.family == family]
-        values = [
-            scores[name] for name in names if scores.get(name) is not None
-        ]
+        values = [scores[name] for name in names if scores.get(name) is not None]
         if values:
             mean = float(np.mean(values))
             result[family] = (mean, len(values), len(names))
@@ -141,9 +124,7 @@ def paper(row: str) -> dict:
     tables = pd.read_csv(TABLES, index_col="benchmark")
     if row not in tables:
         there = ", ".join(tables)
-        raise ValueError(
-            f"the paper's tables have no row {row!r}; they have {there}"
-        )
+        raise ValueError(f"the paper's tables have no row {row!r}; they have {there}")
     numbers = tables[row].dropna()
     known = [entry for entry in BENCHMARKS if entry.paper in numbers]
     return {entry.name: float(numbers[entry.paper]) for entry in known}
@@ -153,11 +134,7 @@ def report(numbers: dict, theirs: dict) -> str:
     """What `summarise` returns, as a table. theirs: {name of a column: its scores}."""
     ours = {name: one["score"] for name, one in numbers.items()}
     columns = {"ours": ours} | theirs
-    settled = {
-        key: one["settled"]
-        for key, one in numbers.items()
-        if "settled" in one
-    }
+    settled = {key: one["settled"] for key, one in numbers.items() if "settled" in one}
     # Decision 3 of scorers.py: the score without unsettled rows.
     shown = columns | {"settled": settled} if settled else columns
     rows = [one["counts"] for one in numbers.values()]
@@ -171,9 +148,7 @@ def report(numbers: dict, theirs: dict) -> str:
         if "unreadable" in one:
             rows = one["counts"]["rows"]
             n = one["unreadable"]
-            lines.append(
-                f"{name}: {rows:,} of {rows + n:,} rows, {n} unreadable"
-            )
+            lines.append(f"{name}: {rows:,} of {rows + n:,} rows, {n} unreadable")
     others = counts.index[counts.rows != counts.published]
     if len(others):
         lines.append(f"not the published number of rows: {', '.join(others)}")

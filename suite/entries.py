@@ -85,16 +85,12 @@ class Benchmark:
 _text = Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8")
 _read = yaml.safe_load(_text)
 BENCHMARKS = [
-    Benchmark(name, family, **entry)
-    for family in FAMILIES
-    for name, entry in _read[family].items()
+    Benchmark(name, family, **entry) for family in FAMILIES for name, entry in _read[family].items()
 ]
 BY_NAME = {entry.name: entry for entry in BENCHMARKS}
 BLIND_TASKS = _read["blind_tasks"]
 OCR_CAPABILITIES = {
-    kind: capability
-    for capability, kinds in _read["ocr_types"].items()
-    for kind in kinds
+    kind: capability for capability, kinds in _read["ocr_types"].items() for kind in kinds
 }
 
 
@@ -143,9 +139,7 @@ def find(entry: Benchmark, root: str = "") -> Path:
 # ---- the rows of a config's split ----------------------------------------------------------------
 
 
-def read_splits(
-    folder: Path, config: str, splits: Sequence[str], every: bool = False
-) -> dict:
+def read_splits(folder: Path, config: str, splits: Sequence[str], every: bool = False) -> dict:
     """{split: rows, images undecoded}: the first of `splits` that a config has, or every one.
 
     Raises DataError, with what is there, if one is missing.

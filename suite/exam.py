@@ -36,9 +36,7 @@ class Exam:
         folders = find_all(entries, args.root)
         bar = tqdm(entries, "loading", leave=False, disable=None)
         for entry, folder in zip(bar, folders, strict=True):
-            items, problems = load(
-                entry, folder, self.prompts, args.frames, args.limit
-            )
+            items, problems = load(entry, folder, self.prompts, args.frames, args.limit)
             self.questions[entry.name] = items
             if problems:
                 self.unreadable[entry.name] = len(problems)
@@ -72,18 +70,14 @@ def chosen(args) -> list[Benchmark]:
     unknown = sorted(set(names).union(ids).difference(BY_NAME))
     if unknown:
         there = ", ".join(BY_NAME)
-        raise DataError(
-            f"no benchmark is called {', '.join(unknown)}; there are {there}"
-        )
+        raise DataError(f"no benchmark is called {', '.join(unknown)}; there are {there}")
     entries = [BY_NAME[name] for name in dict.fromkeys(names)]
     judged = [entry.name for entry in entries if entry.scorer in JUDGES]
     if judged and not args.judge:
         fix = "give --judge, or leave them out"
         raise DataError(f"{', '.join(judged)}: scored by a judge alone; {fix}")
     for entry in entries:
-        missing = [
-            name for module, name in entry.packages.items() if not find_spec(module)
-        ]
+        missing = [name for module, name in entry.packages.items() if not find_spec(module)]
         if missing:
             # Before anything is generated: the responses could not be scored.
             fix = f"pip install {' '.join(missing)}"

@@ -42,9 +42,7 @@ FOLDER_FPS = 3.0  # of TVQA's frame folders (episodic_reasoning)
 Frames = tuple[list[Image.Image], int, float]
 
 
-def picture(
-    rows: datasets.Dataset, row: int, column: str, folder: Path
-) -> LazyImage:
+def picture(rows: datasets.Dataset, row: int, column: str, folder: Path) -> LazyImage:
     """The image of a cell, its size read from the header. Raises OSError where there is none."""
     image = LazyImage(rows, row, column, 0, str(folder), (0, 0))
     header = Image.open(io.BytesIO(image.read()))
@@ -54,9 +52,7 @@ def picture(
 # ---- the file of a video -------------------------------------------------------------------------
 
 
-def find_file(
-    folder: Path, name: str, hint: str = "", srt: bool = False
-) -> Path | None:
+def find_file(folder: Path, name: str, hint: str = "", srt: bool = False) -> Path | None:
     """The video (or .srt file) of this name, path or URL; None if there is none.
 
     A member of a zip is taken out of it. hint: part of the path where several files have the name.
@@ -154,9 +150,7 @@ def sample(
     length = last - first
     n = min(frames, length)
     indices = tuple(first + int((i + 0.5) * length / n) for i in range(n))
-    shots = tuple(
-        Frame(None, 0, "", i, path, image.size, indices) for i in range(n)
-    )
+    shots = tuple(Frame(None, 0, "", i, path, image.size, indices) for i in range(n))
     times = [i / fps for i in indices]
     return shots, times
 
@@ -166,9 +160,7 @@ def read_frames(path: str, indices: Sequence[int]) -> Frames:
     """The frames at `indices`. Raises DataError."""
     file = Path(path)
     if file.is_dir():
-        names = [
-            name for name in file.iterdir() if name.suffix.lower() in PICTURES
-        ]
+        names = [name for name in file.iterdir() if name.suffix.lower() in PICTURES]
         names.sort()
         images = [Image.open(names[i]) for i in indices]
         count = len(names)
@@ -195,15 +187,11 @@ def decode(path: str, indices: Sequence[int]) -> Frames:
         return list(indices)
 
     try:
-        video, data = video_utils.load_video(
-            path, backend=backend, sample_indices_fn=wanted
-        )
+        video, data = video_utils.load_video(path, backend=backend, sample_indices_fn=wanted)
     # Every decoder has errors of its own; without a decoder there is an ImportError.
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{path}: {backend} cannot decode it ({cause})"
-        ) from error
+        raise DataError(f"{path}: {backend} cannot decode it ({cause})") from error
     if video.shape[-1] != 3:  # torchcodec puts the channels first
         video = video.permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray(frame) for frame in video]
@@ -217,9 +205,7 @@ def subtitles(file: Path | None, times: Sequence[float]) -> str:
     """The lines of an .srt file that are shown at one of `times` (seconds), without font tags."""
     text = file.read_text(encoding="utf-8-sig") if file else ""
     shown = []
-    for start, end, words in re.findall(
-        r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text
-    ):
+    for start, end, words in re.findall(r"(\d\S+) --> (\d\S+).*\n((?:.+\n?)*)", text):
         if any(seconds(start) <= time <= seconds(end) for time in times):
             shown.append(re.sub(r"<[^>]+>", "", words).strip())
     return "\n".join(shown) or "No subtitles available"

@@ -129,10 +129,7 @@ def places_of(entry: Benchmark, folder: Path, limit: int | None) -> list[dict]:
     configs = config_names(folder) if "*" in entry.configs else entry.configs
     for config in configs:
         splits = read_splits(folder, config, entry.splits, entry.every_split)
-        splits = {
-            split: check_columns(entry, config, rows)
-            for split, rows in splits.items()
-        }
+        splits = {split: check_columns(entry, config, rows) for split, rows in splits.items()}
         units = units_of(entry, config, splits)
         for split, rows in splits.items():
             shared = dict(config=config, split=split, rows=rows)
@@ -147,9 +144,7 @@ def places_of(entry: Benchmark, folder: Path, limit: int | None) -> list[dict]:
     return [place for place in places if place["scored_with"] in kept]
 
 
-def check_columns(
-    entry: Benchmark, config: str, rows: datasets.Dataset
-) -> datasets.Dataset:
+def check_columns(entry: Benchmark, config: str, rows: datasets.Dataset) -> datasets.Dataset:
     """The rows, with columns of another case renamed. Raises DataError if a column is missing."""
     needed = {entry.video, *entry.kind[:1]}
     needed.update(entry.answers, entry.options, entry.needs)
@@ -169,17 +164,11 @@ def check_columns(
 def units_of(entry: Benchmark, config: str, splits: dict) -> dict:
     """{split: the scored_with of each row}."""
     if entry.together:
-        ids = {
-            split: list(map(str, rows[entry.together]))
-            for split, rows in splits.items()
-        }
+        ids = {split: list(map(str, rows[entry.together])) for split, rows in splits.items()}
         # Where ids differ from split to split, rows of the same number belong together.
         if len({frozenset(one) for one in ids.values()}) == 1:
             return ids
-    return {
-        split: [f"{config}/{i}" for i in range(len(rows))]
-        for split, rows in splits.items()
-    }
+    return {split: [f"{config}/{i}" for i in range(len(rows))] for split, rows in splits.items()}
 
 
 def asked_rows(entry: Benchmark, rows: datasets.Dataset) -> Sequence[int]:
@@ -215,9 +204,7 @@ def media_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> Media:
     return Media(images, intro, names)
 
 
-def video_of(
-    entry: Benchmark, row: dict, folder: Path, frames: int
-) -> tuple[tuple, str]:
+def video_of(entry: Benchmark, row: dict, folder: Path, frames: int) -> tuple[tuple, str]:
     """(frames of a row's video, what introduces them: subtitles too, where the entry has them)."""
     name = row[entry.video]
     hint = entry.configs[row["config"]] if isinstance(entry.configs, dict) else ""
@@ -226,9 +213,7 @@ def video_of(
         place = f"in {folder}, unpacked or in a zip"
         raise DataError(f"expected the video {name} {place}, found none")
     images, times = sample(file, frames, row.get("start"), row.get("end"))
-    intro = (
-        f"The images are {len(images)} frames of a video, evenly spaced in time.\n"
-    )
+    intro = f"The images are {len(images)} frames of a video, evenly spaced in time.\n"
     if entry.subtitles:
         shown = subtitles(find_file(folder, name, srt=True), times)
         intro += f"The subtitles of these frames:\n{shown}\n\n"
@@ -270,15 +255,11 @@ def item_of(entry: Benchmark, uid: str, row: dict, media: Media) -> Item:
         golds=golds,
         scored_with=row["scored_with"],
         row={name: row[name] for name in kept if name in row},
-        groups={
-            k: v for k, v in values.items() if k in entry.groups and v is not None
-        },
+        groups={k: v for k, v in values.items() if k in entry.groups and v is not None},
     )
 
 
-def text_of(
-    entry: Benchmark, question: str, options: Sequence[str], names: dict
-) -> str:
+def text_of(entry: Benchmark, question: str, options: Sequence[str], names: dict) -> str:
     """The text of a question, with its options (decision 2)."""
     text = named(AROUND.sub("", question), names)  # the images come first anyway
     if entry.clean:
@@ -329,9 +310,7 @@ def option_texts(cell, drawn: int) -> list[str]:
     """
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         cell = ast.literal_eval(cell.strip())
-        if cell and isinstance(
-            cell[0], list
-        ):  # one row of MMMU-Pro is one level deeper
+        if cell and isinstance(cell[0], list):  # one row of MMMU-Pro is one level deeper
             cell = cell[0]
     elif isinstance(cell, str):
         cell = split_at_letters(cell)
@@ -373,9 +352,7 @@ def lettered(options: Sequence[str]) -> list[str]:
     return [f"{letter}. {text}" for letter, text in zip(LETTERS, options) if text]
 
 
-def gold_numbers(
-    encoding: str, golds: Sequence, options: Sequence[str]
-) -> tuple[int, ...]:
+def gold_numbers(encoding: str, golds: Sequence, options: Sequence[str]) -> tuple[int, ...]:
     """The numbers (0-based) of the right options. encoding: letter, index (0-based) or text.
 
     A gold that should be a letter may be letters, one a line, or the text of an option.
@@ -384,9 +361,7 @@ def gold_numbers(
     texts = [str(gold).strip() for gold in golds]
     letters = re.fullmatch(r"\(?[A-Z][).]?(\s*\n\s*\(?[A-Z][).]?)*", texts[0])
     if encoding == "index":
-        numbers = [
-            int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)
-        ]
+        numbers = [int(float(text)) for text in texts if re.fullmatch(r"\d+(\.0)?", text)]
     elif letters and (encoding == "letter" or not any(options)):
         numbers = [LETTERS.index(letter) for letter in re.findall("[A-Z]", texts[0])]
     else:
@@ -412,9 +387,7 @@ def charxiv(row: dict, prompts: dict) -> list:
     asked = [("reasoning", kind, question, answer)]
     place = row["subplot_loc"] or "the current plot"
     if row["subplot_row"] and not row["subplot_loc"]:
-        place = (
-            f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
-        )
+        place = f"the subplot at row {row['subplot_row']} and column {row['subplot_col']}"
     for i in "1234":
         number = expect(int(row[f"descriptive_q{i}"]), range(1, 20))
         rubric, question = prompts["charxiv_questions"][number - 1]

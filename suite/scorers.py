@@ -42,9 +42,7 @@ class Score:
     why: str = ""  # a judge was needed
 
 
-def score(
-    asked: Sequence[tuple[Item, str]], ask: Callable | None, prompts: dict
-) -> list[Score]:
+def score(asked: Sequence[tuple[Item, str]], ask: Callable | None, prompts: dict) -> list[Score]:
     """The score of each (item, response).
 
     ask: texts for prompts, from the judge; None without one. prompts: configs/judges.toml.
@@ -57,9 +55,7 @@ def score(
             texts[i] = official_prompt(item, response, prompts)
         elif scores[i].method == "judge":  # the shared one (Fig. 9)
             options = lettered(item.options)
-            texts[i] = judge_prompt(
-                item.judge_question, response, item.answer, options
-            )
+            texts[i] = judge_prompt(item.judge_question, response, item.answer, options)
     if ask is None:
         return without_judge(scores)
     replies = ask([*texts.values()]) if texts else []
@@ -290,14 +286,8 @@ def letters_in(answer: str) -> set[int]:
     parts = re.split(r"[\s,;/&]+|\band\b|\bor\b", text)
     if re.fullmatch("[A-J]{2,5}", text):
         parts = list(text)
-    found = [
-        re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part
-    ]
-    return (
-        {LETTERS.index(match[1].upper()) for match in found}
-        if all(found)
-        else set()
-    )
+    found = [re.fullmatch(r"[(\[]?([A-Za-z])[)\].:]*", part) for part in parts if part]
+    return {LETTERS.index(match[1].upper()) for match in found} if all(found) else set()
 
 
 def same_text(answer: str, options: Sequence[str]) -> set[int]:
@@ -314,11 +304,7 @@ def same_text(answer: str, options: Sequence[str]) -> set[int]:
 
 def equal_text(answer: str, options: Sequence[str]) -> set[int]:
     plain = one_spelling(answer)
-    return {
-        i
-        for i, text in enumerate(options)
-        if text and one_spelling(text) == plain
-    }
+    return {i for i, text in enumerate(options) if text and one_spelling(text) == plain}
 
 
 def one_spelling(text: str) -> str:
@@ -375,13 +361,9 @@ def read_prompts(path: str = "") -> dict:
         given = tomllib.loads(Path(path).read_text("utf-8")) if path else {}
     except ValueError as error:
         raise DataError(f"{path}: cannot be read as TOML: {error}") from error
-    unknown = [
-        k for k, value in given.items() if type(value) is not type(read.get(k))
-    ]
+    unknown = [k for k, value in given.items() if type(value) is not type(read.get(k))]
     if unknown:
-        raise DataError(
-            f"{path}: expected prompts called {sorted(read)}, found {unknown}"
-        )
+        raise DataError(f"{path}: expected prompts called {sorted(read)}, found {unknown}")
     rubrics = read["rubrics"] | given.get("rubrics", {})
     return read | given | {"rubrics": rubrics}
 
@@ -414,9 +396,7 @@ def read_official(item: Item, reply: str) -> Score:
     """The score in the JSON of an official judge's reply (decision 4)."""
     try:
         said = json.loads(reply[reply.index("{") : reply.rindex("}") + 1])
-        verdicts = [
-            said[name] for name in ("score", "verdict", "correct") if name in said
-        ]
+        verdicts = [said[name] for name in ("score", "verdict", "correct") if name in said]
         verdict = str(verdicts[0]).casefold()
         reward = round(float(VERDICTS.get(verdict, verdicts[0])), 2)
         in_parts = item.benchmark == "mmvet" and 0 <= reward <= 1

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench import figures, replicate
+from bench import figures, replicate, tables
 from buffer import ReplayBuffer
 from extras import analysis
 from zppo import METHODS
@@ -27,9 +27,10 @@ def write_lines(path: Path, records: list[dict]) -> None:
 def write_run(path: Path, method="zppo", seed=0, after=(4, 2, 4, 1), finished=True, **args) -> Path:
     """A run of 3 steps: 4 held-out questions per family; after: correct ones by family (before: 4, 0, 4, 0)."""
     buffer = ReplayBuffer(3)
-    buffer.update([("a", 0.0), ("b", 0.25), ("c", 0.0), ("easy", 1.0)], 0)
-    buffer.update([("a", 0.5), ("b", 0.25), ("d", 0.25), ("e", 0.0)], 1)  # a graduates, b is evicted
-    buffer.update([("c", 0.75), ("a", 0.0)], 2)  # c graduates, a comes back
+    if "replay" in METHODS[method]:
+        buffer.update([("a", 0.0), ("b", 0.25), ("c", 0.0), ("easy", 1.0)], 0)
+        buffer.update([("a", 0.5), ("b", 0.25), ("d", 0.25), ("e", 0.0)], 1)  # a graduates, b is evicted
+        buffer.update([("c", 0.75), ("a", 0.0)], 2)  # c graduates, a comes back
     columns = dict(
         step=(1, 2, 3), plain_accuracy=(0.2, 0.4, 0.9), bcq_accuracy=(None, 0.5, 0.7), ncq_accuracy=(0.1, None, 0.2),
         plain_prompts=(4, 4, 2), hard_share=(0.75, 0.5, 0.0), teacher_questions=(2, 2, 0), bcq_possible=(1, 2, 0),
@@ -143,15 +144,15 @@ def test_audit():
 
 
 def test_intervals():
-    assert replicate.mean_interval(pd.Series([3.0])) == pytest.approx((3.0, np.nan, np.nan), nan_ok=True)
-    assert replicate.mean_interval(pd.Series([], dtype=float)) == pytest.approx((np.nan,) * 3, nan_ok=True)
-    mean, std, half = replicate.mean_interval(pd.Series([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert tables.mean_interval(pd.Series([3.0])) == pytest.approx((3.0, np.nan, np.nan), nan_ok=True)
+    assert tables.mean_interval(pd.Series([], dtype=float)) == pytest.approx((np.nan,) * 3, nan_ok=True)
+    mean, std, half = tables.mean_interval(pd.Series([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert (mean, std) == (3.0, pytest.approx(2.5**0.5)) and half == pytest.approx(2.776 * (2.5 / 5) ** 0.5)
     for n, value in ((1, 12.706), (4, 2.776), (9, 2.262), (10, 2.228), (30, 2.042), (1000, 1.962)):  # Student's t
-        _, std, half = replicate.mean_interval(pd.Series(range(n + 1)))
+        _, std, half = tables.mean_interval(pd.Series(range(n + 1)))
         assert half * (n + 1) ** 0.5 / std == pytest.approx(value, abs=0.004)
-    assert [replicate.verdict(*x) for x in ((2, 1), (-2, 1), (0.5, 1))] == ["agrees", "differs", "within noise"]
-    assert "two seeds" in replicate.verdict(5.0, np.nan)
+    assert [tables.verdict(*x) for x in ((2, 1), (-2, 1), (0.5, 1))] == ["agrees", "differs", "within noise"]
+    assert "two seeds" in tables.verdict(5.0, np.nan)
 
 
 def test_compare():
@@ -159,9 +160,9 @@ def test_compare():
     hard = {("grpo_replay", s): 10.0 * s for s in (0, 1, 2)} | {("grpo", 9): 0.0}
     hard |= {("zppo", s): 10.0 * s + d for s, d in ((1, 20.0), (2, 40.0), (7, 0.0))}
     families = pd.DataFrame({key: {**base, "image/hard": value} for key, value in hard.items()}).T
-    values = replicate.measures(families.rename_axis(["method", "seed"]))
+    values = tables.measures(families.rename_axis(["method", "seed"]))
     assert values.loc["zppo"]["hard"].to_dict() == {1: 15.0, 2: 30.0, 7: 35.0}
-    table = replicate.compare(values, "grpo_replay")
+    table = tables.compare(values, "grpo_replay")
     zppo = table.loc["hard", "zppo"]  # (15, 30, 35) over seeds 1, 2, 7; at equal seeds 10 and 20 above the reference
     assert zppo["mean"] == pytest.approx(80 / 3) and zppo.seeds == 3
     assert zppo.difference == 15.0 and zppo.difference_half == pytest.approx(12.706 * 50**0.5 / 2**0.5)
@@ -169,7 +170,7 @@ def test_compare():
     assert table.loc[("all", "zppo"), "mean"] == pytest.approx((180 + 160 / 3) / 4)
     assert np.isnan(table.loc["hard", "grpo"].difference) and np.isnan(table.loc["hard", "grpo"].half)
     assert table.loc["hard", "grpo_replay"][["difference", "difference_half"]].tolist() == [0, 0]
-    assert replicate.compare(values, "prefix").difference.isna().all()
+    assert tables.compare(values, "prefix").difference.isna().all()
 
 
 # Table 10 of the paper (0.8B), in its order of benchmarks.
@@ -219,7 +220,7 @@ def test_tables_without_matplotlib(tmp_path, capsys, monkeypatch):
 def test_no_two_rows_look_alike():
     looks = list(analysis.ROWS.values())
     assert all(len({look[i] for look in looks}) == len(looks) for i in (0, 1, 3))  # label, colour, marker
-    assert set(analysis.ROWS) == set(METHODS) and set(analysis.ROWS) - set(replicate.PAPER) == {"teacher_response"}
+    assert set(analysis.ROWS) == set(METHODS) and set(analysis.ROWS) - set(tables.PAPER) == {"teacher_response"}
 
 
 def test_figures(tmp_path):
@@ -255,14 +256,14 @@ def test_replicate_gathers_only_what_is_comparable(tmp_path):
     results, curves = replicate.read_results(tmp_path / "out")
     assert results["command"] == "python bench/replicate.py --steps 3"
     assert results["arguments"] == {"buffer_capacity": 3, "lr": 1.0} and results["runs"][0]["minutes"] == 3.0
-    assert replicate.graduations(results, "zppo").loc["0%"].tolist()[:3] == [6, 12, 50.0]
+    assert tables.graduations(results, "zppo").loc["0%"].tolist()[:3] == [6, 12, 50.0]
     assert curves.loc["zppo", 1].plain_accuracy.tolist() == [0.2, 0.4, 0.9]
     assert (tmp_path / "out" / "curves" / "zppo-1.csv").read_text().splitlines()[1] == "1,0.2,0.75,,0.1,1,0"
-    page = replicate.report(results, curves)
+    page = tables.report(results, curves)
     claim = next(line for line in page.splitlines() if line.startswith("| ZPPO > GRPO† "))
     assert "+66.7 ± 17.9" in claim and claim.count("agrees") == 2 and "+4.9" in claim and "+2.8" in claim
     assert "| ZPPO's BCQ accuracy" in page and "| 60.0 | agrees |" in " ".join(page.split())  # of None, 0.5, 0.7
-    assert replicate.secondary(results, curves).loc[("zppo", 1), "NCQ accuracy"] == pytest.approx(15)  # 0.1, None, 0.2
+    assert tables.secondary(results, curves).loc[("zppo", 1), "NCQ accuracy"] == pytest.approx(15)  # 0.1, None, 0.2
     rows = {line.split("|")[1].strip(): line.split() for line in reversed(page.splitlines()) if line.startswith("|")}
     assert rows["base"][3:10] == "3 | 0.0 ± 0.0 | 100.0".split() and "+66.7 ± 17.9" in " ".join(rows["ZPPO"])
     write_run(tmp_path / "grpo-1", "grpo", 1, lr=2.0)
@@ -277,7 +278,7 @@ def test_results_of_another_day_stay(tmp_path):
         replicate.write_results(*replicate.gather(tmp_path / f"day{day}"), tmp_path / "out")
     results, curves = replicate.read_results(tmp_path / "out")
     assert [run["seed"] for run in results["runs"]] == [0, 1] and set(curves.index.get_level_values("seed")) == {0, 1}
-    assert list(replicate.by_key(replicate.stored(tmp_path / "out"))) == [("zppo", 0), ("zppo", 1)]
+    assert list(tables.by_key(replicate.stored(tmp_path / "out"))) == [("zppo", 0), ("zppo", 1)]
     write_run(tmp_path / "other" / "zppo-2", seed=2, lr=2.0)
     (tmp_path / "other" / "options.json").write_text("[]")
     with pytest.raises(SystemExit, match="other lr"):
@@ -290,9 +291,9 @@ def test_what_is_not_in_the_paper_stands_below_a_line(tmp_path):
     (tmp_path / "options.json").write_text("[]")
     replicate.write_results(*replicate.gather(tmp_path), tmp_path / "out")
     results, _ = replicate.read_results(tmp_path / "out")
-    rows = [line.split("|")[1].strip() for line in replicate.rows_table(results).splitlines()[2:]]
+    rows = [line.split("|")[1].strip() for line in tables.rows_table(results).splitlines()[2:]]
     assert rows == ["base", "GRPO†", "ZPPO", "**not in the paper**", "GRPO† + teacher response"]
-    assert "teacher response" not in replicate.claims_table(results) + replicate.graduation_table(results)
+    assert "teacher response" not in tables.claims_table(results) + tables.graduation_table(results)
 
 
 @pytest.mark.parametrize("methods", [["zppo"], ["grpo"], ["zppo", "grpo_replay", "grpo", "hint", "teacher_response"]])
@@ -312,5 +313,5 @@ def test_replicate_draws_whatever_was_run(methods, tmp_path):
 @pytest.mark.parametrize("folder", [REPLICATION, REPLICATION / "rare"], ids=["miniature", "rare"])
 def test_committed_results_give_the_committed_table(folder):
     results, curves = replicate.read_results(folder)
-    assert replicate.report(results, curves) == (folder / "table.md").read_text(encoding="utf-8")
+    assert tables.report(results, curves) == (folder / "table.md").read_text(encoding="utf-8")
     assert set(curves.index.droplevel(2)) == {(run["method"], run["seed"]) for run in results["runs"]}

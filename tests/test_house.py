@@ -11,6 +11,7 @@ from runs import ROOT
 
 OUTSIDE = {"tests", "bench", ".venv", "runs"}  # what nobody imports
 FILES = [path.relative_to(ROOT) for path in ROOT.rglob("*.py")]
+BENCH = [path for path in FILES if path.parts[0] == "bench"]
 SOURCES = [path for path in FILES if OUTSIDE.isdisjoint(path.parts)]
 NAMES = {".".join(path.with_suffix("").parts): path for path in SOURCES}
 TOP = {"train", "zppo", "buffer", "prompts", "rewards", "generate", "baselines", "evaluate"}
@@ -64,7 +65,7 @@ def test_training_imports_neither_the_benchmarks_nor_the_measurements():
 
 # ---------------------------------------------------------------- how much there is to read
 
-MEASURES = {path: measure((ROOT / path).read_text(encoding="utf-8")) for path in SOURCES}
+MEASURES = {path: measure((ROOT / path).read_text(encoding="utf-8")) for path in SOURCES + BENCH}
 TOP_LEVEL = [path for path in SOURCES if len(path.parts) == 1]
 
 
@@ -80,13 +81,13 @@ def test_there_is_no_more_to_read_than_the_caps_allow():
     """Tokens, not lines: what is packed into fewer lines is still to be read."""
     assert total(MEASURES[path] for path in TOP_LEVEL).tokens <= 15_000
     # The aim is 60,000. Checks of data, models and servers have gone beyond it.
-    assert total(MEASURES.values()).tokens <= 68_500
+    assert total(MEASURES[path] for path in SOURCES).tokens <= 68_500
 
 
 @pytest.mark.parametrize(
     ("paths", "tokens_per_line", "long_share"),
-    [(TOP_LEVEL, 9.0, 0.02), (SOURCES, 10.0, 0.04)],
-    ids=["top level", "all"],
+    [(TOP_LEVEL, 9.0, 0.02), (SOURCES, 10.0, 0.04), (BENCH, 10.0, 0.02)],
+    ids=["top level", "all", "bench"],
 )
 def test_code_is_not_dense(paths, tokens_per_line, long_share):
     found = total(MEASURES[path] for path in paths)

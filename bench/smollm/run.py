@@ -1,4 +1,4 @@
-"""Rows x seeds of examples/smollm.py: a curve and a line of results for each run, a table, a picture.
+"""Rows x seeds of examples/smollm.py: a curve and a line of results each, a table, a picture.
 
     python -m bench.smollm.run                          all that is missing, seed by seed
     python -m bench.smollm.run --collect                curves, table and picture from what is there
@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.figures import panels
-from bench.replicate import mean_interval, plus_minus
+from bench.tables import mean_interval, plus_minus
 from engine.output import read_records, write_whole
 from examples.smollm import ROOT, shares
 from extras.analysis import ROWS, graduation, read_runs
@@ -127,7 +127,7 @@ def differences(results: dict[str, dict]) -> list[str]:
 
 
 def draw(out: Path) -> None:
-    """curves.png: plain and BCQ accuracy and responses with a box over the steps, a line per run."""
+    """curves.png: plain and BCQ accuracy and responses with a box over steps, a line per run."""
     titles = {
         "plain_accuracy": "right, plain prompts (%)",
         "bcq_accuracy": "right, BCQ prompts (%)",
@@ -160,8 +160,8 @@ def compare(
 ) -> None:
     """The command: all runs that are missing, then the table and the picture.
 
-    folder, out: where runs and results go. options: of examples/smollm.py. prepare: fills the folder
-    of the runs.
+    folder, out: where runs and results go. options: of examples/smollm.py. prepare: fills the
+    folder of the runs.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--folder", type=Path, default=folder, help="of the runs")
