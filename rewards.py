@@ -60,7 +60,7 @@ def same_but_marks(answer: str, gold: str) -> bool:
 
 
 def mark_or_unit(text: str) -> str:
-    """What an answer counts in: "percent" or "degree" by its mark, else its unit, "" without one."""
+    """What an answer counts in: "percent" or "degree" by a mark, or its unit, or ""."""
     mark = MARKS.search(text)
     if mark:
         return "percent" if mark[0][-1] in "%t" else "degree"
