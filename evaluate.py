@@ -218,7 +218,7 @@ def load_all(args: Arguments) -> tuple:
         # Without a judge they would count as wrong.
         free_form = report["free_form"]
         if free_form and not (args.judge or args.reward):
-            raise DataError(f"{args.data}: {free_form} golds are no short answers: give --judge")
+            raise DataError(f"{args.data}: {free_form} golds are prose: give --judge or --reward")
         found = {"data": questions}
     elif args.suite or args.benchmarks:
         # Only here: see main.

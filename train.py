@@ -448,7 +448,7 @@ class Arguments:
     save_every: int = option(10, "steps between checkpoints; 0: only one at the end", minimum=0)
     keep_checkpoints: int = option(2, "older checkpoints are deleted; 0: none is", minimum=0)
     dump_every: int = option(10, "steps between dumps of BCQ and NCQ prompts; 0: none", minimum=0)
-    eval_questions: int = option(160, "held-out questions per family, at most; 0: none", minimum=0)
+    eval_questions: int = option(160, "held-out questions of each world family; 0: none", minimum=0)
     log_with: str = option("", "installed tracker of accelerate", choices=TRACKERS)
     print_samples: int = option(0, "prompts shown each step, with a scored rollout", minimum=0)
     preview: int = option(0, "look at so many questions and stop: nothing is trained", minimum=0)

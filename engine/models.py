@@ -44,10 +44,7 @@ TOKEN_KEYS = ("input_ids", "mm_token_type_ids", "token_type_ids")
 
 def load_processor(path: str):
     """The processor of a folder or hub id (the tokenizer where the model has no images)."""
-    folder = Path(path)
-    is_gguf = any(folder.glob("*.gguf")) and not (folder / "config.json").exists()
-    if is_gguf or folder.suffix == ".gguf":
-        raise ValueError("GGUF is for serving: name the model that it was made from")
+    check_folder(Path(path))
     if not is_torchvision_available():
         # transformers hides this class behind torchvision, which its Pillow processors do not need.
         processing_utils.transformers_module.AutoImageProcessor = AutoImageProcessor
@@ -57,6 +54,19 @@ def load_processor(path: str):
         return AutoProcessor.from_pretrained(path)
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ValueError with a way out for what is often named in place of a model."""
+    if (folder / "config.json").exists():
+        return
+    if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
+        raise ValueError("GGUF is for serving: name the model that it was made from")
+    if (folder / "model" / "config.json").exists():
+        raise ValueError(f"it is the folder of a run: the model is {folder / 'model'}")
+    # A hub id has two parts.
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):
+        raise ValueError("there is no such folder")
 
 
 def load_model(path: str, dtype: torch.dtype = torch.float32):

@@ -56,8 +56,7 @@ class Output:
             self.checkpoints = sorted(folder.glob("checkpoints/step_*"), reverse=True)
         elif (folder / "metrics.jsonl").exists():
             exit_with(
-                f"{folder} holds a run: add --resume to go on with it, or choose another --output",
-                2,
+                f"{folder} holds a run: add --resume to go on with it, or choose another --output"
             )
         if self.checkpoints:
             check_same_run(folder, arguments)
@@ -80,8 +79,7 @@ class Output:
         if holder:
             exit_with(
                 f"{self.folder} is in use by {holder}: "
-                "wait for its end, stop it, or choose another --output",
-                2,
+                "wait for its end, stop it, or choose another --output"
             )
 
     def check_sharding(self) -> None:
@@ -92,8 +90,7 @@ class Output:
         if saved != wanted:
             exit_with(
                 f"{self.folder} is {kinds[saved]}, this run is {kinds[wanted]}: "
-                "launch it as it was started",
-                2,
+                "launch it as it was started"
             )
 
     @contextmanager
@@ -140,16 +137,14 @@ class Output:
                 if saved["data"] != data and not self.arguments["data_may_differ"]:
                     exit_with(
                         f"{folder} was made with other questions: "
-                        "check --data, or add --data_may_differ",
-                        2,
+                        "check --data, or add --data_may_differ"
                     )
                 self.accelerator.load_state(str(folder))
             except Exception as error:  # every format has errors of its own
                 if "loading state_dict" in str(error):
                     exit_with(
                         f"{folder} holds weights of another architecture than --student "
-                        f"{self.arguments['student']}: give the one in args.json",
-                        2,
+                        f"{self.arguments['student']}: give the one in args.json"
                     )
                 problem = (
                     f"{folder} cannot be loaded ({str(error)[:200]}): going on from the one before"
@@ -159,7 +154,7 @@ class Output:
                 return saved
             if folder != self.checkpoints[-1]:
                 print_main(problem)
-        exit_with(f"{problem}, but there is none: start anew in another --output", 2)
+        exit_with(f"{problem}, but there is none: start anew in another --output")
 
     def go_back_to(self, step: int) -> None:
         """The folder as it was after this step: a crash leaves records and parts of later ones."""
@@ -237,7 +232,7 @@ def check_same_run(folder: Path, new: dict) -> None:
         old = json.loads((folder / "args.json").read_bytes())
     except (OSError, ValueError) as error:
         what = f"{folder}/args.json cannot be read ({error})"
-        exit_with(f"{what}: it says how the run was started. Start in another --output", 2)
+        exit_with(f"{what}: it says how the run was started. Start in another --output")
     fixed = {name: value for name, value in new.items() if name not in MAY_CHANGE}
     if new["teacher_model"]:  # a named one may move to another server
         del fixed["teacher"]
@@ -257,7 +252,7 @@ def refuse_changes(path: Path, old: dict, new: dict, fix: str) -> None:
         if value != old.get(name, value)
     ]
     if changed:
-        exit_with(f"{path} was started with {', '.join(changed)}: {fix}", 2)
+        exit_with(f"{path} was started with {', '.join(changed)}: {fix}")
 
 
 # ---------------------------------------------------------------- whole or not at all

@@ -10,7 +10,8 @@ Decisions where the paper is silent (texts and golds: cleaning.py; pixels: image
 3. Of a chat the last user turn is the question. A system turn and earlier turns stay, without
    format directives and image markers: all images stand before the question.
 4. JSON and CSV files are read here: `datasets` makes numbers and dates of golds such as "007".
-   They do without that library, as the embedded world does: it is imported where it is used.
+   They do without that library, as the embedded world does: it is imported where it is used. A gold
+   of JSON stays as it is written; a reward of one's own gets its row's numbers as numbers.
 5. Options in a column of their own are listed behind the question, and the gold is then a letter. A
    number is the place of an option, counted from 0.
 """
@@ -56,11 +57,17 @@ COLUMNS = {  # without a map: the first name that exists
 UNSEEN = ("video", "videos", "audio", "audios")  # what no question can show
 ROLES = ("system", "user", "assistant")
 Rows = Sequence[dict]  # a datasets.Dataset, or the list of a text file's rows
-DECODER = json.JSONDecoder(parse_float=str, parse_int=str)  # decision 4: numbers stay as written
 
 
 class DataError(ValueError):
     """A source is not as expected; the message says what was, what exists, and the fix."""
+
+
+class Numeral(str):
+    """A number in a JSON file, as it is written there (decision 4)."""
+
+
+DECODER = json.JSONDecoder(parse_float=Numeral, parse_int=Numeral)
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,9 @@ def load_questions(
     source = source if isinstance(source, str) else "data set in memory"
     features = features_of(rows)
     names = map_columns(source, features, columns)
-    others = rows
-    if not isinstance(rows, list):
+    if isinstance(rows, list):
+        others = with_numbers(rows)
+    else:
         rows, others = narrow(rows, features, names)
     questions, skipped, gold_from = {}, Counter(), Counter()
     hide_bar = len(rows) < 10_000 or None  # None: hidden where the screen is a file
@@ -147,6 +155,17 @@ def narrow(rows, features: dict, names: dict[str, list[str]]) -> tuple:
     pictures = {name.split(".")[0] for name in features if is_kind("Image", features[name])}
     roots = {name.split(".")[0] for group in names.values() for name in group}
     return rows.select_columns(sorted(roots)), rows.remove_columns(sorted(pictures))
+
+
+def with_numbers(value):
+    """The same value, the numbers of a JSON file no longer as text."""
+    if isinstance(value, Numeral):
+        return json.loads(value)
+    if isinstance(value, dict):
+        return {key: with_numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(part) for part in value]
+    return value
 
 
 def counted(what: str, counts: dict[str, int]) -> str:
@@ -432,6 +451,9 @@ def with_options(asked: str, answer, options) -> tuple:
     lines = [f"{letter}. {text}" for letter, text in zip(letters, texts)]
     gold = str(answer).strip()
     places = {names.index(gold) for names in (list(letters), texts) if gold in names}
+    letter = re.fullmatch(r"\(?([A-Za-z])[.):]?", gold)
+    if letter and gold not in texts:
+        places.add(string.ascii_uppercase.index(letter[1].upper()))
     if gold.isdecimal():
         places.add(int(gold))
     if gold in labels:

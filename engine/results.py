@@ -14,6 +14,7 @@ from engine.output import (
     write_records,
     write_whole,
 )
+from engine.screen import print_main
 
 
 class Results:
@@ -48,6 +49,8 @@ class Results:
             self.summary.unlink(missing_ok=True)
             write_whole(json.dumps(self.settings, indent=1), self.described)
             write_records([*self.done.values()], self.path)
+        if self.done:
+            print_main(f"{len(self.done)} answers are in {self.path} from an earlier start")
 
     def add(self, records: Sequence[dict]) -> None:
         """More records, on the disk at once."""

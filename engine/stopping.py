@@ -19,7 +19,7 @@ LAUNCHER = psutil.Process().parent() if LAUNCHED else None
 ONE_SIGNAL = 2.0  # seconds in which two signals count as one
 
 
-def exit_with(sentence: str, status: int) -> None:
+def exit_with(sentence: str, status: int = 2) -> None:
     """End this process; the main one says why.
 
     status 2: what was asked for cannot be done; 1: anything else."""
@@ -32,11 +32,13 @@ def sentences(*errors: type[Exception]):
     """A SystemExit with a sentence, or one of these errors, ends the command with status 2."""
     try:
         yield
+    except KeyboardInterrupt:
+        exit_with("stopped: the same command goes on from what is on disk", 130)
     except (SystemExit, *errors) as error:
         # One with a status has said its sentence.
         if isinstance(error, SystemExit) and not isinstance(error.code, str):
             raise
-        exit_with(str(error), 2)
+        exit_with(str(error))
 
 
 class Stop:

@@ -78,12 +78,9 @@ def main(argv: list[str]) -> None:
 
     teacher = serve_teacher(args.port)
     command = [sys.executable, "train.py", "examples/smollm.yaml"]
-    command += ["--teacher", teacher]
-    command += ["--student", str(student)]
-    command += ["--data", str(training)]
-    command += ["--output", str(run)]
-    command += ["--method", args.method]
-    command += ["--seed", args.seed, *others]
+    command += ["--student", str(student), "--teacher", teacher]
+    command += ["--data", str(training), "--output", str(run)]
+    command += ["--method", args.method, "--seed", args.seed, *others]
     subprocess.run(command, cwd=ROOT, check=True)
 
     after = measure(run / "model", held_out, run / "after.jsonl")

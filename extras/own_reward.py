@@ -26,14 +26,20 @@ def load_reward(place: str, question: Question) -> "OwnReward | None":
     """
     if not place:
         return None
-    response = f"\\boxed{{{question.answer}}}"
+    gold = question.answer
+    right = Response(question.text, f"\\boxed{{{gold}}}", gold, False, None, question.row)
+    what = "expected file.py:function"
     try:
         reward = OwnReward(place)
-        reward.call(Response(question.text, response, question.answer, False, None, question.row))
+        what = f"fails on the response {right.text!r} to {question.text[:60]!r}"
+        reward.call(right)
     except (Exception, SystemExit) as error:
-        what = f"expected file.py:function ({type(error).__name__}: {error})"
-        raise SystemExit(f"--reward {place}: {what}") from error
+        raise SystemExit(f"--reward {place}: {what} ({named(error)})") from error
     return reward
+
+
+def named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class OwnReward:
@@ -44,7 +50,6 @@ class OwnReward:
         sys.path.insert(0, str(Path(file).parent))  # for what the file imports
         self.place = place
         self.function = runpy.run_path(file)[name]
-        self.problems: set[str] = set()
         parameters = list(inspect.signature(self.function).parameters.values())
         self.first = {one.name for one in parameters[:3]}
         self.named = {one.name for one in parameters[3:]}
@@ -53,18 +58,18 @@ class OwnReward:
     def __call__(self, responses: Sequence[Response]) -> list[float]:
         """The rewards of the main process. Two processes may answer differently, where a function
         looks at a clock or a sandbox, and all must learn from the same groups."""
-        return broadcast_object_list([self.reward(one) for one in responses])
-
-    def reward(self, one: Response) -> float:
-        """A call that fails counts as 0 and is named once: no run is lost by one response."""
-        try:
-            return self.call(one)
-        except (Exception, SystemExit) as error:
-            problem = f"--reward {self.place}: {type(error).__name__}: {error}; it counts as 0"
-        if problem not in self.problems:
-            print_main(problem)
-        self.problems.add(problem)
-        return 0.0
+        rewards = [0.0] * len(responses)
+        problems = []
+        for i, one in enumerate(responses):
+            # A call that fails counts as 0: no run is lost by one response.
+            try:
+                rewards[i] = self.call(one)
+            except (Exception, SystemExit) as error:
+                problems.append(named(error))
+        if problems:
+            failed = f"{len(problems)} of {len(responses)} calls failed and count as 0"
+            print_main(f"--reward {self.place}: {failed}, the first with {problems[0]}")
+        return broadcast_object_list(rewards)
 
     def call(self, one: Response) -> float:
         columns = {}

@@ -46,7 +46,8 @@ def load_data(args) -> tuple[list[Question], dict[str, list[Question]]]:
         questions, report = load_questions(args.data, *place)
         print_main(counted("skipped", report["skipped"]))
         print_main(counted("gold answers taken from", report["gold_from"]))
-        print_main(routes(questions))
+        if not args.reward:
+            print_main(routes(questions))
         if args.eval_data:
             held_out["eval_data"], report = load_questions(args.eval_data, *place)
             print_main(counted("skipped of --eval_data", report["skipped"]))
@@ -200,7 +201,7 @@ def usable(
     questions = within_budget(args, questions, student)
     if len(questions) < args.new_per_step:
         few = f"{len(questions)} usable questions are fewer than one step needs"
-        raise SystemExit(f"{few}: lower --new_per_step")
+        raise SystemExit(f"{few}: lower --new_per_step (now {args.new_per_step})")
     return questions, held_out
 
 

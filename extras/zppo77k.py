@@ -51,6 +51,7 @@ from engine.questions import (
     open_images,
     value_of,
 )
+from engine.stopping import sentences
 from rewards import answers_match
 
 VERO = "vero"
@@ -354,10 +355,8 @@ def counted(fates: pd.Series) -> dict:
 
 def main() -> None:
     (args,) = parse([BuildArgs], sys.argv[1:], "Build ZPPO-77K (App. B.1) from its two sources.")
-    try:
+    with sentences(DataError):
         report = build(args)
-    except DataError as error:
-        sys.exit(f"zppo77k.py: {error}")
     print(json.dumps({"questions": report["questions"], "totals": report["totals"]}, indent=1))
 
 

@@ -163,19 +163,21 @@ def report(numbers: dict, theirs: dict) -> str:
 def compare(names: Sequence[str]) -> str:
     """Each result beside the first: percent, then the cluster bootstrap (F.6), by family.
 
-    The benchmarks are those that all results have.
+    The benchmarks are those that all results have; a single one has no interval.
     names: results files, or "paper:" and a row of the paper's tables. Raises ValueError.
     """
     scores = {name: scores_of(name) for name in names}
     table = pd.DataFrame(scores).dropna()
     known = {entry.name: entry.family for entry in BENCHMARKS}
-    families = [known.get(name, "questions") for name in table.index]
+    families = table.index.map(lambda name: known.get(name, "questions"))
     text = []
     for family, block in table.groupby(families, sort=False):
-        intervals = cluster_bootstrap(block, names[0])
         text.append(f"\n{family}, {len(block)} in all results")
         text.append(block.to_string(float_format="{:.1f}".format))
-        text.append(intervals.to_string(float_format="{:+.2f}".format))
+        # Sets are resampled: one set has no interval.
+        if len(block) > 1:
+            intervals = cluster_bootstrap(block, names[0])
+            text.append(intervals.to_string(float_format="{:+.2f}".format))
     return "\n".join(text)
 
 

@@ -167,6 +167,17 @@ def test_gguf_is_refused_by_name(folder):
             load(path)
 
 
+def test_what_is_named_in_place_of_a_model_is_said(folder):
+    (folder / "model").mkdir()
+    (folder / "config.json").rename(folder / "model" / "config.json")
+    for path, sentence in (
+        (folder, f"it is the folder of a run: the model is {folder}/model"),
+        (folder / "nothing", "there is no such folder"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            load(path)
+
+
 @pytest.mark.parametrize("method", ["bitsandbytes", "awq", "gptq", "compressed-tensors"])
 def test_a_quantised_student_is_refused(tmp_path, method):
     config = tiny.make("qwen3").config

@@ -3,7 +3,9 @@
 import importlib.util
 import io
 import json
+import os
 import re
+import signal
 import threading
 import time
 from contextlib import redirect_stdout
@@ -225,9 +227,22 @@ def test_killed_on_one_process_it_goes_on_on_two(exam, tmp_path, here):
     assert read(out) == read(
         folder / "results.jsonl"
     )  # as if it had never been killed, on one process
-    assert (
-        said_two.splitlines()[:-1] == said_whole.splitlines()[:-1]
-    )  # the last line names the file
+    lines = said_two.splitlines()
+    lines.remove(f"{len(before)} answers are in {out} from an earlier start")
+    assert lines[:-1] == said_whole.splitlines()[:-1]  # the last line names the file
+
+
+def test_ctrl_c_is_a_sentence_and_the_answers_stay(tmp_path):
+    out = tmp_path / "results.jsonl"
+    process = Forked("evaluate.py", ["--rows", "1", "--out", str(out)])
+    while not out.exists() or not out.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert errors.endswith("stopped: the same command goes on from what is on disk\n")
+    assert len(read(out)) % 4 == 0
 
 
 def test_limit_and_ids(tmp_path, here):
@@ -299,7 +314,7 @@ def test_own_data(tmp_path, here):
     ]
     standins.write_json(rows, tmp_path / "mine.jsonl")
     status, said = here("--data", "mine.jsonl", *SMALL)
-    assert status == 2 and "1 golds are no short answers: give --judge" in said
+    assert status == 2 and "1 golds are prose: give --judge or --reward" in said
     status, said = here("--data", "mine.jsonl", "--judge", STUDENT, *SMALL)
     assert status == 0 and "data " in said and len(read(tmp_path / "results.jsonl")) == 2
 
@@ -311,13 +326,15 @@ def test_own_reward(tmp_path, here):
         {"question": "Why so?", "answer": "since it rains a lot", "marks": 0},
     ]
     standins.write_json(rows, tmp_path / "mine.jsonl")
-    (tmp_path / "own.py").write_text("def f(question, response, gold, marks): return int(marks)\n")
+    (tmp_path / "own.py").write_text("def f(question, response, gold, marks): return marks\n")
     args = ["--data", "mine.jsonl", *SMALL]
     status, said = here(*args, "--reward", "own.py:f")
     assert status == 0, said
     assert [record["reward"] for record in read(tmp_path / "results.jsonl")] == [1.0, 0.0]
     status, said = here(*args, "--reward", "own.py:g")
     assert status == 2 and "--reward own.py:g: expected file.py:function" in said
+    status, said = here("--compare", "results.jsonl", "results.jsonl")
+    assert status == 0 and "questions, 1 in all results" in said and "delta" not in said
     status, said = here("--benchmarks", "aime26", "--reward", "own.py:f")
     assert status == 2 and "--reward is for own data" in said
 

@@ -59,6 +59,8 @@ COLOURS = ["red", "green", "blue"]
         (COLOURS, "1", "B"),
         (COLOURS, 2, "C"),
         (COLOURS, "B", "B"),
+        (COLOURS, "b", "B"),
+        (COLOURS, "(c)", "C"),
         (COLOURS, "green", "B"),
         (COLOURS, "violet", "violet"),
         ("['red', 'green', 'blue']", "0", "A"),
@@ -91,6 +93,7 @@ def test_what_is_not_clear_about_options_is_skipped_and_counted(tmp_path):
     rows = [
         {"question": "a?", "options": ["1", "2", "3"], "answer": "2"},  # a place or a text
         {"question": "b?", "options": COLOURS, "answer": "3"},
+        {"question": "b?", "options": COLOURS, "answer": "D"},
         {"question": "c?", "options": [{"a": 1}, "x"], "answer": "1"},
         {"question": "d?", "options": list(map(str, range(27))), "answer": "x"},
         {"question": "e?", "options": [], "answer": "3"},
@@ -104,9 +107,9 @@ def test_what_is_not_clear_about_options_is_skipped_and_counted(tmp_path):
         ("e?", "3"),
         ("f?", "3"),
     ]
-    assert report["skipped"] == {"options_unclear": 7}
+    assert report["skipped"] == {"options_unclear": 8}
     path = str(tmp_path / "set.jsonl")
-    assert len(load_questions(path, columns=["options="])[0]) == 9
+    assert len(load_questions(path, columns=["options="])[0]) == 9  # one "b?" is the other's copy
 
 
 # ---------------------------------------------------------------- chats
@@ -234,6 +237,12 @@ def test_a_question_knows_its_row(tmp_path):
     (question,), _ = from_file(tmp_path, {"question": "a?", "answer": "1", "tests": "t"})
     assert question.row() == {"question": "a?", "answer": "1", "tests": "t"}
     assert pickle.loads(pickle.dumps(question)).row() == question.row()
+    # Numbers are numbers in the row, and as they are written in the gold.
+    marks = {"marks": [1, {"of": 2.5}], "level": 3, "code": "007"}
+    (tmp_path / "set.jsonl").write_text(json.dumps({"question": "a?", **marks})[:-1] + ', "answer": 1.50}')
+    (question,), _ = load_questions(str(tmp_path / "set.jsonl"))
+    assert question.answer == "1.50" and question.row() == {"question": "a?", **marks, "answer": 1.5}
+    assert type(question.row()["level"]) is int
 
 
 # ---------------------------------------------------------------- images

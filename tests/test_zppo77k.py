@@ -306,8 +306,8 @@ def test_the_command(world, whole, tmp_path):
     command = f"-m extras.zppo77k --out {given.out} --vero {given.vero} --mmfinereason {given.mmfinereason} --workers 2"
     command = [sys.executable, *command.split(), "--student", f"{root}/world/student"]
     refused = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200)
-    assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert refused.stderr.splitlines()[-1].startswith("zppo77k.py: --vero")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert refused.stderr.splitlines()[-1].startswith("--vero")
     assert "`aliases` in extras/zppo77k.yaml" in refused.stderr
     done = subprocess.run([*command, "--allow_missing"], cwd=root, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
