@@ -245,11 +245,14 @@ class ServedActor:
         stopped = self.stop.is_set() and not all(future.done() for future in sent)
         if any(gather_object([stopped])):
             raise InterruptedError(f"stopped while {self.url} was asked")
+        # Backwards: who waits for a turn must not get the turn of one that is given up.
+        for future in reversed(sent):
+            future.cancel()
         return [self.answer_of(future, sampling.max_new_tokens) for future in sent]
 
     def answer_of(self, future: Future, tokens: int) -> Answer:
         """What came so far. A reply that is longer than asked for is cut (decision 5)."""
-        if future.cancel():
+        if future.cancelled():
             return Answer(EMPTY_REPLY, GIVEN_UP)
         answer = future.result()
         text = answer.reply.text[: tokens * CHARACTERS]

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,8 @@ def run_script(
     os.environ.update(env)
     for stream, file in enumerate(screens, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), stream)
+    # As in a terminal, also where the tests run in the background, which ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [script, *args]
     runpy.run_path(script, run_name="__main__")
 

@@ -40,12 +40,6 @@ def test_engine_imports_nothing_above_it():
             assert all(other.startswith("engine.") for other in imports(path)), name
 
 
-def test_training_reads_nothing_of_the_suite():
-    shown = "import sys, train; print([name for name in sys.modules if name.split('.')[0] in ('suite', 'bench')])"
-    done = subprocess.run([sys.executable, "-c", shown], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert done.stdout == "[]\n"
-
-
 def test_no_circle_of_imports():
     below = {name: imports(path) for name, path in NAMES.items()}
     while free := [name for name in below if not below[name]]:

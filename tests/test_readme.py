@@ -2,13 +2,12 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import fields
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
-from runs import ROOT
+from runs import ROOT, Forked
 
 import evaluate
 import train
@@ -47,11 +46,13 @@ def test_a_command_of_the_readme(words):
     elif words[1:2] == ["examples.trl_zppo"]:
         assert (ROOT / "examples" / "trl_zppo.py").is_file()
     else:
+        script = words[0]
         if words[0] == "-m":
-            assert find_spec(words[1])
-        start = words[:2] if words[0] == "-m" else words[:1]
-        done = subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert options(words) <= options(done.stdout.split()) | {f"--{f.name}" for f in fields(train.Arguments)}
+            script = Path(find_spec(words[1]).origin).relative_to(ROOT)
+        forked = Forked(script, ["--help"])
+        said, errors = forked.communicate()
+        assert forked.returncode == 0, errors
+        assert options(words) <= options(said.split()) | {f"--{f.name}" for f in fields(train.Arguments)}
 
 
 def test_options_in_the_text_exist():
