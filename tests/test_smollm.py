@@ -3,13 +3,11 @@
 import json
 import re
 import socket
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 import yaml
-from runs import ENV, ROOT
+from runs import ROOT, Forked
 from tiny import CAUSAL, TOKENIZER
 from transformers import (
     AutoModelForCausalLM,
@@ -47,19 +45,10 @@ def save_random_model(folder):
 
 def test_two_steps_of_the_command(tmp_path):
     save_random_model(tmp_path / "student")
-    line = [
-        sys.executable,
-        "-m",
-        "examples.smollm",
-        "--folder",
-        str(tmp_path),
-        "--port",
-        str(free_port()),
-    ]
-    done = subprocess.run(
-        [*line, *SMALL], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    own = ["--folder", str(tmp_path), "--port", str(free_port())]
+    forked = Forked("examples/smollm.py", [*own, *SMALL])
+    said, errors = forked.communicate(600)
+    assert forked.returncode == 0, said + errors
 
     run = tmp_path / "zppo-0"
     first, second = read_records(run / "metrics.jsonl")
@@ -70,7 +59,7 @@ def test_two_steps_of_the_command(tmp_path):
     before, after = read_records(tmp_path / "before.jsonl"), read_records(run / "after.jsonl")
     assert len(before) == len(after) == smollm.HELD_OUT
     assert {record["reward"] for record in [*before, *after]} <= {0.0, 1.0}
-    assert "held-out questions" in done.stdout and "---- after:" in done.stdout
+    assert "held-out questions" in said and "---- after:" in said
 
 
 def test_the_last_box_must_hold_the_number_in_digits():

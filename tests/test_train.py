@@ -13,7 +13,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from PIL import Image
-from runs import ROOT, assert_close, torchrun, train
+from runs import ROOT, assert_close, train
 from safetensors.torch import load_file
 
 import zppo
@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_docstring_says(reference):
 def test_two_processes_make_the_same_rollouts_and_weights(reference, tmp_path):
     run, _ = reference
     two = tmp_path / "run"
-    assert "on 2 processes" in train(two, launch=torchrun(2)).stdout
+    assert "on 2 processes" in train(two, processes=2).stdout
     assert (two / "dumps/step_00002.jsonl").read_bytes() == (run / "dumps/step_00002.jsonl").read_bytes()
     assert_close(two, run)
 
