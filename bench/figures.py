@@ -7,13 +7,20 @@ Decisions:
    on harder ones.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from extras.analysis import FATES, ROWS, Runs, fates_by_visits, graduation, read_runs
+from extras.analysis import (
+    FATES,
+    ROWS,
+    Runs,
+    fates_by_visits,
+    graduation,
+    parser_of_runs,
+    read_runs,
+)
 
 DYNAMICS = (
     "plain_accuracy positive_share entropy loss bcq_accuracy ncq_accuracy graduated evicted"
@@ -75,6 +82,10 @@ def panels(rows: int, columns: int, width: float = 2.6, height: float = 2.2, **o
     return figure, list(grid.flat)
 
 
+def label_on_two_lines(method: str) -> str:
+    return ROWS[method].label.replace(" (", "\n(")
+
+
 def draw(runs: Runs, out: Path) -> None:
     """dynamics.png: Figs. 5, 22 and 25. questions.png: Figs. 4, 5 and 20-24."""
     out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +122,7 @@ def draw_questions(runs: Runs, methods: list[str], path: Path) -> None:
     lines = np.reshape(grid, (-1, 4))
     for method, (batch, stock, fates, shares) in zip(methods, lines):
         metrics = runs.metrics.loc[method]
-        title = ROWS[method].label.replace(" (", "\n(")
+        title = label_on_two_lines(method)
         layers = 100 * composition(metrics).groupby(metrics.step).mean()
         smooth = layers.rolling(**SMOOTH).mean()
         smooth.plot.area(ax=batch, color=COMPOSITION, lw=0, title=title, ylabel="questions (%)")
@@ -131,14 +142,7 @@ def draw_questions(runs: Runs, methods: list[str], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        help="output folders of train.py; grouped by method, then seed",
-    )
+    parser = parser_of_runs(__doc__)
     parser.add_argument(
         "--out",
         type=Path,

@@ -5,6 +5,7 @@ optimiser, linear attention token by token. So a share of 1 is out of reach, and
 padding, small kernels and Python.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,14 @@ def fastest(run: Callable[[], object], times: int = 7) -> float:
         run()
         found.append(clock() - start)
     return min(found)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Least, median and greatest."""
+    low = min(values)
+    middle = statistics.median(values)
+    high = max(values)
+    return f"{low:.2f} / {middle:.2f} / {high:.2f}"
 
 
 def measure(size: int, side: int = 8192 if CUDA else 1024) -> Machine:

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.figures import SMOOTH, panels
+from bench.figures import SMOOTH, label_on_two_lines, panels
 from bench.tables import (
     PAPER,
     PAPER_GRADUATION,
     REFERENCE,
     graduations,
     mean_interval,
+    mean_text,
     measured,
-    plus_minus,
 )
 from extras.analysis import ROWS
 
@@ -28,10 +28,6 @@ def draw_seeds(axes, table: pd.DataFrame, line: str, colour: str) -> None:
     """Every seed thin, the mean thick."""
     axes.plot(table, line, color=colour, linewidth=0.6, alpha=0.7)
     axes.plot(table.mean(axis=1), line, color=colour, linewidth=2)
-
-
-def label_on_two_lines(method: str) -> str:
-    return ROWS[method].label.replace(" (", "\n(")
 
 
 # ---------------------------------------------------------------- ZPPO and GRPO†
@@ -60,8 +56,7 @@ def draw_learnt(axes, results: dict, curves: pd.DataFrame, methods: Iterable[str
         label, colour, line, _ = ROWS[method]
         table = by_step(curves, method, "graduated").cumsum()
         draw_seeds(axes, table, line, colour)
-        mean, _, half = mean_interval(after.loc[method])
-        text = f"{label}\nheld-out hard:\n{plus_minus(mean, half)}%"
+        text = f"{label}\nheld-out hard:\n{mean_text(after.loc[method])}%"
         end = table.iloc[-1].mean()
         axes.text(1.03 * table.index[-1], end, text, color=colour, va="center")
     last = table.index[-1]

@@ -56,6 +56,7 @@ from bench.machine import (
     fastest,
     measure,
     prompts_flops,
+    spread,
 )
 from engine.decode import prefill
 from engine.linear import lighten
@@ -291,13 +292,6 @@ def compare(name: str, args) -> list[str]:
 
 def median_of(speeds: list[float]) -> str:
     return f"{statistics.median(speeds):.0f}" if speeds else "-"
-
-
-def spread(values: list[float]) -> str:
-    low = min(values)
-    middle = statistics.median(values)
-    high = max(values)
-    return f"{low:.2f} / {middle:.2f} / {high:.2f}"
 
 
 def ratios(ours: list[float], theirs: list[float]) -> str:

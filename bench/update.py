@@ -45,7 +45,7 @@ from torch.nn.utils import parameters_to_vector as flat
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Config, Qwen3ForCausalLM, logging
 
-from bench.machine import Costs, clock, costs_of, measure, update_flops
+from bench.machine import Costs, clock, costs_of, measure, spread, update_flops
 from engine.models import Encoder
 from engine.questions import Question
 from engine.update import Learner, Policy, Row
@@ -411,13 +411,6 @@ def beside(ours: tuple[float, ...], theirs: tuple[float, ...]) -> list[str]:
     ratios = [b / a for a, b in zip(ours, theirs)]
     medians = [f"{statistics.median(values):.3g}" for values in (ours, theirs)]
     return [*medians, spread(ratios)]
-
-
-def spread(values: list[float] | tuple[float, ...]) -> str:
-    low = min(values)
-    middle = statistics.median(values)
-    high = max(values)
-    return f"{low:.2f} / {middle:.2f} / {high:.2f}"
 
 
 # ---------------------------------------------------------------- the same optimiser step

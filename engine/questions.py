@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +62,11 @@ class DataError(ValueError):
     """A source is not as expected; the message says what was, what exists, and the fix."""
 
 
-class Numeral(str):
+class WrittenNumber(str):
     """A number in a JSON file, as it is written there (decision 4)."""
 
 
-DECODER = json.JSONDecoder(parse_float=Numeral, parse_int=Numeral)
+DECODER = json.JSONDecoder(parse_float=WrittenNumber, parse_int=WrittenNumber)
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,8 @@ def load_questions(
     source = source if isinstance(source, str) else "data set in memory"
     features = features_of(rows)
     names = map_columns(source, features, columns)
-    if isinstance(rows, list):
-        others = with_numbers(rows)
-    else:
+    others = rows
+    if not isinstance(rows, list):
         rows, others = narrow(rows, features, names)
     questions, skipped, gold_from = {}, Counter(), Counter()
     hide_bar = len(rows) < 10_000 or None  # None: hidden where the screen is a file
@@ -137,7 +135,7 @@ def load_questions(
             skipped[reason] += 1
             continue
         gold_from[kind] += 1
-        row = partial(getitem, others, index)
+        row = partial(read_others, others, index)
         questions[question.uid] = replace(question, row=row, system=question.system or system)
     if not questions:
         what = f"no question left of {len(rows)} rows; skipped: {dict(skipped)}; columns: {names}"
@@ -157,9 +155,14 @@ def narrow(rows, features: dict, names: dict[str, list[str]]) -> tuple:
     return rows.select_columns(sorted(roots)), rows.remove_columns(sorted(pictures))
 
 
+def read_others(rows: Rows, index: int) -> dict:
+    """A row, for a reward of one's own."""
+    return with_numbers(rows[index])
+
+
 def with_numbers(value):
     """The same value, the numbers of a JSON file no longer as text."""
-    if isinstance(value, Numeral):
+    if isinstance(value, WrittenNumber):
         return json.loads(value)
     if isinstance(value, dict):
         return {key: with_numbers(part) for key, part in value.items()}

@@ -249,9 +249,10 @@ def print_table(title: str, table: pd.DataFrame) -> None:
     print(f"{title}\n\n{text}\n")
 
 
-def main(argv: list[str] | None = None) -> None:
+def parser_of_runs(description: str) -> argparse.ArgumentParser:
+    """For a command that reads runs."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "runs",
@@ -259,6 +260,11 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         help="output folders of train.py; grouped by method, then seed",
     )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of_runs(__doc__)
     parser.add_argument(
         "--dumps",
         type=int,

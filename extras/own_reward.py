@@ -67,8 +67,10 @@ class OwnReward:
             except (Exception, SystemExit) as error:
                 problems.append(named(error))
         if problems:
-            failed = f"{len(problems)} of {len(responses)} calls failed and count as 0"
-            print_main(f"--reward {self.place}: {failed}, the first with {problems[0]}")
+            print_main(
+                f"--reward {self.place}: {len(problems)} of {len(responses)} calls failed and "
+                f"count as 0, the first with {problems[0]}"
+            )
         return broadcast_object_list(rewards)
 
     def call(self, one: Response) -> float:

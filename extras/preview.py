@@ -1,8 +1,8 @@
 """A look before GPU hours are spent: `python train.py ... --preview 8`. It saves nothing.
 
-How own data was read stands above it: what was skipped, how gold answers are graded. One sees one
-prompt of each kind with its rollouts and rewards, a step as the run will show it, the seconds of
-each phase scaled up to the whole run, and the memory that was needed. The look makes one update.
+How the data were read stands above it: how the gold answers are graded. One sees one prompt of each
+kind with its rollouts and rewards, a step as the run will show it, the seconds of each phase scaled
+up to the whole run, and the memory that was needed. The look makes one update.
 """
 
 import time

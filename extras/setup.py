@@ -37,6 +37,8 @@ def load_data(args) -> tuple[list[Question], dict[str, list[Question]]]:
     """(training questions, held-out ones by family). Prints what was skipped, and the golds."""
     if not args.data:
         questions, families = world.questions()
+        if args.preview:
+            print_main(routes(questions))
         count = args.eval_questions
         held_out = {family: asked[:count] for family, asked in families.items() if count}
         return questions, held_out

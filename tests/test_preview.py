@@ -14,6 +14,8 @@ PHASES = {"zppo": "rollout teacher compress reformulate update", "off_distill": 
 @pytest.mark.parametrize(("method", "kinds"), [("zppo", {"plain", "bcq", "ncq"}), ("off_distill", {"teacher"})])
 def test_a_look_at_the_embedded_world(method, kinds, tmp_path):
     screen = train(tmp_path / "run", "--preview", "4", "--method", method).stdout
+    assert re.search(r"^1920 of 1920 gold answers go to the rule: '\d+', ", screen, re.M)
+    assert re.search(r"^0 of 1920 gold answers go to the judge", screen, re.M)
     shown = re.findall(r"^---- (.+) prompt of question image/", screen, re.M)
     missing = re.findall(r"^---- no (\w+) prompt: (?:the cap was full|the teacher was asked \d+ hard questions)", screen, re.M)
     assert {*shown, *missing} == kinds and len(shown) + len(missing) == len(kinds) and "plain" not in missing
